@@ -1,0 +1,1 @@
+//! etcd's command line, environment and configuration file, read into one Config.

@@ -1,0 +1,1 @@
+//! etcd v3 wire types and client stubs, generated from our own proto files.

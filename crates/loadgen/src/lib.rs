@@ -1,0 +1,1 @@
+//! Closed- and open-loop load on an etcd v3 endpoint, with percentiles.

@@ -1,0 +1,3 @@
+//! The orlop command: an etcd v3 server for Kubernetes.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The etcd v3 API on the engine and the journal.
