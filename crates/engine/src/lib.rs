@@ -1,7 +1,28 @@
 //! orlop's store: etcd's MVCC semantics in memory.
 //!
-//! It holds the sequencer, index, history, watches, leases, compaction and hashes. It may
-//! not do I/O, know an async runtime, or read a clock: callers pass time in and take
-//! records out for the journal.
+//! It holds the sequencer, index, history, leases, compaction and hashes. It may not do
+//! I/O, know an async runtime, or read a clock: callers pass time in and take records out
+//! for the journal. A put goes [`Engine::submit`] → [`Engine::take_batch`] → (journal) →
+//! [`Engine::complete`].
 
+mod compaction;
+pub mod error;
+pub mod hash;
+pub mod history;
+pub mod index;
+pub mod lease;
+pub mod limits;
+pub mod lock;
+pub mod op;
+mod plan;
+pub mod range;
 pub mod record;
+pub mod sequencer;
+pub mod snapshot;
+mod state;
+pub mod tail;
+pub mod watch;
+
+pub use error::Error;
+pub use limits::Limits;
+pub use state::{Engine, Sizes};

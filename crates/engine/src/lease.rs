@@ -1,0 +1,153 @@
+//! Leases: which keys hang on them and when they run out. The caller passes time in.
+
+use crate::error::Error;
+use crate::tail::Key;
+use std::collections::{BTreeSet, HashMap};
+
+/// etcd's largest time to live, in seconds.
+pub const MAX_TTL_S: i64 = 9_000_000_000;
+
+/// A lease as `TimeToLive` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseView {
+    /// Granted time to live in seconds.
+    pub granted_ttl_s: i64,
+    /// What is left of it, in seconds, rounded to nearest; may be negative when overdue.
+    pub remaining_ttl_s: i64,
+    /// Attached keys in order.
+    pub keys: Vec<Key>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    ttl_s: i64,
+    expires_at_ms: u64,
+    keys: BTreeSet<Key>,
+}
+
+/// All leases.
+#[derive(Debug, Default)]
+pub struct Leases {
+    by_id: HashMap<i64, Lease>,
+    by_expiry: BTreeSet<(u64, i64)>,
+}
+
+fn expiry_ms(now_ms: u64, ttl_s: i64) -> u64 {
+    now_ms.saturating_add((ttl_s.max(0) as u64).saturating_mul(1000))
+}
+
+impl Leases {
+    /// Number of leases.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    /// Whether `id` exists.
+    pub fn contains(&self, id: i64) -> bool {
+        self.by_id.contains_key(&id)
+    }
+
+    pub(crate) fn grant(&mut self, id: i64, ttl_s: i64, now_ms: u64) {
+        let expires_at_ms = expiry_ms(now_ms, ttl_s);
+        self.by_expiry.insert((expires_at_ms, id));
+        self.by_id.insert(
+            id,
+            Lease {
+                ttl_s,
+                expires_at_ms,
+                keys: BTreeSet::new(),
+            },
+        );
+    }
+
+    pub(crate) fn remove(&mut self, id: i64) {
+        if let Some(l) = self.by_id.remove(&id) {
+            self.by_expiry.remove(&(l.expires_at_ms, id));
+        }
+    }
+
+    pub(crate) fn attach(&mut self, id: i64, key: Key) {
+        if let Some(l) = self.by_id.get_mut(&id) {
+            l.keys.insert(key);
+        }
+    }
+
+    pub(crate) fn detach(&mut self, id: i64, key: &[u8]) {
+        if let Some(l) = self.by_id.get_mut(&id) {
+            l.keys.remove(key);
+        }
+    }
+
+    /// The keys of a lease, in order.
+    pub fn keys(&self, id: i64) -> Vec<Key> {
+        self.by_id
+            .get(&id)
+            .map(|l| l.keys.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// Renews a lease from now on; returns its time to live in seconds.
+    pub fn keep_alive(&mut self, id: i64, now_ms: u64) -> Result<i64, Error> {
+        let l = self.by_id.get_mut(&id).ok_or(Error::LeaseNotFound)?;
+        self.by_expiry.remove(&(l.expires_at_ms, id));
+        l.expires_at_ms = expiry_ms(now_ms, l.ttl_s);
+        self.by_expiry.insert((l.expires_at_ms, id));
+        Ok(l.ttl_s)
+    }
+
+    /// Gives every lease its full time again, as etcd does after a change of leader.
+    pub fn renew_all(&mut self, now_ms: u64) {
+        self.by_expiry.clear();
+        for (&id, l) in &mut self.by_id {
+            l.expires_at_ms = expiry_ms(now_ms, l.ttl_s);
+            self.by_expiry.insert((l.expires_at_ms, id));
+        }
+    }
+
+    /// What `TimeToLive` shows of a lease.
+    pub fn view(&self, id: i64, now_ms: u64, with_keys: bool) -> Option<LeaseView> {
+        let l = self.by_id.get(&id)?;
+        let remaining_ms = l.expires_at_ms as i64 - now_ms as i64;
+        Some(LeaseView {
+            granted_ttl_s: l.ttl_s,
+            remaining_ttl_s: (remaining_ms as f64 / 1000.0).round() as i64,
+            keys: if with_keys {
+                l.keys.iter().cloned().collect()
+            } else {
+                Vec::new()
+            },
+        })
+    }
+
+    /// Ids in order of expiry, soonest first, as etcd lists them.
+    pub fn ids(&self) -> impl Iterator<Item = i64> + '_ {
+        self.by_expiry.iter().map(|&(_, id)| id)
+    }
+
+    /// Leases that have run out, soonest first, at most `max`.
+    pub fn due(&self, now_ms: u64, max: usize) -> Vec<i64> {
+        self.by_expiry
+            .iter()
+            .take_while(|(t, _)| *t <= now_ms)
+            .take(max)
+            .map(|x| x.1)
+            .collect()
+    }
+
+    /// When the next lease runs out.
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.by_expiry.first().map(|x| x.0)
+    }
+
+    /// Every lease with its granted time to live, by id.
+    pub fn all(&self) -> Vec<(i64, i64)> {
+        let mut v: Vec<_> = self.by_id.iter().map(|(&id, l)| (id, l.ttl_s)).collect();
+        v.sort_unstable();
+        v
+    }
+}

@@ -1,0 +1,26 @@
+//! What the engine refuses to exceed.
+
+/// Limits, all set by the caller.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Data above this raises NOSPACE, in bytes (etcd's `quota-backend-bytes`).
+    pub quota_bytes: usize,
+    /// At most so many operations wait for others on their keys.
+    pub max_waiting: usize,
+    /// How long an operation waits for others on its keys, in milliseconds.
+    pub wait_timeout_ms: u64,
+    /// Shortest time to live of a lease, in seconds: shorter ones are lengthened, as etcd
+    /// does.
+    pub min_lease_ttl_s: i64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            quota_bytes: 2 << 30,
+            max_waiting: 10_000,
+            wait_timeout_ms: 7_000,
+            min_lease_ttl_s: 2,
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Requests and answers, in the engine's own terms (etcd's names, no wire types).
+
+use crate::tail::KeyValue;
+use bytes::Bytes;
+
+/// A span of keys as etcd writes it: `end` empty for the one key, `\0` for everything
+/// from `key` on, else the half-open interval `[key, end)`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyRange {
+    /// First key.
+    pub key: Bytes,
+    /// etcd's `range_end`.
+    pub end: Bytes,
+}
+
+impl KeyRange {
+    /// A range of one key.
+    pub fn one(key: Bytes) -> Self {
+        KeyRange {
+            key,
+            end: Bytes::new(),
+        }
+    }
+
+    /// Whether it names a single key.
+    pub fn is_one(&self) -> bool {
+        self.end.is_empty()
+    }
+
+    /// The exclusive end, `None` when open.
+    pub fn upper(&self) -> Option<&[u8]> {
+        if self.end.as_ref() == b"\0" {
+            None
+        } else {
+            Some(&self.end)
+        }
+    }
+
+    /// Whether `key` lies in it.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        if self.is_one() {
+            return key == self.key.as_ref();
+        }
+        key >= self.key.as_ref() && self.upper().is_none_or(|end| key < end)
+    }
+}
+
+/// What a range's answer is sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SortTarget {
+    /// The key.
+    #[default]
+    Key,
+    /// The version.
+    Version,
+    /// The create revision.
+    Create,
+    /// The mod revision.
+    Mod,
+    /// The value.
+    Value,
+}
+
+/// Sort order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SortOrder {
+    /// As found, by key; for another target ascending.
+    #[default]
+    None,
+    /// Ascending.
+    Ascend,
+    /// Descending.
+    Descend,
+}
+
+/// etcd's RangeRequest.
+#[derive(Clone, Debug, Default)]
+pub struct RangeOp {
+    /// Which keys.
+    pub range: KeyRange,
+    /// At most so many (0 or less: all).
+    pub limit: i64,
+    /// At which revision (0 or less: now).
+    pub revision: i64,
+    /// Sort order.
+    pub sort_order: SortOrder,
+    /// Sort target.
+    pub sort_target: SortTarget,
+    /// Leave values out.
+    pub keys_only: bool,
+    /// Only count.
+    pub count_only: bool,
+    /// Bounds on mod and create revision; 0 means none.
+    pub min_mod_revision: i64,
+    /// Upper bound on the mod revision.
+    pub max_mod_revision: i64,
+    /// Lower bound on the create revision.
+    pub min_create_revision: i64,
+    /// Upper bound on the create revision.
+    pub max_create_revision: i64,
+}
+
+/// etcd's PutRequest.
+#[derive(Clone, Debug, Default)]
+pub struct PutOp {
+    /// The key.
+    pub key: Bytes,
+    /// The value.
+    pub value: Bytes,
+    /// Lease to attach, 0 for none.
+    pub lease: i64,
+    /// Answer with the key's former version.
+    pub prev_kv: bool,
+    /// Keep the present value.
+    pub ignore_value: bool,
+    /// Keep the present lease.
+    pub ignore_lease: bool,
+}
+
+/// etcd's DeleteRangeRequest.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOp {
+    /// Which keys.
+    pub range: KeyRange,
+    /// Answer with what was deleted.
+    pub prev_kv: bool,
+}
+
+/// What a compare looks at, and what with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The version.
+    Version(i64),
+    /// The create revision.
+    Create(i64),
+    /// The mod revision.
+    Mod(i64),
+    /// The value.
+    Value(Bytes),
+    /// The lease.
+    Lease(i64),
+    /// A target that this version of etcd does not know: compares equal.
+    Unknown,
+}
+
+/// A compare's operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operator {
+    /// Equal.
+    Equal,
+    /// Greater.
+    Greater,
+    /// Less.
+    Less,
+    /// Not equal.
+    NotEqual,
+    /// One that this version of etcd does not know: always true.
+    Unknown,
+}
+
+/// etcd's Compare: true if it holds for every key of the range.
+#[derive(Clone, Debug)]
+pub struct Compare {
+    /// Which keys.
+    pub range: KeyRange,
+    /// Left side and right side.
+    pub target: Target,
+    /// Operator.
+    pub operator: Operator,
+}
+
+/// One operation of a transaction.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// A read.
+    Range(RangeOp),
+    /// A put.
+    Put(PutOp),
+    /// A delete.
+    Delete(DeleteOp),
+    /// A nested transaction.
+    Txn(TxnOp),
+}
+
+/// etcd's TxnRequest.
+#[derive(Clone, Debug, Default)]
+pub struct TxnOp {
+    /// All must hold for `success` to be taken.
+    pub compares: Vec<Compare>,
+    /// Taken when they hold.
+    pub success: Vec<Op>,
+    /// Taken when one does not.
+    pub failure: Vec<Op>,
+}
+
+/// A request that may change the store.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// A put.
+    Put(PutOp),
+    /// A delete.
+    Delete(DeleteOp),
+    /// A transaction, also one that only reads.
+    Txn(TxnOp),
+    /// Grants a lease; `id` is not 0, the caller has chosen one.
+    LeaseGrant {
+        /// Lease id.
+        id: i64,
+        /// Time to live asked for, in seconds.
+        ttl_s: i64,
+    },
+    /// Revokes a lease and deletes its keys.
+    LeaseRevoke {
+        /// Lease id.
+        id: i64,
+    },
+    /// Forgets history at and below a revision.
+    Compact {
+        /// The revision.
+        revision: i64,
+    },
+    /// Sets or clears an alarm (etcd's `AlarmType` number).
+    Alarm {
+        /// etcd's `AlarmType` number.
+        alarm: i32,
+        /// Set or clear.
+        active: bool,
+    },
+}
+
+/// A range's answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeReply {
+    /// The keys.
+    pub kvs: Vec<KeyValue>,
+    /// More keys lie beyond the limit.
+    pub more: bool,
+    /// Number of keys in the range, whatever the limit and filters.
+    pub count: i64,
+}
+
+/// An operation's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// A range's.
+    Range(RangeReply),
+    /// A put's.
+    Put {
+        /// The former version, where asked for.
+        prev: Option<KeyValue>,
+    },
+    /// A delete's.
+    Delete {
+        /// How many keys went.
+        deleted: i64,
+        /// What they were, where asked for.
+        prevs: Vec<KeyValue>,
+    },
+    /// A transaction's, with the revision that each answer's header shows.
+    Txn {
+        /// Which branch.
+        succeeded: bool,
+        /// The branch's answers.
+        replies: Vec<(i64, Reply)>,
+    },
+    /// A granted lease's.
+    LeaseGrant {
+        /// Lease id.
+        id: i64,
+        /// Granted time to live in seconds.
+        ttl_s: i64,
+    },
+    /// Any other's.
+    Done,
+}
+
+/// An answer with the revision that its header shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The store's revision after it; for a write its own.
+    pub revision: i64,
+    /// The answer.
+    pub reply: Reply,
+}

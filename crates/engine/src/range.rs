@@ -1,0 +1,245 @@
+//! Reads at a revision. Long ones run in slices, so that no writer waits for them: the
+//! caller steps a [`RangeCursor`] under the store's lock and lets go in between, with a
+//! pin that keeps compaction from taking what is still to be read.
+
+use crate::Engine;
+use crate::error::Error;
+use crate::index::Slot;
+use crate::op::{RangeOp, RangeReply, SortOrder, SortTarget};
+use crate::tail::{Key, KeyValue};
+use std::ops::Bound;
+
+/// Where a sliced read stands.
+#[derive(Debug)]
+pub struct RangeCursor {
+    op: RangeOp,
+    /// The revision read at.
+    pub revision: i64,
+    /// The store's revision when it began; the answer's header.
+    pub header_revision: i64,
+    next: Option<Key>,
+    wanted: usize,
+    kvs: Vec<KeyValue>,
+    count: i64,
+    bytes: usize,
+    done: bool,
+}
+
+impl RangeOp {
+    fn default_order(&self) -> bool {
+        self.sort_order == SortOrder::None
+            || (self.sort_target == SortTarget::Key && self.sort_order == SortOrder::Ascend)
+    }
+
+    fn filters(&self) -> bool {
+        self.min_mod_revision != 0
+            || self.max_mod_revision != 0
+            || self.min_create_revision != 0
+            || self.max_create_revision != 0
+    }
+}
+
+impl RangeCursor {
+    /// Whether all has been read.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Bytes of keys and values collected so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes what has been collected so far, for an answer in pieces.
+    pub fn take_collected(&mut self) -> Vec<KeyValue> {
+        self.bytes = 0;
+        // What was taken still counts against the limit.
+        self.wanted = self.wanted.saturating_sub(self.kvs.len());
+        std::mem::take(&mut self.kvs)
+    }
+
+    /// Keys counted so far, whatever the limit; all of them once done.
+    pub fn count(&self) -> i64 {
+        self.count
+    }
+
+    /// Filters, sorts and cuts what was collected, as etcd does, in that order.
+    pub fn finish(mut self) -> RangeReply {
+        let op = &self.op;
+        if op.filters() {
+            let within =
+                |v: i64, min: i64, max: i64| (min == 0 || v >= min) && (max == 0 || v <= max);
+            self.kvs.retain(|kv| {
+                let f = kv.fields();
+                within(f.mod_revision, op.min_mod_revision, op.max_mod_revision)
+                    && within(
+                        f.create_revision,
+                        op.min_create_revision,
+                        op.max_create_revision,
+                    )
+            });
+        }
+        let by_key = op.sort_target == SortTarget::Key;
+        let default = op.sort_order == SortOrder::None && by_key;
+        if !default && !(by_key && op.sort_order == SortOrder::Ascend) {
+            sort(
+                &mut self.kvs,
+                op.sort_target,
+                op.sort_order == SortOrder::Descend,
+            );
+        }
+        let mut more = false;
+        if op.limit > 0 && self.kvs.len() as i64 > op.limit {
+            self.kvs.truncate(op.limit as usize);
+            more = true;
+        }
+        if op.keys_only {
+            self.kvs = self.kvs.iter().map(KeyValue::without_value).collect();
+        }
+        RangeReply {
+            kvs: self.kvs,
+            more,
+            count: self.count,
+        }
+    }
+
+    fn visit(&mut self, slot: &Slot) {
+        let Some(tail) = slot.live_at(self.revision).and_then(|v| v.tail.clone()) else {
+            return;
+        };
+        self.count += 1;
+        if !self.op.count_only && self.kvs.len() < self.wanted {
+            self.bytes += slot.key.len() + tail.len();
+            self.kvs.push(KeyValue {
+                key: slot.key.clone(),
+                tail,
+            });
+        }
+    }
+}
+
+fn sort(kvs: &mut [KeyValue], target: SortTarget, descend: bool) {
+    let number = |kv: &KeyValue| {
+        let f = kv.fields();
+        match target {
+            SortTarget::Version => f.version,
+            SortTarget::Create => f.create_revision,
+            _ => f.mod_revision,
+        }
+    };
+    // Equal keys stay in key order when ascending, and in reverse of it when descending.
+    if descend {
+        kvs.reverse();
+    }
+    match target {
+        SortTarget::Key => kvs.sort_by(|a, b| a.key.cmp(&b.key)),
+        SortTarget::Value => kvs.sort_by(|a, b| a.fields().value.cmp(b.fields().value)),
+        _ => kvs.sort_by_key(number),
+    }
+    if descend {
+        kvs.reverse();
+    }
+}
+
+impl<W> Engine<W> {
+    /// Opens a read. A revision of 0 or less means now.
+    pub fn range_open(&self, op: RangeOp) -> Result<RangeCursor, Error> {
+        if op.revision > self.revision {
+            return Err(Error::FutureRevision);
+        }
+        let revision = if op.revision <= 0 {
+            self.revision
+        } else {
+            op.revision
+        };
+        if revision < self.compact_revision {
+            return Err(Error::Compacted);
+        }
+        // One more than asked for tells whether there is more. Sorting and filtering need all.
+        let wanted = if op.limit > 0 && op.default_order() && !op.filters() {
+            (op.limit as usize).saturating_add(1)
+        } else {
+            usize::MAX
+        };
+        Ok(RangeCursor {
+            revision,
+            header_revision: self.revision,
+            next: None,
+            wanted,
+            kvs: Vec::new(),
+            count: 0,
+            bytes: 0,
+            done: false,
+            op,
+        })
+    }
+
+    /// Reads on, visiting at most `max_keys` keys.
+    pub fn range_step(&self, cursor: &mut RangeCursor, max_keys: usize) {
+        if cursor.done {
+            return;
+        }
+        if cursor.op.range.is_one() {
+            if let Some(slot) = self.index.get(&cursor.op.range.key) {
+                cursor.visit(slot);
+            }
+            cursor.done = true;
+            return;
+        }
+        let range = cursor.op.range.clone();
+        let from = cursor.next.take();
+        let start = match &from {
+            Some(k) => Bound::Excluded(k.as_ref()),
+            None => Bound::Included(range.key.as_ref()),
+        };
+        let end = range.upper().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut last = None;
+        let mut visited = 0;
+        for slot in self.index.range(start, end) {
+            cursor.visit(slot);
+            visited += 1;
+            if visited == max_keys {
+                last = Some(slot.key.clone());
+                break;
+            }
+        }
+        cursor.done = last.is_none();
+        cursor.next = last;
+    }
+
+    /// A whole read in one go: for reads inside transactions.
+    pub(crate) fn range_in_txn(&self, op: &RangeOp) -> RangeReply {
+        let mut op = op.clone();
+        if op.revision <= 0 {
+            // What the transaction itself has written is not below `self.revision` yet.
+            op.revision = 0;
+        }
+        let now = op.revision == 0;
+        match self.range_open(op) {
+            Ok(mut c) => {
+                if now {
+                    c.revision = i64::MAX;
+                }
+                self.range_step(&mut c, usize::MAX);
+                c.finish()
+            }
+            // Checked at admission, and compaction is locked out since.
+            Err(_) => RangeReply::default(),
+        }
+    }
+
+    /// Keeps physical compaction at or below `revision` until [`Engine::unpin`].
+    pub fn pin(&mut self, revision: i64) {
+        *self.pins.entry(revision).or_default() += 1;
+    }
+
+    /// Gives a pin back.
+    pub fn unpin(&mut self, revision: i64) {
+        if let Some(n) = self.pins.get_mut(&revision) {
+            *n -= 1;
+            if *n == 0 {
+                self.pins.remove(&revision);
+            }
+        }
+    }
+}

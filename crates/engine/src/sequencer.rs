@@ -1,0 +1,524 @@
+//! The sequencer: admits writes, hands their records to the log, and makes them visible.
+//!
+//! `submit` evaluates a write against the visible state and puts its record into its
+//! lane's open batch; `take_batch` closes that batch for the journal; when the journal
+//! has it, `complete` stamps each operation with the next revision, applies and answers
+//! it. A revision is stamped when the write becomes visible, so revision order is
+//! visibility order, whichever lane is faster.
+
+use crate::Engine;
+use crate::error::Error;
+use crate::lock::{Footprint, LANES, Locks};
+use crate::op::{KeyRange, Outcome, Reply, Write};
+use crate::plan::{self, Effects, Step, View};
+use crate::record::{Effect, Record};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// A write that is in a batch.
+#[derive(Debug)]
+struct Pending<W> {
+    plan: Plan,
+    footprint: Footprint,
+    waiter: W,
+}
+
+#[derive(Debug)]
+enum Plan {
+    /// Steps over effects; one revision.
+    Effects { step: Step, effects: Vec<Effect> },
+    /// Anything else, as its record says.
+    Other(Record),
+}
+
+/// A write that waits for others on its keys.
+#[derive(Debug)]
+struct Waiting<W> {
+    write: Write,
+    footprint: Footprint,
+    waiter: W,
+    deadline_ms: u64,
+}
+
+/// A closed batch, for the journal.
+#[derive(Debug)]
+pub struct Batch {
+    /// Names the batch in [`Engine::complete`] and [`Engine::fail`].
+    pub ticket: u64,
+    /// Its lane.
+    pub lane: usize,
+    /// The records in log order.
+    pub records: Vec<Record>,
+}
+
+#[derive(Debug)]
+struct Lane<W> {
+    open: Vec<Pending<W>>,
+    open_records: Vec<Record>,
+    open_bytes: usize,
+    in_flight: VecDeque<(u64, Vec<Pending<W>>)>,
+}
+
+/// Queues and locks of the sequencer.
+#[derive(Debug)]
+pub(crate) struct Sequencer<W> {
+    lanes: [Lane<W>; LANES],
+    next_ticket: u64,
+    locks: Locks,
+    waiting: VecDeque<Waiting<W>>,
+    waiting_locks: Locks,
+}
+
+/// Answers to hand out: who waits, and for what.
+pub type Answers<W> = Vec<(W, Result<Outcome, Error>)>;
+
+impl<W> Sequencer<W> {
+    pub(crate) fn new() -> Self {
+        let lane = || Lane {
+            open: Vec::new(),
+            open_records: Vec::new(),
+            open_bytes: 0,
+            in_flight: VecDeque::new(),
+        };
+        Sequencer {
+            lanes: [lane(), lane()],
+            next_ticket: 1,
+            locks: Locks::default(),
+            waiting: VecDeque::new(),
+            waiting_locks: Locks::default(),
+        }
+    }
+}
+
+/// How a write was admitted.
+enum Admitted<W> {
+    Answered(W, Result<Outcome, Error>),
+    Logged,
+}
+
+impl<W> Engine<W> {
+    /// Takes a write in. Returns the answer if there is one at once (an error, or nothing
+    /// to change); otherwise it comes out of [`Engine::complete`] or [`Engine::fail`].
+    ///
+    /// `now_ms` is any monotonic clock of the caller's, in milliseconds.
+    pub fn submit(
+        &mut self,
+        write: Write,
+        lane: usize,
+        waiter: W,
+        now_ms: u64,
+    ) -> Option<(W, Result<Outcome, Error>)> {
+        if let Some(error) = self.refuses(&write) {
+            return Some((waiter, Err(error)));
+        }
+        let footprint = self.footprint(&write, lane);
+        let s = &self.seq;
+        if s.locks.conflicts(&footprint, false)
+            || (!s.waiting.is_empty() && s.waiting_locks.conflicts(&footprint, true))
+        {
+            if s.waiting.len() >= self.limits.max_waiting {
+                return Some((waiter, Err(Error::TooManyRequests)));
+            }
+            self.seq.waiting_locks.add(&footprint);
+            let deadline_ms = now_ms.saturating_add(self.limits.wait_timeout_ms);
+            self.seq.waiting.push_back(Waiting {
+                write,
+                footprint,
+                waiter,
+                deadline_ms,
+            });
+            return None;
+        }
+        match self.admit(write, footprint, waiter) {
+            Admitted::Answered(w, a) => Some((w, a)),
+            Admitted::Logged => None,
+        }
+    }
+
+    fn refuses(&self, write: &Write) -> Option<Error> {
+        let grows = match write {
+            Write::Put(_) | Write::LeaseGrant { .. } => true,
+            Write::Txn(t) => plan::has_put(t),
+            _ => false,
+        };
+        if self.is_corrupt() && !matches!(write, Write::Alarm { .. }) {
+            Some(Error::Corrupt)
+        } else if grows && self.no_space() {
+            Some(Error::NoSpace)
+        } else {
+            None
+        }
+    }
+
+    fn footprint(&self, write: &Write, lane: usize) -> Footprint {
+        let mut f = Footprint {
+            lane,
+            ..Footprint::default()
+        };
+        match write {
+            Write::Put(op) => plan::put_footprint(op, &mut f),
+            Write::Delete(op) => plan::delete_footprint(op, &mut f),
+            Write::Txn(op) => {
+                // One that only reads is evaluated, executed and answered at once, on what
+                // is visible; it needs no lock.
+                if !plan::only_reads(op) {
+                    plan::txn_footprint(op, &mut f);
+                }
+            }
+            Write::LeaseGrant { id, .. } => f.lease_changed = Some(*id),
+            Write::LeaseRevoke { id } => {
+                f.lease_changed = Some(*id);
+                for key in self.leases.keys(*id) {
+                    let key = KeyRange::one(Bytes::copy_from_slice(&key));
+                    f.reads.push(key.clone());
+                    f.writes.push(key);
+                }
+            }
+            Write::Compact { .. } => f.compacts = true,
+            Write::Alarm { .. } => {}
+        }
+        f
+    }
+
+    fn admit(&mut self, write: Write, mut footprint: Footprint, waiter: W) -> Admitted<W> {
+        let planned = match self.plan(&write) {
+            Ok(p) => p,
+            Err(e) => return Admitted::Answered(waiter, Err(e)),
+        };
+        let (plan, record) = match planned {
+            Plan::Effects { step, effects } if effects.is_empty() => {
+                let outcome = self.execute(step, Vec::new());
+                return Admitted::Answered(waiter, Ok(outcome));
+            }
+            Plan::Effects { step, effects } => {
+                // The keys that a range delete takes are locked one by one (see `lock`).
+                for e in &effects {
+                    if let Effect::Delete { key } = e {
+                        footprint.writes.push(KeyRange::one(key.clone()));
+                    }
+                }
+                let record = Record::Txn(effects.clone());
+                (Plan::Effects { step, effects }, record)
+            }
+            Plan::Other(record) => (Plan::Other(record.clone()), record),
+        };
+        self.seq.locks.add(&footprint);
+        let lane = &mut self.seq.lanes[footprint.lane];
+        lane.open_bytes += record_bytes(&record);
+        lane.open_records.push(record);
+        lane.open.push(Pending {
+            plan,
+            footprint,
+            waiter,
+        });
+        Admitted::Logged
+    }
+
+    fn plan(&self, write: &Write) -> Result<Plan, Error> {
+        let view = View {
+            index: &self.index,
+            leases: &self.leases,
+            revision: self.revision,
+            compact_revision: self.compact_revision,
+        };
+        let mut effects = Effects::default();
+        let step = match write {
+            Write::Put(op) => view.put(op, &mut effects)?,
+            Write::Delete(op) => view.delete(op, &mut effects),
+            Write::Txn(op) => view.txn(op, &mut effects)?,
+            Write::LeaseGrant { id, ttl_s } => {
+                if *ttl_s > crate::lease::MAX_TTL_S {
+                    return Err(Error::LeaseTtlTooLarge);
+                }
+                if self.leases.contains(*id) {
+                    return Err(Error::LeaseExists);
+                }
+                let ttl_s = (*ttl_s).max(self.limits.min_lease_ttl_s);
+                return Ok(Plan::Other(Record::LeaseGrant { id: *id, ttl_s }));
+            }
+            Write::LeaseRevoke { id } => {
+                if !self.leases.contains(*id) {
+                    return Err(Error::LeaseNotFound);
+                }
+                let keys = self.leases.keys(*id);
+                let keys = keys.iter().map(|k| Bytes::copy_from_slice(k)).collect();
+                return Ok(Plan::Other(Record::LeaseRevoke { id: *id, keys }));
+            }
+            Write::Compact { revision } => {
+                if *revision <= self.compact_revision {
+                    return Err(Error::Compacted);
+                }
+                if *revision > self.revision {
+                    return Err(Error::FutureRevision);
+                }
+                return Ok(Plan::Other(Record::Compact {
+                    revision: *revision,
+                }));
+            }
+            Write::Alarm { alarm, active } => {
+                return Ok(Plan::Other(Record::Alarm {
+                    alarm: *alarm,
+                    active: *active,
+                }));
+            }
+        };
+        Ok(Plan::Effects {
+            step,
+            effects: effects.list,
+        })
+    }
+
+    /// Whether a lane has records that no batch has taken yet.
+    pub fn has_open(&self, lane: usize) -> bool {
+        !self.seq.lanes[lane].open.is_empty()
+    }
+
+    /// Closes a lane's open batch and hands it over, at most about `max_bytes` of it.
+    pub fn take_batch(&mut self, lane: usize, max_bytes: usize) -> Option<Batch> {
+        let l = &mut self.seq.lanes[lane];
+        if l.open.is_empty() {
+            return None;
+        }
+        let ticket = self.seq.next_ticket;
+        self.seq.next_ticket += 1;
+        let (mut records, mut pending) = (
+            std::mem::take(&mut l.open_records),
+            std::mem::take(&mut l.open),
+        );
+        if l.open_bytes > max_bytes {
+            let mut bytes = 0;
+            let fits = records.iter().take_while(|r| {
+                bytes += record_bytes(r);
+                bytes <= max_bytes
+            });
+            let n = fits.count().max(1);
+            l.open_records = records.split_off(n);
+            l.open = pending.split_off(n);
+        }
+        l.open_bytes = l.open_records.iter().map(record_bytes).sum();
+        l.in_flight.push_back((ticket, pending));
+        Some(Batch {
+            ticket,
+            lane,
+            records,
+        })
+    }
+
+    /// The journal has a batch: makes it visible, answers it, and admits what waited for
+    /// it. Batches of one lane complete in the order they were taken.
+    pub fn complete(&mut self, ticket: u64, now_ms: u64, answers: &mut Answers<W>) {
+        self.now_ms = now_ms;
+        let Some(batch) = self.take_in_flight(ticket) else {
+            return;
+        };
+        for p in batch {
+            let outcome = match p.plan {
+                Plan::Effects { step, effects } => self.execute(step, effects),
+                Plan::Other(record) => self.apply_other(record),
+            };
+            self.seq.locks.remove(&p.footprint);
+            answers.push((p.waiter, Ok(outcome)));
+        }
+        self.admit_waiting(answers);
+    }
+
+    /// The journal could not take a batch: nothing of it happened.
+    pub fn fail(&mut self, ticket: u64, error: Error, answers: &mut Answers<W>) {
+        let Some(batch) = self.take_in_flight(ticket) else {
+            return;
+        };
+        for p in batch {
+            self.seq.locks.remove(&p.footprint);
+            answers.push((p.waiter, Err(error)));
+        }
+        self.admit_waiting(answers);
+    }
+
+    fn take_in_flight(&mut self, ticket: u64) -> Option<Vec<Pending<W>>> {
+        self.seq
+            .lanes
+            .iter_mut()
+            .find_map(|l| match l.in_flight.front() {
+                Some((t, _)) if *t == ticket => l.in_flight.pop_front().map(|x| x.1),
+                _ => None,
+            })
+    }
+
+    /// Answers operations that have waited longer than their time.
+    pub fn expire_waiting(&mut self, now_ms: u64, answers: &mut Answers<W>) {
+        if self.seq.waiting.iter().all(|w| w.deadline_ms > now_ms) {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.seq.waiting);
+        let (late, rest) = waiting.into_iter().partition(|w| w.deadline_ms <= now_ms);
+        self.seq.waiting = rest;
+        let late: VecDeque<Waiting<W>> = late;
+        for w in late {
+            self.seq.waiting_locks.remove(&w.footprint);
+            answers.push((w.waiter, Err(Error::TimedOut)));
+        }
+        self.admit_waiting(answers);
+    }
+
+    /// Refuses everything that is open or waiting, before a stop.
+    pub fn abandon(&mut self, error: Error, answers: &mut Answers<W>) {
+        for lane in 0..LANES {
+            while let Some(b) = self.take_batch(lane, usize::MAX) {
+                self.seq.lanes[lane].in_flight.retain_mut(|(t, pending)| {
+                    if *t == b.ticket {
+                        answers.extend(pending.drain(..).map(|p| (p.waiter, Err(error))));
+                    }
+                    *t != b.ticket
+                });
+            }
+        }
+        for w in self.seq.waiting.drain(..) {
+            answers.push((w.waiter, Err(error)));
+        }
+    }
+
+    /// Number of operations that wait for others on their keys.
+    pub fn waiting(&self) -> usize {
+        self.seq.waiting.len()
+    }
+
+    /// Number of operations admitted and not yet visible.
+    pub fn pending(&self) -> usize {
+        let lane =
+            |l: &Lane<W>| l.open.len() + l.in_flight.iter().map(|b| b.1.len()).sum::<usize>();
+        self.seq.lanes.iter().map(lane).sum()
+    }
+
+    fn admit_waiting(&mut self, answers: &mut Answers<W>) {
+        if self.seq.waiting.is_empty() {
+            return;
+        }
+        // In order of arrival; who must still wait holds back who came later.
+        let waiting = std::mem::take(&mut self.seq.waiting);
+        self.seq.waiting_locks = Locks::default();
+        for mut w in waiting {
+            if matches!(w.write, Write::LeaseRevoke { .. }) {
+                w.footprint = self.footprint(&w.write, w.footprint.lane);
+            }
+            if self.seq.locks.conflicts(&w.footprint, false)
+                || self.seq.waiting_locks.conflicts(&w.footprint, true)
+            {
+                self.seq.waiting_locks.add(&w.footprint);
+                self.seq.waiting.push_back(w);
+            } else if let Admitted::Answered(waiter, a) = self.admit(w.write, w.footprint, w.waiter)
+            {
+                answers.push((waiter, a));
+            }
+        }
+    }
+
+    fn apply_other(&mut self, record: Record) -> Outcome {
+        let reply = match &record {
+            Record::LeaseGrant { id, ttl_s } => Reply::LeaseGrant {
+                id: *id,
+                ttl_s: *ttl_s,
+            },
+            _ => Reply::Done,
+        };
+        self.apply(record);
+        Outcome {
+            revision: self.revision,
+            reply,
+        }
+    }
+
+    /// Executes a plan with its effects, at the next revision if there are any.
+    fn execute(&mut self, step: Step, effects: Vec<Effect>) -> Outcome {
+        let mut run = Run {
+            main: self.revision + 1,
+            sub: 0,
+            effects: effects.into_iter(),
+        };
+        let (revision, reply) = self.step(step, &mut run);
+        if run.sub > 0 {
+            self.revision = run.main;
+        }
+        // A transaction's own header shows the revision after all of it.
+        let revision = if matches!(reply, Reply::Txn { .. }) {
+            self.revision
+        } else {
+            revision
+        };
+        Outcome { revision, reply }
+    }
+
+    fn step(&mut self, step: Step, run: &mut Run) -> (i64, Reply) {
+        match step {
+            Step::Range(op) => {
+                let reply = self.range_in_txn(&op);
+                (run.shown(self.revision), Reply::Range(reply))
+            }
+            Step::Put { prev_kv } => {
+                let mut prev = None;
+                if let Some(Effect::Put { key, value, lease }) = run.effects.next() {
+                    if prev_kv {
+                        prev = self.index.live_kv(&key);
+                    }
+                    self.put_key(&key, &value, lease, run.next());
+                }
+                (run.main, Reply::Put { prev })
+            }
+            Step::Delete { n, prev_kv } => {
+                let mut prevs = Vec::new();
+                for _ in 0..n {
+                    if let Some(Effect::Delete { key }) = run.effects.next() {
+                        if prev_kv {
+                            prevs.extend(self.index.live_kv(&key));
+                        }
+                        self.delete_key(&key, run.next());
+                    }
+                }
+                (
+                    run.shown(self.revision),
+                    Reply::Delete {
+                        deleted: n as i64,
+                        prevs,
+                    },
+                )
+            }
+            Step::Txn { succeeded, steps } => {
+                let replies = steps.into_iter().map(|s| self.step(s, run)).collect();
+                (0, Reply::Txn { succeeded, replies })
+            }
+        }
+    }
+}
+
+struct Run {
+    main: i64,
+    sub: i64,
+    effects: std::vec::IntoIter<Effect>,
+}
+
+impl Run {
+    fn next(&mut self) -> crate::record::Revision {
+        self.sub += 1;
+        crate::record::Revision {
+            main: self.main,
+            sub: self.sub - 1,
+        }
+    }
+
+    /// The revision that an answer inside the transaction shows.
+    fn shown(&self, before: i64) -> i64 {
+        if self.sub > 0 { self.main } else { before }
+    }
+}
+
+/// Roughly what a record takes in the log, in bytes.
+pub fn record_bytes(record: &Record) -> usize {
+    let effect = |e: &Effect| match e {
+        Effect::Put { key, value, .. } => key.len() + value.len() + 16,
+        Effect::Delete { key } => key.len() + 8,
+    };
+    16 + match record {
+        Record::Txn(effects) => effects.iter().map(effect).sum(),
+        Record::LeaseRevoke { keys, .. } => keys.iter().map(|k| k.len() + 8).sum(),
+        _ => 16,
+    }
+}

@@ -1,0 +1,292 @@
+//! The store's state, and how records change it, live and at replay.
+
+use crate::Error;
+use crate::compaction::Progress;
+use crate::history::{Event, History};
+use crate::index::{Index, Version};
+use crate::lease::{LeaseView, Leases};
+use crate::limits::Limits;
+use crate::record::{Effect, Record, Revision};
+use crate::sequencer::Sequencer;
+use crate::tail::{self, Fields};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// etcd's alarm numbers.
+pub(crate) const ALARM_NOSPACE: i32 = 1;
+/// CORRUPT.
+pub(crate) const ALARM_CORRUPT: i32 = 2;
+
+/// What the store holds, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Everything retained.
+    pub total_bytes: usize,
+    /// Keys that exist now.
+    pub data_bytes: usize,
+    /// The rest: superseded versions, tombstones, events.
+    pub history_bytes: usize,
+}
+
+/// The store. `W` is how the caller finds who waits for an answer.
+#[derive(Debug)]
+pub struct Engine<W> {
+    pub(crate) limits: Limits,
+    pub(crate) revision: i64,
+    pub(crate) compact_revision: i64,
+    pub(crate) index: Index,
+    pub(crate) history: History,
+    pub(crate) leases: Leases,
+    pub(crate) alarms: BTreeSet<i32>,
+    pub(crate) disk_full: bool,
+    over_quota: bool,
+    pub(crate) pins: BTreeMap<i64, usize>,
+    pub(crate) compaction: Progress,
+    pub(crate) seq: Sequencer<W>,
+    pub(crate) now_ms: u64,
+}
+
+impl<W> Engine<W> {
+    /// An empty store: revision 1, never compacted, as a new etcd.
+    pub fn new(limits: Limits) -> Self {
+        Engine {
+            limits,
+            revision: 1,
+            compact_revision: -1,
+            index: Index::default(),
+            history: History::default(),
+            leases: Leases::default(),
+            alarms: BTreeSet::new(),
+            disk_full: false,
+            over_quota: false,
+            pins: BTreeMap::new(),
+            compaction: Progress::default(),
+            seq: Sequencer::new(),
+            now_ms: 0,
+        }
+    }
+
+    /// The revision of the last visible write.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The compact revision, -1 if there was no compaction.
+    pub fn compact_revision(&self) -> i64 {
+        self.compact_revision
+    }
+
+    /// Number of keys that exist.
+    pub fn keys(&self) -> usize {
+        self.index.live_keys()
+    }
+
+    /// Sizes in bytes.
+    pub fn sizes(&self) -> Sizes {
+        let data_bytes =
+            self.index.live_bytes() + self.index.live_keys() * crate::index::VERSION_OVERHEAD_BYTES;
+        let total_bytes = self.index.total_bytes() + self.history.bytes();
+        Sizes {
+            total_bytes,
+            data_bytes,
+            history_bytes: total_bytes.saturating_sub(data_bytes),
+        }
+    }
+
+    /// The revision to compact at so that `bytes` of history go; at most the one before
+    /// the current revision.
+    pub fn revision_to_free(&self, bytes: usize) -> Option<i64> {
+        let r = self.history.revision_to_free(bytes)?.min(self.revision);
+        (r > self.compact_revision).then_some(r)
+    }
+
+    /// Events from revision `from` on, about `max_events` at most, whole revisions only.
+    /// Check [`Engine::compact_revision`] first: below it, events are missing.
+    pub fn events_since(&self, from: i64, max_events: usize, out: &mut Vec<Arc<Event>>) {
+        self.history.since(from, max_events, out);
+    }
+
+    /// Number of events retained.
+    pub fn history_len(&self) -> usize {
+        self.history.len()
+    }
+
+    /// Whether puts are refused.
+    pub fn no_space(&self) -> bool {
+        self.disk_full || self.over_quota || self.alarms.contains(&ALARM_NOSPACE)
+    }
+
+    /// Whether everything is refused.
+    pub fn is_corrupt(&self) -> bool {
+        self.alarms.contains(&ALARM_CORRUPT)
+    }
+
+    /// Active alarms (etcd's numbers).
+    pub fn alarms(&self) -> Vec<i32> {
+        let mut alarms = self.alarms.clone();
+        if self.no_space() {
+            alarms.insert(ALARM_NOSPACE);
+        }
+        alarms.into_iter().collect()
+    }
+
+    /// The journal has no room, or has room again.
+    pub fn set_disk_full(&mut self, full: bool) {
+        self.disk_full = full;
+    }
+
+    /// Takes the measure of data against the quota. It raises NOSPACE above the quota and
+    /// clears it below 95 % of it, so that it does not flap. Returns whether that changed.
+    pub fn check_quota(&mut self) -> bool {
+        let was = self.over_quota;
+        let (data, quota) = (self.sizes().data_bytes, self.limits.quota_bytes);
+        self.over_quota = data > if was { quota / 20 * 19 } else { quota };
+        was != self.over_quota
+    }
+
+    /// A lease as `TimeToLive` shows it.
+    pub fn lease(&self, id: i64, now_ms: u64, with_keys: bool) -> Option<LeaseView> {
+        self.leases.view(id, now_ms, with_keys)
+    }
+
+    /// Ids of all leases, soonest to expire first.
+    pub fn lease_ids(&self) -> Vec<i64> {
+        self.leases.ids().collect()
+    }
+
+    /// Number of leases.
+    pub fn lease_count(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Renews a lease; returns its time to live in seconds.
+    pub fn keep_alive(&mut self, id: i64, now_ms: u64) -> Result<i64, Error> {
+        self.leases.keep_alive(id, now_ms)
+    }
+
+    /// Gives every lease its full time to live from now on: after a start.
+    pub fn renew_leases(&mut self, now_ms: u64) {
+        self.leases.renew_all(now_ms);
+    }
+
+    /// Leases that have run out.
+    pub fn due_leases(&self, now_ms: u64, max: usize) -> Vec<i64> {
+        self.leases.due(now_ms, max)
+    }
+
+    /// When the next lease runs out, in the caller's milliseconds.
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        self.leases.next_expiry_ms()
+    }
+
+    pub(crate) fn put_key(&mut self, key: &[u8], value: &[u8], lease: i64, at: Revision) {
+        let old = self.index.live(key).and_then(|(_, v)| v.fields());
+        let (create_revision, version, old_lease) = old.map_or((at.main, 1, 0), |o| {
+            (o.create_revision, o.version + 1, o.lease)
+        });
+        let tail = tail::encode(&Fields {
+            create_revision,
+            mod_revision: at.main,
+            version,
+            value,
+            lease,
+        });
+        let (key, prev) = self.index.push(
+            key,
+            Version {
+                revision: at,
+                tail: Some(tail.clone()),
+            },
+        );
+        if old_lease != lease {
+            if old_lease != 0 {
+                self.leases.detach(old_lease, &key);
+            }
+            if lease != 0 {
+                self.leases.attach(lease, key.clone());
+            }
+        }
+        let prev = prev.and_then(|p| p.tail);
+        self.history.push(Event {
+            revision: at,
+            key,
+            tail: Some(tail),
+            prev,
+        });
+    }
+
+    pub(crate) fn delete_key(&mut self, key: &[u8], at: Revision) {
+        let Some(old) = self.index.live(key).and_then(|(_, v)| v.fields()) else {
+            return;
+        };
+        if old.lease != 0 {
+            let lease = old.lease;
+            self.leases.detach(lease, key);
+        }
+        let (key, prev) = self.index.push(
+            key,
+            Version {
+                revision: at,
+                tail: None,
+            },
+        );
+        let prev = prev.and_then(|p| p.tail);
+        self.history.push(Event {
+            revision: at,
+            key,
+            tail: None,
+            prev,
+        });
+    }
+
+    /// Applies a record that is in the log: at replay, and for what has no effects to plan.
+    pub fn apply(&mut self, record: Record) {
+        let takes_revision = record.takes_revision();
+        let main = self.revision + 1;
+        match record {
+            Record::Txn(effects) => {
+                for (sub, e) in effects.into_iter().enumerate() {
+                    let at = Revision {
+                        main,
+                        sub: sub as i64,
+                    };
+                    match e {
+                        Effect::Put { key, value, lease } => self.put_key(&key, &value, lease, at),
+                        Effect::Delete { key } => self.delete_key(&key, at),
+                    }
+                }
+            }
+            Record::LeaseGrant { id, ttl_s } => self.leases.grant(id, ttl_s, self.now_ms),
+            Record::LeaseRevoke { id, keys } => {
+                for (sub, key) in keys.into_iter().enumerate() {
+                    self.delete_key(
+                        &key,
+                        Revision {
+                            main,
+                            sub: sub as i64,
+                        },
+                    );
+                }
+                self.leases.remove(id);
+            }
+            Record::Compact { revision } => {
+                self.compact_revision = self.compact_revision.max(revision);
+            }
+            Record::Alarm {
+                alarm,
+                active: true,
+            } => {
+                self.alarms.insert(alarm);
+            }
+            Record::Alarm {
+                alarm,
+                active: false,
+            } => {
+                self.alarms.remove(&alarm);
+            }
+        }
+        if takes_revision {
+            self.revision = main;
+        }
+    }
+}

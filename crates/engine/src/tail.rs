@@ -1,0 +1,190 @@
+//! The stored form of a key's version: the fields of etcd's `mvccpb.KeyValue` after the
+//! key, in protobuf encoding.
+//!
+//! Kept encoded because every consumer wants those bytes: a range or watch answer is
+//! `0x0a len key` plus this, and etcd's HashKV is a CRC over the same. One allocation a
+//! version, made when the revision is stamped; the value is not copied again afterwards.
+
+use std::sync::Arc;
+
+/// A key, shared by index, history and answers.
+pub type Key = Arc<[u8]>;
+
+/// The fields of a stored version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fields<'a> {
+    /// Revision of the key's creation.
+    pub create_revision: i64,
+    /// Revision of this version.
+    pub mod_revision: i64,
+    /// Number of puts since the creation.
+    pub version: i64,
+    /// The value.
+    pub value: &'a [u8],
+    /// Lease, 0 for none.
+    pub lease: i64,
+}
+
+/// Protobuf field tags of `KeyValue` 2 to 6 (wire type in the low three bits).
+const CREATE: u8 = 0x10;
+const MOD: u8 = 0x18;
+const VERSION: u8 = 0x20;
+const VALUE: u8 = 0x2a;
+const LEASE: u8 = 0x30;
+
+/// Length of `value` as a protobuf varint, in bytes.
+pub fn varint_len(value: u64) -> usize {
+    ((63 - (value | 1).leading_zeros() as usize) / 7) + 1
+}
+
+/// Appends `value` as a protobuf varint.
+pub fn put_varint(buf: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        buf.push((value as u8) | 0x80);
+        value >>= 7;
+    }
+    buf.push(value as u8);
+}
+
+/// Reads a varint from the front of `bytes`.
+fn take_varint(bytes: &mut &[u8]) -> u64 {
+    let mut value = 0u64;
+    for (i, &b) in bytes.iter().take(10).enumerate() {
+        value |= u64::from(b & 0x7f) << (7 * i);
+        if b < 0x80 {
+            *bytes = &bytes[i + 1..];
+            return value;
+        }
+    }
+    *bytes = &[];
+    value
+}
+
+/// Encodes a version. Fields at their default are left out, as protobuf does.
+pub fn encode(f: &Fields<'_>) -> Arc<[u8]> {
+    let mut buf = Vec::with_capacity(f.value.len() + 48);
+    for (tag, v) in [
+        (CREATE, f.create_revision),
+        (MOD, f.mod_revision),
+        (VERSION, f.version),
+    ] {
+        if v != 0 {
+            buf.push(tag);
+            put_varint(&mut buf, v as u64);
+        }
+    }
+    if !f.value.is_empty() {
+        buf.push(VALUE);
+        put_varint(&mut buf, f.value.len() as u64);
+        buf.extend_from_slice(f.value);
+    }
+    if f.lease != 0 {
+        buf.push(LEASE);
+        put_varint(&mut buf, f.lease as u64);
+    }
+    Arc::from(buf)
+}
+
+/// Decodes what [`encode`] made.
+pub fn decode(mut bytes: &[u8]) -> Fields<'_> {
+    let mut f = Fields {
+        create_revision: 0,
+        mod_revision: 0,
+        version: 0,
+        value: &[],
+        lease: 0,
+    };
+    while let Some((&tag, rest)) = bytes.split_first() {
+        bytes = rest;
+        let v = take_varint(&mut bytes);
+        match tag {
+            CREATE => f.create_revision = v as i64,
+            MOD => f.mod_revision = v as i64,
+            VERSION => f.version = v as i64,
+            LEASE => f.lease = v as i64,
+            _ => {
+                let (value, rest) = bytes.split_at((v as usize).min(bytes.len()));
+                f.value = value;
+                bytes = rest;
+            }
+        }
+    }
+    f
+}
+
+/// A key with one of its versions, as answers carry it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyValue {
+    /// The key.
+    pub key: Key,
+    /// The encoded version.
+    pub tail: Arc<[u8]>,
+}
+
+impl KeyValue {
+    /// The decoded fields.
+    pub fn fields(&self) -> Fields<'_> {
+        decode(&self.tail)
+    }
+
+    /// The same without its value (etcd's `keys_only`).
+    pub fn without_value(&self) -> KeyValue {
+        KeyValue {
+            key: self.key.clone(),
+            tail: encode(&Fields {
+                value: &[],
+                ..self.fields()
+            }),
+        }
+    }
+
+    /// Length of its protobuf encoding in bytes.
+    pub fn encoded_len(&self) -> usize {
+        1 + varint_len(self.key.len() as u64) + self.key.len() + self.tail.len()
+    }
+
+    /// Appends its protobuf encoding (`mvccpb.KeyValue`).
+    pub fn encode_into(&self, buf: &mut Vec<u8>) {
+        encode_kv(&self.key, &self.tail, buf);
+    }
+}
+
+/// Appends `mvccpb.KeyValue` made of a key and an encoded version (empty for a tombstone).
+pub fn encode_kv(key: &[u8], tail: &[u8], buf: &mut Vec<u8>) {
+    buf.push(0x0a);
+    put_varint(buf, key.len() as u64);
+    buf.extend_from_slice(key);
+    buf.extend_from_slice(tail);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decode_inverts_encode_at_the_corners() {
+        for lease in [0, 1, -5, i64::MAX] {
+            for value in [&b""[..], b"v", &[0x30; 300]] {
+                let f = Fields {
+                    create_revision: 2,
+                    mod_revision: 1 << 40,
+                    version: 127,
+                    value,
+                    lease,
+                };
+                assert_eq!(decode(&encode(&f)), f);
+            }
+        }
+    }
+
+    #[test]
+    fn varint_lengths() {
+        let mut buf = Vec::new();
+        for v in [0, 1, 127, 128, 16383, 16384, u64::MAX] {
+            buf.clear();
+            put_varint(&mut buf, v);
+            assert_eq!(buf.len(), varint_len(v));
+            assert_eq!(take_varint(&mut buf.as_slice()), v);
+        }
+    }
+}
