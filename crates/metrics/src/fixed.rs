@@ -1,0 +1,349 @@
+//! Series that nobody counts: constants, what a scrape hands over, and the
+//! process.
+
+use crate::Options;
+use crate::doubling;
+use crate::exponential::NANOS;
+use crate::registry::{Kind, Origin, Registry, Source};
+
+/// Series whose value is known at start: identity, and what one member never does.
+pub(crate) fn declare_constants(r: &mut Registry, options: &Options) {
+    let mut one = |name, labels, values: &[&str], origin, help| {
+        let mut family = r.family(name, Kind::Gauge, labels, origin, help);
+        family.sample(values, Source::Constant(1.0));
+        family.done();
+    };
+    one(
+        "etcd_server_version",
+        &["server_version"],
+        &[&options.server_version],
+        Origin::Equivalent,
+        "1, labelled with the etcd version whose API orlop offers, as in /version.",
+    );
+    one(
+        "etcd_cluster_version",
+        &["cluster_version"],
+        &[&options.cluster_version],
+        Origin::Etcd,
+        "1, labelled with the cluster version.",
+    );
+    one(
+        "etcd_server_id",
+        &["server_id"],
+        &[&format!("{:x}", options.member_id)],
+        Origin::Etcd,
+        "1, labelled with the member id in hexadecimal.",
+    );
+    one(
+        "orlop_build_info",
+        &["version"],
+        &[&options.orlop_version],
+        Origin::Orlop,
+        "1, labelled with orlop's version.",
+    );
+
+    let zero = [
+        (
+            "etcd_server_is_learner",
+            Kind::Gauge,
+            "Whether the member is a learner. Always 0: one member votes.",
+        ),
+        (
+            "etcd_server_learner_promote_successes",
+            Kind::Counter,
+            "Learners promoted. Always 0: there are none.",
+        ),
+        (
+            "etcd_server_heartbeat_send_failures_total",
+            Kind::Counter,
+            "Heartbeats that were not sent in time. Always 0: there is no peer to send them to.",
+        ),
+        (
+            "etcd_server_snapshot_apply_in_progress_total",
+            Kind::Gauge,
+            "Whether a snapshot of the leader is being applied. Always 0: there is no other leader.",
+        ),
+    ];
+    for (name, kind, help) in zero {
+        let mut family = r.family(name, kind, &[], Origin::Equivalent, help);
+        family.sample(&[], Source::Constant(0.0));
+        family.done();
+    }
+    // Only a member that receives a database from its leader observes these.
+    for (name, start, count, help) in [
+        (
+            "etcd_snap_db_fsync_duration_seconds",
+            0.001,
+            14,
+            "How long the sync of a received database took. Always empty: none is received.",
+        ),
+        (
+            "etcd_snap_db_save_total_duration_seconds",
+            0.1,
+            10,
+            "How long saving a received database took. Always empty: none is received.",
+        ),
+    ] {
+        r.histogram(
+            name,
+            Origin::Equivalent,
+            &doubling(start, count, NANOS),
+            help,
+        );
+    }
+}
+
+/// Gauges that are read from [`ScrapeInput`](crate::ScrapeInput).
+pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
+    use Origin::{Equivalent, Etcd, Orlop};
+    let flag = "etcd_server_has_leader";
+    r.input(
+        flag,
+        Etcd,
+        |i| f64::from(i.has_leader),
+        "Whether the member serves writes: 1 if so.",
+    );
+    r.input(
+        "etcd_server_is_leader",
+        Etcd,
+        |i| f64::from(i.is_leader),
+        "Whether the member is the leader: 1 as soon as it serves.",
+    );
+    r.input(
+        "etcd_server_proposals_committed_total",
+        Equivalent,
+        |i| i.proposals_committed as f64,
+        "Writes that are durable in the journal.",
+    );
+    r.input(
+        "etcd_server_proposals_applied_total",
+        Equivalent,
+        |i| i.proposals_applied as f64,
+        "Writes that are applied and visible.",
+    );
+    r.input(
+        "etcd_server_proposals_pending",
+        Equivalent,
+        |i| i.proposals_pending as f64,
+        "Writes that wait to be durable.",
+    );
+    r.input(
+        "etcd_server_quota_backend_bytes",
+        Etcd,
+        |i| i.quota_bytes as f64,
+        "The quota in force, in bytes; 0 if there is none.",
+    );
+    r.input(
+        "etcd_mvcc_db_total_size_in_bytes",
+        Equivalent,
+        |i| i.db_total_bytes as f64,
+        "The bytes that the quota is compared with; the same as Status.dbSize.",
+    );
+    r.input(
+        "etcd_mvcc_db_total_size_in_use_in_bytes",
+        Equivalent,
+        |i| i.db_in_use_bytes as f64,
+        "Those bytes without what is only waiting to be reused; the same as Status.dbSizeInUse.",
+    );
+    r.input(
+        "etcd_mvcc_db_open_read_transactions",
+        Equivalent,
+        |i| i.open_read_transactions as f64,
+        "Long reads of one revision that are under way.",
+    );
+    r.input(
+        "etcd_debugging_mvcc_current_revision",
+        Etcd,
+        |i| i.current_revision as f64,
+        "The store's revision.",
+    );
+    r.input(
+        "etcd_debugging_mvcc_compact_revision",
+        Etcd,
+        |i| i.compact_revision as f64,
+        "The revision of the last compaction, -1 before the first.",
+    );
+    r.input(
+        "etcd_debugging_mvcc_db_compaction_last",
+        Etcd,
+        |i| i.compact_last_unix_s as f64,
+        "When the last compaction ended, in Unix seconds; 0 if there was none.",
+    );
+    r.input(
+        "etcd_debugging_mvcc_keys_total",
+        Etcd,
+        |i| i.keys as f64,
+        "Keys that exist now.",
+    );
+    r.input(
+        "etcd_debugging_mvcc_watcher_total",
+        Etcd,
+        |i| i.watchers as f64,
+        "Watches that are open.",
+    );
+    r.input(
+        "etcd_debugging_mvcc_slow_watcher_total",
+        Etcd,
+        |i| i.slow_watchers as f64,
+        "Watches that are served from history because they are not up to date.",
+    );
+    r.input(
+        "etcd_debugging_mvcc_pending_events_total",
+        Etcd,
+        |i| i.pending_events as f64,
+        "Events queued for watches and not yet sent.",
+    );
+
+    let mut family = r.family(
+        "etcd_debugging_server_alarms",
+        Kind::Gauge,
+        &["alarm_type", "server_id"],
+        Etcd,
+        "Whether each alarm is raised: 1 if so.",
+    );
+    let id = format!("{member_id:x}");
+    family.sample(
+        &["CORRUPT", &id],
+        Source::Input(|i| f64::from(i.alarm_corrupt)),
+    );
+    family.sample(
+        &["NOSPACE", &id],
+        Source::Input(|i| f64::from(i.alarm_nospace)),
+    );
+    family.done();
+
+    r.input(
+        "orlop_leases",
+        Orlop,
+        |i| i.leases as f64,
+        "Leases that are alive.",
+    );
+    r.input(
+        "orlop_data_bytes",
+        Orlop,
+        |i| i.data_bytes as f64,
+        "Memory of the keys and values that exist now.",
+    );
+    r.input(
+        "orlop_history_bytes",
+        Orlop,
+        |i| i.history_bytes as f64,
+        "Memory of older revisions that are not yet compacted.",
+    );
+    r.input(
+        "orlop_history_budget_bytes",
+        Orlop,
+        |i| i.history_budget_bytes as f64,
+        "The most that history may take before its oldest part is compacted early.",
+    );
+    r.input(
+        "orlop_journal_segments",
+        Orlop,
+        |i| i.journal_segments as f64,
+        "Segment files of the journal.",
+    );
+    r.input(
+        "orlop_journal_bytes",
+        Orlop,
+        |i| i.journal_bytes as f64,
+        "Bytes of all files of the journal, snapshots and allocated segments included.",
+    );
+    r.input(
+        "orlop_journal_snapshot_lag_bytes",
+        Orlop,
+        |i| i.journal_snapshot_lag_bytes as f64,
+        "Bytes of the journal since its last snapshot: what a start has to replay.",
+    );
+    r.input(
+        "orlop_journal_last_snapshot_timestamp_seconds",
+        Orlop,
+        |i| i.journal_last_snapshot_unix_s,
+        "When the last snapshot of the journal was complete, in Unix seconds; 0 if there is none.",
+    );
+    r.input(
+        "orlop_watchers_behind",
+        Orlop,
+        |i| i.watchers_behind as f64,
+        "Watches that have not been sent everything up to the store's revision.",
+    );
+    let mut family = r.family(
+        "orlop_log_lines_dropped_total",
+        Kind::Counter,
+        &[],
+        Orlop,
+        "Log lines dropped because the log's output did not take them in time.",
+    );
+    family.sample(&[], Source::Input(|i| i.log_lines_dropped as f64));
+    family.done();
+}
+
+/// Series about the process.
+pub(crate) fn declare_process(r: &mut Registry) {
+    use Kind::{Counter, Gauge};
+    r.process(
+        "process_cpu_seconds_total",
+        Counter,
+        |p| p.cpu_s,
+        "CPU time used, user and system.",
+    );
+    r.process(
+        "process_resident_memory_bytes",
+        Gauge,
+        |p| p.resident_bytes,
+        "Memory that is resident.",
+    );
+    r.process(
+        "process_virtual_memory_bytes",
+        Gauge,
+        |p| p.virtual_bytes,
+        "Address space in use.",
+    );
+    r.process(
+        "process_virtual_memory_max_bytes",
+        Gauge,
+        |p| p.virtual_max_bytes,
+        "The limit of the address space.",
+    );
+    r.process(
+        "process_open_fds",
+        Gauge,
+        |p| p.open_fds,
+        "File descriptors that are open.",
+    );
+    r.process(
+        "process_max_fds",
+        Gauge,
+        |p| p.max_fds,
+        "The limit of file descriptors.",
+    );
+    r.process(
+        "process_start_time_seconds",
+        Gauge,
+        |p| p.start_unix_s,
+        "When the process started, in Unix seconds.",
+    );
+    r.process(
+        "process_network_receive_bytes_total",
+        Counter,
+        |p| p.network_receive_bytes,
+        "Bytes that the process's network namespace received over IP.",
+    );
+    r.process(
+        "process_network_transmit_bytes_total",
+        Counter,
+        |p| p.network_transmit_bytes,
+        "Bytes that the process's network namespace sent over IP.",
+    );
+    r.process(
+        "os_fd_used",
+        Gauge,
+        |p| p.open_fds,
+        "File descriptors that are open.",
+    );
+    r.process(
+        "os_fd_limit",
+        Gauge,
+        |p| p.max_fds,
+        "The limit of file descriptors.",
+    );
+}

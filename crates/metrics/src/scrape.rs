@@ -1,0 +1,63 @@
+//! What the server reads from the engine and the journal at a scrape.
+
+/// Values that exist anyway, read when somebody scrapes. The default is all
+/// zero: an empty store without a quota.
+#[derive(Clone, Debug, Default)]
+pub struct ScrapeInput {
+    /// The member serves (etcd: knows a leader).
+    pub has_leader: bool,
+    /// This member is the leader; with one member, as `has_leader`.
+    pub is_leader: bool,
+    /// Writes that are durable (etcd: the committed Raft index).
+    pub proposals_committed: u64,
+    /// Writes that are applied and visible.
+    pub proposals_applied: u64,
+    /// Writes that wait to be durable.
+    pub proposals_pending: u64,
+    /// The quota in force, 0 if there is none.
+    pub quota_bytes: u64,
+    /// The size that the quota is compared with, as `Status.dbSize`.
+    pub db_total_bytes: u64,
+    /// That size without what defragmentation could give back, as `Status.dbSizeInUse`.
+    pub db_in_use_bytes: u64,
+    /// Reads of a revision that are under way over several turns (long lists).
+    pub open_read_transactions: u64,
+    /// The store's revision.
+    pub current_revision: i64,
+    /// The compacted revision, -1 before the first compaction.
+    pub compact_revision: i64,
+    /// When the last compaction ended, in Unix seconds; 0 if there was none.
+    pub compact_last_unix_s: u64,
+    /// Keys that exist now.
+    pub keys: u64,
+    /// Watches that are open.
+    pub watchers: u64,
+    /// Watches that read history because they are behind.
+    pub slow_watchers: u64,
+    /// Events queued for watches and not yet sent.
+    pub pending_events: u64,
+    /// The NOSPACE alarm is raised.
+    pub alarm_nospace: bool,
+    /// The CORRUPT alarm is raised.
+    pub alarm_corrupt: bool,
+    /// Leases that are alive.
+    pub leases: u64,
+    /// Memory of the keys and values that exist now.
+    pub data_bytes: u64,
+    /// Memory of older revisions that are not compacted.
+    pub history_bytes: u64,
+    /// The history budget in force.
+    pub history_budget_bytes: u64,
+    /// Segment files of the journal.
+    pub journal_segments: u64,
+    /// Bytes of all files of the journal.
+    pub journal_bytes: u64,
+    /// Bytes written since the last snapshot began: what a start replays.
+    pub journal_snapshot_lag_bytes: u64,
+    /// When the last snapshot was complete, in Unix seconds; 0 if there is none.
+    pub journal_last_snapshot_unix_s: f64,
+    /// Watches that are behind the store's revision.
+    pub watchers_behind: u64,
+    /// Log lines dropped because the output did not take them.
+    pub log_lines_dropped: u64,
+}
