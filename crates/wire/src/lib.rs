@@ -1,1 +1,43 @@
 //! gRPC and HTTP transport on hyper: listeners, TLS, per-core runtimes, framing, limits.
+//!
+//! It serves any gRPC service and knows nothing of etcd: a user gives it a table of [`Method`]s and
+//! a [`Handler`] a worker. Each worker is one thread with one single-threaded runtime; a connection
+//! lives on one worker from its first byte to its last, so handlers need neither locks nor `Send`.
+//! Each request is a task of its own, so that the replies of one turn share one write.
+//!
+//! It may not decode messages, and it may not hold a lock across an await.
+//!
+//! **Panics.** A panic on a worker's thread aborts the process, after its message was printed: a
+//! half-done request may have left state behind that others trust, and a worker that is silently
+//! missing is worse than a restart.
+
+mod config;
+mod conn;
+mod error;
+mod grpc;
+mod handler;
+mod listener;
+mod local;
+pub mod mailbox;
+mod server;
+mod service;
+mod stream;
+mod tls;
+mod worker;
+
+pub use config::Config;
+pub use error::Error;
+pub use grpc::{Code, Frame, Status};
+pub use handler::{
+    Call, Event, Handler, HttpRequest, Kind, LocalFuture, Method, Peer, PeerTls, Reply,
+};
+pub use listener::{Address, BoundListener, ListenerConfig, Serves, bind};
+pub use local::Closing;
+pub use mailbox::{Mailboxes, Pending, SlotId, Slots};
+pub use server::Server;
+pub use stream::{Closed, Inbound, Outbound, Refused};
+pub use tls::{TlsConfig, TlsVersion};
+pub use worker::current_worker;
+
+/// The number of a worker, from 0.
+pub type WorkerId = usize;

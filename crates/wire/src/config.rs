@@ -1,0 +1,96 @@
+//! Settings of a server and their defaults.
+
+use std::time::Duration;
+
+/// Settings that hold for a whole server. Every queue and wait has its limit here.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Serving threads, each with its own runtime; a connection stays on one. At least 1.
+    pub workers: usize,
+    /// Largest request message of a gRPC call in bytes; larger ones are refused by their prefix.
+    pub max_message_bytes: usize,
+    /// Largest body of a plain HTTP request in bytes.
+    pub max_http_body_bytes: usize,
+    /// Bytes of incomplete unary requests that one connection may hold in memory.
+    pub max_partial_bytes: usize,
+    /// Response bytes that a stream's queue takes before it refuses more ([`crate::Outbound`]).
+    pub stream_queue_bytes: usize,
+    /// Open connections over all listeners; more are accepted and closed at once.
+    pub max_connections: usize,
+    /// Streams that a client may have open on one connection, as announced to it.
+    pub max_concurrent_streams: u32,
+    /// Calls that may be open on one connection, whatever was announced: bounds the memory that
+    /// idle streams of one client cost. More are answered with `ResourceExhausted`.
+    pub max_calls_per_connection: usize,
+    /// HTTP/2 receive window of a stream in bytes.
+    pub stream_window_bytes: u32,
+    /// HTTP/2 receive window of a connection in bytes.
+    pub connection_window_bytes: u32,
+    /// Response bytes that HTTP/2 buffers for a stream beside its queue.
+    pub max_send_buffer_bytes: usize,
+    /// Largest set of request headers in bytes.
+    pub max_header_bytes: u32,
+    /// After this much silence the server pings (etcd: `--grpc-keepalive-interval`); none if zero.
+    pub keepalive_interval: Duration,
+    /// How long a pinged client may take to answer (etcd: `--grpc-keepalive-timeout`).
+    pub keepalive_timeout: Duration,
+    /// Shortest time between a client's pings (etcd: `--grpc-keepalive-min-time`); a client that
+    /// keeps pinging faster loses its connection. Not enforced if zero.
+    pub keepalive_min_time: Duration,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long a new connection may take to show what protocol it speaks, and an HTTP/1.1 one to
+    /// send a request's head (idle time between requests counts).
+    pub first_bytes_timeout: Duration,
+    /// How long a unary or HTTP request's body may take to arrive.
+    pub body_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            workers: 1,
+            // etcd's --max-request-bytes and what it adds for the rest of a request.
+            max_message_bytes: 1_572_864 + 512 * 1024,
+            max_http_body_bytes: 1024 * 1024,
+            max_partial_bytes: 64 * 1024 * 1024,
+            stream_queue_bytes: 4 * 1024 * 1024,
+            max_connections: 20_000,
+            max_concurrent_streams: u32::MAX,
+            max_calls_per_connection: 100_000,
+            stream_window_bytes: 1024 * 1024,
+            connection_window_bytes: 4 * 1024 * 1024,
+            max_send_buffer_bytes: 1024 * 1024,
+            max_header_bytes: 64 * 1024,
+            keepalive_interval: Duration::from_secs(2 * 3600),
+            keepalive_timeout: Duration::from_secs(20),
+            keepalive_min_time: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(10),
+            first_bytes_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Config {
+    /// Refuses what cannot work.
+    pub(crate) fn check(&self) -> Result<(), crate::Error> {
+        let wrong = |what: &str| Err(crate::Error::Settings(what.to_owned()));
+        if self.workers == 0 || self.workers > 1024 {
+            return wrong("the number of serving threads must lie between 1 and 1024");
+        }
+        let window = 1..=(1 << 31) - 1;
+        if !window.contains(&self.stream_window_bytes)
+            || !window.contains(&self.connection_window_bytes)
+        {
+            return wrong("HTTP/2 windows must lie between 1 byte and 2 GiB - 1");
+        }
+        if u32::try_from(self.max_send_buffer_bytes).is_err() {
+            return wrong("the HTTP/2 send buffer must be less than 4 GiB");
+        }
+        if self.max_connections == 0 || self.max_calls_per_connection == 0 {
+            return wrong("the limits on connections and calls must be at least 1");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! Listening sockets: TCP and Unix, plain and TLS.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdTcpListener, ToSocketAddrs};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::error::{Error, bind_advice};
+use crate::tls::{TlsConfig, TlsSource};
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `host:port`; a name must resolve to an address of this machine. Port 0 takes a free one.
+    Tcp(String),
+    /// The path of a Unix socket. A socket that is already there is replaced, as etcd does; any
+    /// other kind of file is an error.
+    Unix(PathBuf),
+}
+
+/// What a listener answers; etcd splits them with `--listen-client-http-urls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Serves {
+    /// gRPC calls.
+    pub grpc: bool,
+    /// Plain HTTP.
+    pub http: bool,
+}
+
+impl Serves {
+    /// Both.
+    pub const ALL: Serves = Serves {
+        grpc: true,
+        http: true,
+    };
+}
+
+/// One listener.
+#[derive(Debug, Clone)]
+pub struct ListenerConfig {
+    /// Where.
+    pub address: Address,
+    /// With TLS, if given.
+    pub tls: Option<TlsConfig>,
+    /// What it answers.
+    pub serves: Serves,
+    /// Lets several processes listen on one TCP address (`SO_REUSEPORT`).
+    pub reuse_port: bool,
+    /// Lets a TCP address be taken while old connections linger (`SO_REUSEADDR`). Go, and so etcd,
+    /// always sets it; so should you.
+    pub reuse_address: bool,
+}
+
+impl ListenerConfig {
+    /// A listener that serves everything, with the usual socket options.
+    pub fn new(address: Address, tls: Option<TlsConfig>) -> Self {
+        ListenerConfig {
+            address,
+            tls,
+            serves: Serves::ALL,
+            reuse_port: false,
+            reuse_address: true,
+        }
+    }
+}
+
+/// A listener that holds its address but accepts nothing yet.
+#[derive(Debug)]
+pub struct BoundListener {
+    pub(crate) socket: BoundSocket,
+    pub(crate) tls: Option<Arc<TlsSource>>,
+    pub(crate) serves: Serves,
+    unix_path: Option<UnixPath>,
+}
+
+#[derive(Debug)]
+pub(crate) enum BoundSocket {
+    Tcp(StdTcpListener),
+    Unix(StdUnixListener),
+}
+
+/// Removes a socket's file when its listener goes.
+#[derive(Debug)]
+struct UnixPath(PathBuf);
+
+impl Drop for UnixPath {
+    fn drop(&mut self) {
+        // Nothing to do about a failure: the next start replaces the file.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl BoundListener {
+    /// The address as a URL, with the port that was really taken.
+    pub fn url(&self) -> String {
+        let secure = if self.tls.is_some() { "s" } else { "" };
+        match (&self.unix_path, self.local_addr()) {
+            (Some(path), _) => format!("unix{secure}://{}", path.0.display()),
+            (None, Some(address)) => format!("http{secure}://{address}"),
+            (None, None) => format!("http{secure}://?"),
+        }
+    }
+
+    /// The TCP address, or `None` for a Unix socket.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            BoundSocket::Tcp(listener) => listener.local_addr().ok(),
+            BoundSocket::Unix(_) => None,
+        }
+    }
+}
+
+/// Takes all addresses and reads all TLS files, without accepting connections yet.
+///
+/// On an error none stays taken.
+pub fn bind(listeners: Vec<ListenerConfig>) -> Result<Vec<BoundListener>, Error> {
+    listeners.into_iter().map(bind_one).collect()
+}
+
+fn bind_one(config: ListenerConfig) -> Result<BoundListener, Error> {
+    if !config.serves.grpc && !config.serves.http {
+        let what = format!("the listener on {:?} serves nothing", config.address);
+        return Err(Error::Settings(what));
+    }
+    let tls = match &config.tls {
+        Some(tls) => Some(Arc::new(TlsSource::load(tls, config.serves.http)?)),
+        None => None,
+    };
+    let (socket, unix_path) = match &config.address {
+        Address::Tcp(address) => (bind_tcp(address, &config)?, None),
+        Address::Unix(path) => (bind_unix(path)?, Some(UnixPath(path.clone()))),
+    };
+    Ok(BoundListener {
+        socket,
+        tls,
+        serves: config.serves,
+        unix_path,
+    })
+}
+
+fn bind_tcp(address: &str, config: &ListenerConfig) -> Result<BoundSocket, Error> {
+    let wrong = |reason: String| Error::Address {
+        address: address.to_owned(),
+        reason,
+    };
+    let mut found = address.to_socket_addrs().map_err(|error| {
+        wrong(format!(
+            "{error}; give host:port, with a host that resolves on this machine"
+        ))
+    })?;
+    let resolved = found
+        .next()
+        .ok_or_else(|| wrong("the name has no address; check DNS".to_owned()))?;
+    let open = || -> io::Result<StdTcpListener> {
+        let socket = Socket::new(
+            Domain::for_address(resolved),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(config.reuse_address)?;
+        socket.set_reuse_port(config.reuse_port)?;
+        if resolved.is_ipv6() && !resolved.ip().is_unspecified() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&resolved.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    open().map(BoundSocket::Tcp).map_err(|source| Error::Bind {
+        address: address.to_owned(),
+        advice: bind_advice(&source),
+        source,
+    })
+}
+
+fn bind_unix(path: &Path) -> Result<BoundSocket, Error> {
+    let shown = || format!("unix://{}", path.display());
+    let failed = |source: io::Error| Error::Bind {
+        address: shown(),
+        advice: bind_advice(&source),
+        source,
+    };
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            std::fs::remove_file(path).map_err(failed)?;
+        }
+        Ok(_) => {
+            let reason = "a file that is not a socket is there; move it away".to_owned();
+            return Err(Error::Address {
+                address: shown(),
+                reason,
+            });
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let open = || -> io::Result<StdUnixListener> {
+        let listener = StdUnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    open().map(BoundSocket::Unix).map_err(failed)
+}

@@ -1,0 +1,360 @@
+//! How other threads complete calls on a worker: many at once, with one wake-up.
+//!
+//! A journal thread that made a batch of writes durable posts their results to each worker's inbox
+//! in one go. The worker is woken once (one write to its event fd), takes the whole batch and wakes
+//! the local futures, which costs no system call.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::WorkerId;
+use crate::local::WakerSet;
+
+/// Names one pending result of a worker. A slot that was freed and given out again has another id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SlotId {
+    index: u32,
+    generation: u32,
+}
+
+/// The inboxes of all workers; shared with the threads that post.
+#[derive(Debug)]
+pub struct Mailboxes<T> {
+    inboxes: Box<[Inbox<T>]>,
+}
+
+#[derive(Debug)]
+struct Inbox<T> {
+    posts: Mutex<Vec<(SlotId, T)>>,
+    nudges: AtomicU64,
+    /// Whether a local future waits for a nudge.
+    wants_nudge: AtomicBool,
+    wake: Notify,
+}
+
+impl<T: Send + 'static> Mailboxes<T> {
+    /// Inboxes for `workers` workers.
+    pub fn new(workers: usize) -> Arc<Self> {
+        let inbox = || Inbox {
+            posts: Mutex::new(Vec::new()),
+            nudges: AtomicU64::new(0),
+            wants_nudge: AtomicBool::new(false),
+            wake: Notify::new(),
+        };
+        Arc::new(Mailboxes {
+            inboxes: (0..workers).map(|_| inbox()).collect(),
+        })
+    }
+
+    /// Opens a worker's inbox, once, on its own thread; `None` if there is no such worker.
+    pub fn open(self: &Arc<Self>, worker: WorkerId) -> Option<Slots<T>> {
+        if worker >= self.inboxes.len() {
+            return None;
+        }
+        let slots = Slots(Rc::new(Shared {
+            worker,
+            mailboxes: Arc::clone(self),
+            entries: RefCell::default(),
+            free: RefCell::default(),
+            seen_nudges: Cell::new(0),
+            nudge_waiters: WakerSet::default(),
+        }));
+        tokio::task::spawn_local(drain(slots.clone()));
+        Some(slots)
+    }
+
+    /// Posts results to a worker and wakes it once; leaves `batch` empty.
+    ///
+    /// Results for slots whose future is gone are dropped there. A worker that does not exist
+    /// swallows the batch.
+    pub fn post(&self, worker: WorkerId, batch: &mut Vec<(SlotId, T)>) {
+        let Some(inbox) = self.inboxes.get(worker) else {
+            batch.clear();
+            return;
+        };
+        if batch.is_empty() {
+            return;
+        }
+        inbox.posts.lock().append(batch);
+        inbox.wake.notify_one();
+    }
+
+    /// Tells a worker that something advanced, if one of its futures waits for that.
+    ///
+    /// Publish what advanced before this call: who reads [`Slots::nudges`], then looks, then waits
+    /// with that number misses nothing.
+    pub fn nudge(&self, worker: WorkerId) {
+        let Some(inbox) = self.inboxes.get(worker) else {
+            return;
+        };
+        inbox.nudges.fetch_add(1, Ordering::SeqCst);
+        if inbox.wants_nudge.swap(false, Ordering::SeqCst) {
+            inbox.wake.notify_one();
+        }
+    }
+
+    /// [`Mailboxes::nudge`] for every worker.
+    pub fn nudge_all(&self) {
+        (0..self.inboxes.len()).for_each(|worker| self.nudge(worker));
+    }
+}
+
+/// A worker's own side of its inbox. Clones are cheap and share it.
+pub struct Slots<T>(Rc<Shared<T>>);
+
+struct Shared<T> {
+    worker: WorkerId,
+    mailboxes: Arc<Mailboxes<T>>,
+    entries: RefCell<Vec<Entry<T>>>,
+    free: RefCell<Vec<u32>>,
+    seen_nudges: Cell<u64>,
+    nudge_waiters: WakerSet,
+}
+
+struct Entry<T> {
+    generation: u32,
+    state: State<T>,
+}
+
+enum State<T> {
+    Free,
+    Waiting(Option<Waker>),
+    Done(T),
+}
+
+impl<T> Clone for Slots<T> {
+    fn clone(&self) -> Self {
+        Slots(Rc::clone(&self.0))
+    }
+}
+
+impl<T> std::fmt::Debug for Slots<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slots")
+            .field("worker", &self.0.worker)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + 'static> Slots<T> {
+    /// The worker whose slots these are.
+    pub fn worker(&self) -> WorkerId {
+        self.0.worker
+    }
+
+    /// A new slot and the future of its result.
+    pub fn slot(&self) -> (SlotId, Pending<T>) {
+        let mut entries = self.0.entries.borrow_mut();
+        let index = self.0.free.borrow_mut().pop().unwrap_or_else(|| {
+            entries.push(Entry {
+                generation: 0,
+                state: State::Free,
+            });
+            // More than u32::MAX calls in flight do not fit into memory.
+            u32::try_from(entries.len() - 1).unwrap_or(u32::MAX)
+        });
+        let entry = &mut entries[index as usize];
+        entry.state = State::Waiting(None);
+        let id = SlotId {
+            index,
+            generation: entry.generation,
+        };
+        (
+            id,
+            Pending {
+                slots: self.clone(),
+                id,
+            },
+        )
+    }
+
+    /// Completes a slot from its own thread; ignored if its future is gone.
+    pub fn complete(&self, id: SlotId, value: T) {
+        let waker = {
+            let mut entries = self.0.entries.borrow_mut();
+            let Some(entry) = entries.get_mut(id.index as usize) else {
+                return;
+            };
+            if entry.generation != id.generation {
+                return;
+            }
+            match &mut entry.state {
+                State::Waiting(waker) => {
+                    let waker = waker.take();
+                    entry.state = State::Done(value);
+                    waker
+                }
+                // A second result for one slot: the first stands.
+                State::Free | State::Done(_) => None,
+            }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// How many nudges there were; many may look like one.
+    pub fn nudges(&self) -> u64 {
+        self.inbox().nudges.load(Ordering::SeqCst)
+    }
+
+    /// Waits until [`Slots::nudges`] is not `seen`, and returns it.
+    pub async fn nudged(&self, seen: u64) -> u64 {
+        let check = || {
+            // Ask first, look then: a nudge in between wakes us.
+            self.inbox().wants_nudge.store(true, Ordering::SeqCst);
+            let now = self.nudges();
+            (now != seen).then_some(now)
+        };
+        self.0.nudge_waiters.wait(check).await
+    }
+
+    fn inbox(&self) -> &Inbox<T> {
+        // `open` checked the number.
+        &self.0.mailboxes.inboxes[self.0.worker]
+    }
+}
+
+/// Takes posts and nudges off a worker's inbox, for as long as the worker runs.
+async fn drain<T: Send + 'static>(slots: Slots<T>) {
+    let mut batch = Vec::new();
+    loop {
+        std::mem::swap(&mut *slots.inbox().posts.lock(), &mut batch);
+        for (id, value) in batch.drain(..) {
+            slots.complete(id, value);
+        }
+        let nudges = slots.nudges();
+        if slots.0.seen_nudges.replace(nudges) != nudges {
+            slots.0.nudge_waiters.wake_all();
+        }
+        slots.inbox().wake.notified().await;
+    }
+}
+
+/// The future of a slot's result. Dropping it frees the slot.
+pub struct Pending<T: Send + 'static> {
+    slots: Slots<T>,
+    id: SlotId,
+}
+
+impl<T: Send + 'static> Future for Pending<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let mut entries = self.slots.0.entries.borrow_mut();
+        let state = &mut entries[self.id.index as usize].state;
+        match std::mem::replace(state, State::Waiting(None)) {
+            State::Done(value) => Poll::Ready(value),
+            State::Waiting(Some(known)) if known.will_wake(cx.waker()) => {
+                *state = State::Waiting(Some(known));
+                Poll::Pending
+            }
+            State::Waiting(_) | State::Free => {
+                *state = State::Waiting(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for Pending<T> {
+    fn drop(&mut self) {
+        let shared = &self.slots.0;
+        let mut entries = shared.entries.borrow_mut();
+        let entry = &mut entries[self.id.index as usize];
+        let old = std::mem::replace(&mut entry.state, State::Free);
+        entry.generation = entry.generation.wrapping_add(1);
+        shared.free.borrow_mut().push(self.id.index);
+        drop(entries);
+        // After the borrow: a value's own drop may come back here.
+        drop(old);
+    }
+}
+
+impl<T: Send + 'static> std::fmt::Debug for Pending<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pending")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::runtime::{Builder, LocalOptions};
+
+    fn on_worker<F: Future<Output = ()>>(test: F) {
+        Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())
+            .unwrap()
+            .block_on(test);
+    }
+
+    #[test]
+    fn posts_reach_their_futures() {
+        on_worker(async {
+            let mailboxes = Mailboxes::<u64>::new(2);
+            let slots = mailboxes.open(1).unwrap();
+            let (ids, futures): (Vec<_>, Vec<_>) = (0..100).map(|_| slots.slot()).unzip();
+            let poster = {
+                let mailboxes = Arc::clone(&mailboxes);
+                std::thread::spawn(move || {
+                    let mut batch: Vec<_> = ids.into_iter().zip(0u64..).collect();
+                    mailboxes.post(1, &mut batch);
+                    assert!(batch.is_empty());
+                })
+            };
+            for (want, future) in (0u64..).zip(futures) {
+                assert_eq!(future.await, want);
+            }
+            poster.join().unwrap();
+            assert!(mailboxes.open(2).is_none());
+        });
+    }
+
+    #[test]
+    fn late_posts_are_ignored() {
+        on_worker(async {
+            let mailboxes = Mailboxes::<&str>::new(1);
+            let slots = mailboxes.open(0).unwrap();
+            let (old, pending) = slots.slot();
+            drop(pending);
+            let (new, pending) = slots.slot();
+            assert_eq!(old.index, new.index);
+            mailboxes.post(0, &mut vec![(old, "late"), (new, "right"), (new, "twice")]);
+            assert_eq!(pending.await, "right");
+            assert!(slots.0.free.borrow().len() == 1);
+        });
+    }
+
+    #[test]
+    fn nudges_coalesce_and_none_is_missed() {
+        on_worker(async {
+            let mailboxes = Mailboxes::<()>::new(1);
+            let slots = mailboxes.open(0).unwrap();
+            let total = 10_000u64;
+            let poster = {
+                let mailboxes = Arc::clone(&mailboxes);
+                std::thread::spawn(move || (0..total).for_each(|_| mailboxes.nudge_all()))
+            };
+            let mut seen = 0;
+            while seen < total {
+                let wait = slots.nudged(seen);
+                seen = tokio::time::timeout(std::time::Duration::from_secs(10), wait)
+                    .await
+                    .expect("a nudge was lost");
+            }
+            poster.join().unwrap();
+        });
+    }
+}

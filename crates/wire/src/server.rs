@@ -1,0 +1,269 @@
+//! The server as a whole: the acceptor's thread, its workers, and their end.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::WorkerId;
+use crate::config::Config;
+use crate::conn::{Accepted, AcceptedSocket, ListenerShared};
+use crate::error::Error;
+use crate::handler::{Handler, Method};
+use crate::listener::{BoundListener, BoundSocket};
+use crate::service::Routes;
+use crate::worker::{self, Order, WorkerHandle};
+
+/// How long the acceptor rests when the system has no more file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A running server. Dropping it ends it without grace.
+pub struct Server {
+    workers: Arc<[WorkerHandle]>,
+    threads: Vec<JoinHandle<()>>,
+    acceptor: Option<Acceptor>,
+    urls: Vec<String>,
+}
+
+struct Acceptor {
+    /// Dropped to stop it.
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts the workers and begins to accept.
+    ///
+    /// `factory` makes each worker's handler, on that worker's thread, inside its runtime: it may
+    /// call `tokio::task::spawn_local`. Errors: settings that cannot work, or no thread to be had.
+    pub fn start<H: Handler>(
+        listeners: Vec<BoundListener>,
+        config: Config,
+        methods: &'static [Method],
+        factory: impl Fn(WorkerId) -> H + Send + Sync + 'static,
+    ) -> Result<Server, Error> {
+        config.check()?;
+        let max_connections = config.max_connections;
+        let count = config.workers;
+        let config = Arc::new(config);
+        let routes = Arc::new(Routes::new(methods));
+        let factory: Arc<dyn Fn(WorkerId) -> H + Send + Sync> = Arc::new(factory);
+        let mut workers = Vec::with_capacity(count);
+        let mut threads = Vec::with_capacity(count);
+        for id in 0..count {
+            let (handle, thread) = worker::spawn(
+                id,
+                Arc::clone(&config),
+                Arc::clone(&routes),
+                Arc::clone(&factory),
+            )
+            .map_err(Error::Worker)?;
+            workers.push(handle);
+            threads.push(thread);
+        }
+        let workers: Arc<[WorkerHandle]> = workers.into();
+        let urls = listeners.iter().map(BoundListener::url).collect();
+        let acceptor = start_acceptor(listeners, Arc::clone(&workers), max_connections)
+            .map_err(Error::Worker)?;
+        Ok(Server {
+            workers,
+            threads,
+            acceptor: Some(acceptor),
+            urls,
+        })
+    }
+
+    /// Where it listens, as URLs.
+    pub fn urls(&self) -> &[String] {
+        &self.urls
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> usize {
+        open_connections(&self.workers)
+    }
+
+    /// Stops: no new connections, the [`crate::Closing`] signal to handlers, GOAWAY to clients;
+    /// then waits until all connections have ended, at most `grace`, and drops the rest.
+    ///
+    /// Blocks the calling thread, which must not be a worker's.
+    pub fn shutdown(mut self, grace: Duration) {
+        self.end(grace);
+    }
+
+    fn end(&mut self, grace: Duration) {
+        if let Some(Acceptor { stop, thread }) = self.acceptor.take() {
+            drop(stop);
+            // A panic was printed; there is nothing to add.
+            let _ = thread.join();
+        }
+        let drop_at = Instant::now() + grace;
+        for worker in self.workers.iter() {
+            // One that is gone needs no order.
+            let _ = worker.orders.send(Order::Close(drop_at));
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end(Duration::ZERO);
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("urls", &self.urls)
+            .finish_non_exhaustive()
+    }
+}
+
+fn open_connections(workers: &[WorkerHandle]) -> usize {
+    workers
+        .iter()
+        .map(|worker| worker.connections.load(Ordering::Relaxed))
+        .sum()
+}
+
+/// Accepts on a thread of its own, so that a busy worker does not keep new clients waiting.
+fn start_acceptor(
+    listeners: Vec<BoundListener>,
+    workers: Arc<[WorkerHandle]>,
+    max_connections: usize,
+) -> std::io::Result<Acceptor> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let run = move || {
+        runtime.block_on(async {
+            for listener in listeners {
+                tokio::spawn(accept_all(listener, Arc::clone(&workers), max_connections));
+            }
+            // Ends when the server drops its side.
+            let _ = stopped.await;
+        });
+    };
+    let thread = std::thread::Builder::new()
+        .name("wire-accept".to_owned())
+        .spawn(run)?;
+    Ok(Acceptor { stop, thread })
+}
+
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listening {
+    async fn accept(&self) -> std::io::Result<AcceptedSocket> {
+        match self {
+            Listening::Tcp(listener) => {
+                let (socket, address) = listener.accept().await?;
+                socket.set_nodelay(true)?;
+                Ok(AcceptedSocket::Tcp(socket.into_std()?, address))
+            }
+            Listening::Unix(listener) => {
+                let (socket, _) = listener.accept().await?;
+                Ok(AcceptedSocket::Unix(socket.into_std()?))
+            }
+        }
+    }
+}
+
+async fn accept_all(listener: BoundListener, workers: Arc<[WorkerHandle]>, max_connections: usize) {
+    let url = listener.url();
+    let shared = Arc::new(ListenerShared {
+        url: url.clone(),
+        tls: listener.tls.clone(),
+        serves: listener.serves,
+    });
+    // `listener` stays: its drop removes a Unix socket's file.
+    let listening = match &listener.socket {
+        BoundSocket::Tcp(socket) => socket
+            .try_clone()
+            .and_then(TcpListener::from_std)
+            .map(Listening::Tcp),
+        BoundSocket::Unix(socket) => socket
+            .try_clone()
+            .and_then(UnixListener::from_std)
+            .map(Listening::Unix),
+    };
+    let listening = match listening {
+        Ok(listening) => listening,
+        Err(error) => {
+            tracing::error!(listener = %url, %error, "cannot accept connections");
+            return;
+        }
+    };
+    let mut failures = RateLimit::default();
+    let mut refusals = RateLimit::default();
+    loop {
+        let socket = match listening.accept().await {
+            Ok(socket) => socket,
+            Err(error) => {
+                if let Some(unsaid) = failures.allow() {
+                    tracing::warn!(
+                        listener = %url, %error, unsaid,
+                        "cannot accept a connection; if files ran out, raise the limit (ulimit -n)"
+                    );
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if open_connections(&workers) >= max_connections {
+            if let Some(unsaid) = refusals.allow() {
+                tracing::warn!(
+                    listener = %url, remote_addr = %socket.remote(), max_connections, unsaid,
+                    "connection refused: the limit on connections is reached"
+                );
+            }
+            continue;
+        }
+        let least = workers
+            .iter()
+            .min_by_key(|worker| worker.connections.load(Ordering::Relaxed));
+        if let Some(worker) = least {
+            worker.connections.fetch_add(1, Ordering::Relaxed);
+            let order = Order::Serve(Accepted {
+                socket,
+                listener: Arc::clone(&shared),
+            });
+            if worker.orders.send(order).is_err() {
+                worker.connections.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Lets one log line through a second, and counts the others.
+#[derive(Debug, Default)]
+pub(crate) struct RateLimit {
+    last: Option<std::time::Instant>,
+    unsaid: usize,
+}
+
+impl RateLimit {
+    /// `Some(lines left out since the last one)` if a line may be written now.
+    pub(crate) fn allow(&mut self) -> Option<usize> {
+        let now = std::time::Instant::now();
+        if self
+            .last
+            .is_some_and(|last| now - last < Duration::from_secs(1))
+        {
+            self.unsaid += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
+}
