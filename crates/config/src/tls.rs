@@ -1,0 +1,120 @@
+//! TLS towards clients: what belongs together, and what has no use.
+
+use std::path::PathBuf;
+
+use crate::build::invalid;
+use crate::config::{ClientTls, TlsVersion};
+use crate::golang::quote;
+use crate::listen::Listen;
+use crate::settings::Settings;
+use crate::{Error, Notice, cipher};
+
+fn tls_version(text: &str) -> Result<Option<TlsVersion>, Error> {
+    match text {
+        "" => Ok(None),
+        "TLS1.2" => Ok(Some(TlsVersion::Tls12)),
+        "TLS1.3" => Ok(Some(TlsVersion::Tls13)),
+        _ => invalid(format!(
+            "unexpected TLS version {} (must be one of: TLS1.2, TLS1.3)",
+            quote(text)
+        )),
+    }
+}
+
+/// TLS towards clients, if a URL needs it.
+pub(crate) fn client_tls(
+    settings: &Settings,
+    urls: &Listen,
+    notices: &mut Vec<Notice>,
+) -> Result<Option<ClientTls>, Error> {
+    let [min_text, max_text] =
+        ["tls-min-version", "tls-max-version"].map(|name| settings.text(name));
+    let min_version = tls_version(&min_text)?.unwrap_or(TlsVersion::Tls12);
+    let max_version = tls_version(&max_text)?.unwrap_or(TlsVersion::Tls13);
+    if min_version > max_version {
+        return invalid(format!(
+            "min version ({min_text}) is greater than max version ({max_text})"
+        ));
+    }
+    let mut names = settings.list("cipher-suites");
+    names.retain(|name| !name.is_empty());
+    if min_version == TlsVersion::Tls13 && !names.is_empty() {
+        return invalid("cipher suites cannot be configured when only TLS1.3 is enabled");
+    }
+    let cipher_suites = cipher::select(&names, notices)?;
+
+    let [cert, key, ca] =
+        ["cert-file", "key-file", "trusted-ca-file"].map(|name| settings.text(name));
+    let client_cert_auth = settings.bool("client-cert-auth");
+    let given = !cert.is_empty() || !key.is_empty();
+    for url in urls
+        .client
+        .iter()
+        .chain(&urls.client_http)
+        .filter(|url| !url.is_tls())
+    {
+        let mut ignoring = |message: &str| {
+            notices.push(Notice::warn(message).with("client-url", url.to_string()));
+        };
+        if given {
+            ignoring(
+                "scheme is http or unix while key and cert files are present; ignoring key and cert files",
+            );
+        }
+        if client_cert_auth {
+            ignoring(
+                "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
+            );
+        }
+    }
+    let needed_by_client = urls
+        .client
+        .iter()
+        .chain(&urls.client_http)
+        .find(|url| url.is_tls());
+    let needed_by_metrics = urls.metrics.iter().find(|url| url.is_tls());
+    if !given {
+        let kinds = [(needed_by_client, "client"), (needed_by_metrics, "metrics")];
+        return match kinds
+            .iter()
+            .find_map(|(url, kind)| url.map(|url| (url, kind)))
+        {
+            None => Ok(None),
+            Some((url, kind)) => invalid(format!(
+                "TLS key/cert (--cert-file, --key-file) must be provided for {kind} url {url} \
+                 with HTTPS scheme"
+            )),
+        };
+    }
+    if needed_by_client.is_none() && needed_by_metrics.is_none() {
+        return Ok(None);
+    }
+    if cert.is_empty() || key.is_empty() {
+        return invalid(format!(
+            "KeyFile and CertFile must both be present[key: {key}, cert: {cert}]"
+        ));
+    }
+    if client_cert_auth && ca.is_empty() {
+        return invalid(
+            "--client-cert-auth needs --trusted-ca-file: whose client certificates are valid?",
+        );
+    }
+    let mut allowed_cns = settings.list("client-cert-allowed-cn");
+    allowed_cns.retain(|name| !name.is_empty());
+    if !allowed_cns.is_empty() && ca.is_empty() {
+        return invalid(
+            "allowed common names of client certificates need --trusted-ca-file: whose client \
+             certificates are valid?",
+        );
+    }
+    Ok(Some(ClientTls {
+        cert_file: PathBuf::from(cert),
+        key_file: PathBuf::from(key),
+        trusted_ca_file: (!ca.is_empty()).then(|| PathBuf::from(ca)),
+        client_cert_auth,
+        allowed_cns,
+        min_version,
+        max_version,
+        cipher_suites,
+    }))
+}
