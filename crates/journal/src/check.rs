@@ -1,0 +1,144 @@
+//! Verification of a stopped server's directory, in plain words. Changes nothing.
+
+use crate::Lsn;
+use crate::dir::{self, Identity};
+use crate::error::OpenError;
+use crate::fs::FileSystem;
+use crate::recovery::{self, Replay};
+use crate::writer::Guards;
+use engine::record::{Record, SnapshotItem, SnapshotMeta};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a directory that can be started from holds.
+#[derive(Clone, Debug)]
+pub struct CheckReport {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Whose it is.
+    pub identity: Identity,
+    /// The snapshot that a start would use, 0 for none, and its items and bytes.
+    pub snapshot_lsn: Lsn,
+    /// Items in it.
+    pub snapshot_items: u64,
+    /// Bytes of its file.
+    pub snapshot_bytes: u64,
+    /// Segments in use.
+    pub segments: usize,
+    /// Frames after the snapshot.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// The last frame.
+    pub last_lsn: Lsn,
+    /// The store's revision.
+    pub revision: i64,
+    /// The log was closed by a clean stop.
+    pub closed: bool,
+    /// A torn end, if there is one, as a sentence.
+    pub cut_short: Option<String>,
+    /// Faults without harm, in sentences.
+    pub warnings: Vec<String>,
+}
+
+impl fmt::Display for CheckReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Identity {
+            cluster_id,
+            member_id,
+            name,
+        } = &self.identity;
+        writeln!(f, "{} can be started from.", self.dir.display())?;
+        writeln!(
+            f,
+            "  cluster {cluster_id:x}, member {member_id:x}, made as \"{name}\""
+        )?;
+        match self.snapshot_lsn {
+            0 => writeln!(f, "  no snapshot yet: the log is whole from its beginning")?,
+            lsn => writeln!(
+                f,
+                "  snapshot up to frame {lsn}: {} items, {} bytes, all checksums right",
+                self.snapshot_items, self.snapshot_bytes
+            )?,
+        }
+        writeln!(
+            f,
+            "  log: {} segments in use, {} frames with {} records to replay, up to frame {}",
+            self.segments, self.frames, self.records, self.last_lsn
+        )?;
+        writeln!(f, "  the store's revision is {}", self.revision)?;
+        match (&self.cut_short, self.closed) {
+            (Some(sentence), _) => writeln!(f, "  {sentence}")?,
+            (None, true) => writeln!(f, "  the last process closed the log")?,
+            (None, false) => writeln!(f, "  the last process did not close the log")?,
+        }
+        self.warnings
+            .iter()
+            .try_for_each(|warning| writeln!(f, "  warning: {warning}"))
+    }
+}
+
+/// Follows the revision; keeps nothing else.
+struct Counter {
+    revision: i64,
+}
+
+impl Replay for Counter {
+    fn snapshot(&mut self, meta: SnapshotMeta) -> Result<(), String> {
+        self.revision = meta.revision;
+        Ok(())
+    }
+
+    fn item(&mut self, _: SnapshotItem) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record) -> Result<(), String> {
+        self.revision += i64::from(record.takes_revision());
+        Ok(())
+    }
+
+    fn revision(&self) -> i64 {
+        self.revision
+    }
+}
+
+/// Reads all that a start would read, and says what it found.
+///
+/// # Errors
+/// The error that a start would end with, among them that a server has the directory open.
+pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenError> {
+    let opened = dir::open_read_only(&*fs, dir)?;
+    let Some(format) = &opened.format else {
+        return Err(OpenError::mismatch(
+            dir,
+            "it has no file `format`: no orlop finished making it, or the file is missing",
+        ));
+    };
+    // An empty store is at revision 1, as in etcd.
+    let mut counter = Counter { revision: 1 };
+    let found = recovery::read(
+        &*fs,
+        &opened.layout,
+        format,
+        Guards::default(),
+        &mut counter,
+    )?;
+    drop(opened.lock);
+    Ok(CheckReport {
+        dir: dir.to_owned(),
+        identity: format.identity.clone(),
+        snapshot_lsn: found.snapshot_lsn(),
+        snapshot_items: found.snapshot.as_ref().map_or(0, |s| s.items),
+        snapshot_bytes: found.snapshot.as_ref().map_or(0, |s| s.bytes),
+        segments: found.chain.len(),
+        frames: found.frames,
+        records: found.records,
+        last_lsn: found.end.lsn(),
+        revision: counter.revision,
+        closed: found.closed,
+        cut_short: found.cut_short,
+        warnings: found.warnings,
+    })
+}

@@ -1,0 +1,119 @@
+//! Frames: what one group commit writes.
+//!
+//! A frame starts on a page, so that it never shares one with a frame whose sync is under
+//! way, and is padded with zeros to the next. Its checksum covers header and payload, and
+//! starts from the directory's salt: bytes of another directory, of a recycled segment (the
+//! header names the segment, and segment ids never come twice) or of a user's value never
+//! pass for a frame. The header, little-endian:
+//!
+//! | at | bytes | what |
+//! |---|---|---|
+//! | 0 | 4 | magic |
+//! | 4 | 4 | CRC32C of all but itself |
+//! | 8 | 4 | payload bytes |
+//! | 12 | 4 | records |
+//! | 16 | 8 | segment id |
+//! | 24 | 8 | LSN, one a frame, +1 each |
+//! | 32 | 8 | mark: the highest LSN known synced when this was written |
+//! | 40 | 8 | the store's revision before this frame's records (seam for stamps) |
+//! | 48 | 4 | checksum of the frame before, a chain through all segments |
+//! | 52 | 4 | flags: 1 closes the log |
+//! | 56 | 8 | zero |
+
+use crate::Lsn;
+
+/// Frames and segment headers start on multiples of this many bytes.
+pub(crate) const PAGE: u64 = 4096;
+/// Bytes of a frame header.
+pub(crate) const HEADER: usize = 64;
+/// A frame's payload is at most this long: 1 GiB.
+pub(crate) const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
+const MAGIC: u32 = u32::from_le_bytes(*b"oFrm");
+/// The log was closed after this frame: nothing follows it in its segment.
+pub(crate) const FLAG_CLOSE: u32 = 1;
+
+/// A frame's header, less magic and checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    pub(crate) payload_bytes: u32,
+    pub(crate) records: u32,
+    pub(crate) segment: u64,
+    pub(crate) lsn: Lsn,
+    pub(crate) mark: Lsn,
+    pub(crate) revision_before: i64,
+    pub(crate) previous_crc: u32,
+    pub(crate) flags: u32,
+}
+
+impl FrameHeader {
+    /// Bytes that the frame takes in its segment, padding included.
+    pub(crate) fn frame_bytes(&self) -> u64 {
+        (HEADER as u64 + u64::from(self.payload_bytes)).next_multiple_of(PAGE)
+    }
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut raw = [0; 4];
+    raw.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(raw)
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut raw = [0; 8];
+    raw.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(raw)
+}
+
+/// The checksum's start for a directory.
+pub(crate) fn seed(salt: u64) -> u32 {
+    crc32c::crc32c(&salt.to_le_bytes())
+}
+
+fn checksum(salt: u64, frame: &[u8]) -> u32 {
+    let crc = crc32c::crc32c_append(seed(salt), &frame[..4]);
+    crc32c::crc32c_append(crc, &frame[8..])
+}
+
+/// Fills in the header of `frame`, whose payload starts at [`HEADER`]; returns its checksum.
+pub(crate) fn seal(frame: &mut [u8], header: &FrameHeader, salt: u64) -> u32 {
+    frame[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+    frame[8..12].copy_from_slice(&header.payload_bytes.to_le_bytes());
+    frame[12..16].copy_from_slice(&header.records.to_le_bytes());
+    frame[16..24].copy_from_slice(&header.segment.to_le_bytes());
+    frame[24..32].copy_from_slice(&header.lsn.to_le_bytes());
+    frame[32..40].copy_from_slice(&header.mark.to_le_bytes());
+    frame[40..48].copy_from_slice(&header.revision_before.to_le_bytes());
+    frame[48..52].copy_from_slice(&header.previous_crc.to_le_bytes());
+    frame[52..56].copy_from_slice(&header.flags.to_le_bytes());
+    frame[56..64].fill(0);
+    let crc = checksum(salt, frame);
+    frame[4..8].copy_from_slice(&crc.to_le_bytes());
+    crc
+}
+
+/// Reads a header if the bytes look like one of `segment`, with a length that fits into
+/// `room_bytes`. Only [`verify`] says whether it is one.
+pub(crate) fn peek(header: &[u8], segment: u64, room_bytes: u64) -> Option<FrameHeader> {
+    if header.len() < HEADER || u32_at(header, 0) != MAGIC || u64_at(header, 16) != segment {
+        return None;
+    }
+    let parsed = FrameHeader {
+        payload_bytes: u32_at(header, 8),
+        records: u32_at(header, 12),
+        segment,
+        lsn: u64_at(header, 24),
+        mark: u64_at(header, 32),
+        revision_before: u64_at(header, 40) as i64,
+        previous_crc: u32_at(header, 48),
+        flags: u32_at(header, 52),
+    };
+    let fits = HEADER as u64 + u64::from(parsed.payload_bytes) <= room_bytes
+        && u64::from(parsed.payload_bytes) <= MAX_PAYLOAD_BYTES;
+    fits.then_some(parsed)
+}
+
+/// The checksum that `frame` (header and payload, no padding) carries, if it is right.
+pub(crate) fn verify(frame: &[u8], salt: u64, check: bool) -> Option<u32> {
+    let stated = u32_at(frame, 4);
+    (!check || stated == checksum(salt, frame)).then_some(stated)
+}

@@ -1,0 +1,212 @@
+//! The operating system's file system.
+
+use super::{File, FileSystem, Kind, Lock, LockError, LockMode};
+use rustix::fs::FallocateFlags;
+use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The operating system's file system.
+#[derive(Clone, Debug, Default)]
+pub struct RealFs {
+    sync_delay: Duration,
+}
+
+impl RealFs {
+    /// The plain file system.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A fault option: every file sync takes this much longer, as on a slower disk.
+    /// For tests and benchmarks; the data is synced all the same.
+    pub fn with_sync_delay(mut self, delay: Duration) -> Self {
+        self.sync_delay = delay;
+        self
+    }
+
+    fn wrap(&self, file: fs::File) -> Arc<dyn File> {
+        Arc::new(RealFile {
+            file,
+            sync_delay: self.sync_delay,
+        })
+    }
+}
+
+struct RealFile {
+    file: fs::File,
+    sync_delay: Duration,
+}
+
+impl File for RealFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn allocate(&self, length_bytes: u64) -> io::Result<()> {
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, length_bytes)?;
+        Ok(())
+    }
+
+    fn truncate(&self, length_bytes: u64) -> io::Result<()> {
+        self.file.set_len(length_bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        if !self.sync_delay.is_zero() {
+            std::thread::sleep(self.sync_delay);
+        }
+        self.file.sync_data()
+    }
+}
+
+/// Held by the open file: the kernel drops it with the process, however that ends.
+struct RealLock {
+    _file: Option<fs::File>,
+}
+
+impl Lock for RealLock {}
+
+impl FileSystem for RealFs {
+    fn kind(&self, path: &Path) -> io::Result<Option<Kind>> {
+        match fs::metadata(path) {
+            Ok(meta) if meta.is_dir() => Ok(Some(Kind::Directory)),
+            Ok(meta) if meta.is_file() => Ok(Some(Kind::File(meta.len()))),
+            Ok(_) => Ok(Some(Kind::Other)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read_dir(&self, path: &Path) -> io::Result<Vec<String>> {
+        fs::read_dir(path)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(self.wrap(file))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn File>> {
+        Ok(self.wrap(OpenOptions::new().read(true).write(write).open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        fs::File::open(path)?.sync_all()
+    }
+
+    fn lock(&self, path: &Path, mode: LockMode, text: &str) -> Result<Box<dyn Lock>, LockError> {
+        let exclusive = mode == LockMode::Exclusive;
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(exclusive)
+            .create(exclusive)
+            .truncate(false)
+            .mode(0o600)
+            .open(path);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) if !exclusive && error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Box::new(RealLock { _file: None }));
+            }
+            Err(error) => return Err(LockError::Io(error)),
+        };
+        let locked = if exclusive {
+            file.try_lock()
+        } else {
+            file.try_lock_shared()
+        };
+        match locked {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = Read::by_ref(&mut file)
+                    .take(256)
+                    .read_to_string(&mut holder);
+                return Err(LockError::Held(holder.trim().to_owned()));
+            }
+            Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+        }
+        if exclusive {
+            // The text only helps a reader: no reason to refuse a start on a full disk.
+            let _ = file
+                .set_len(0)
+                .and_then(|()| file.write_all(text.as_bytes()));
+        }
+        Ok(Box::new(RealLock { _file: Some(file) }))
+    }
+}
+
+/// A sentence if `path` (or the nearest parent that exists) is on a file system that does
+/// not keep data through a power loss, or not under the rules that a journal needs.
+pub fn fs_warning(path: &Path) -> Option<String> {
+    let mut probe = path;
+    let kind = loop {
+        match rustix::fs::statfs(probe) {
+            Ok(stat) => break stat.f_type as u64,
+            Err(rustix::io::Errno::NOENT) => {
+                probe = probe.parent().unwrap_or(Path::new("/"));
+                if probe.as_os_str().is_empty() {
+                    probe = Path::new(".");
+                }
+            }
+            Err(_) => return None,
+        }
+    };
+    let place = path.display();
+    // Magic numbers of linux/magic.h; some types sign-extend, so compare 32 bits.
+    match kind & 0xffff_ffff {
+        0x0102_1994 | 0x8584_58f6 => Some(format!(
+            "{place} is in memory (tmpfs): everything in it is gone when the machine restarts; \
+             use a directory on a disk"
+        )),
+        0x794c_7630 => Some(format!(
+            "{place} is on an overlay file system, usually a container's own layer: it goes when \
+             the container is removed, and syncs may be slow; mount a volume there"
+        )),
+        kind => {
+            let name = match kind {
+                0x6969 => "NFS",
+                0xff53_4d42 | 0xfe53_4d42 | 0x517b => "SMB",
+                0x0102_1997 => "9p",
+                0x6573_5546 => "FUSE",
+                0x00c3_6400 => "Ceph",
+                _ => return None,
+            };
+            Some(format!(
+                "{place} is on a network or user-space file system ({name}): syncs and locks \
+                 depend on its server, and are often slow or weaker than on a disk; use a local disk"
+            ))
+        }
+    }
+}

@@ -1,0 +1,632 @@
+//! Reading a directory back: the latest snapshot, then the frames after it, in order.
+//!
+//! This only reads; [`crate::writer`] does what must be written before serving, and
+//! [`crate::check`] reports instead. Memory stays within one frame or snapshot block.
+//!
+//! **Where the log ends.** The first bad frame ends it, whatever follows, unless something
+//! says that this frame had been synced: a later frame's mark, a later segment's header
+//! (all before its first frame was synced when it was written), a snapshot at or after it.
+//! Then bytes that were on disk are gone, and the start is refused.
+//!
+//! **What does not belong.** A new segment is begun at every start. A segment names the one
+//! before it and its own first LSN, so frames left behind an end that was once found are
+//! passed over. Each frame carries the checksum of the one before it, through all segments,
+//! and a snapshot that of its frame: files of different histories do not join.
+//!
+//! Seams: a marker of what became visible (on tmpfs) would be compared with the end found
+//! here; stamps would replace the revision that a frame's records follow from; an open
+//! epoch would turn an untrusted end into a jump of the revision.
+
+use crate::dir::{self, Format, Layout};
+use crate::error::OpenError;
+use crate::frame::{self, FLAG_CLOSE, FrameHeader, HEADER, PAGE};
+use crate::fs::{File, FileSystem, read_full};
+use crate::record::{self, DecodeError};
+use crate::segment::{self, FirstPage, SegmentHeader};
+use crate::snapshot::{self, Snapshot};
+use crate::writer::Guards;
+use crate::{Lsn, Position};
+use engine::record::{Record, SnapshotItem, SnapshotMeta};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Takes what a journal holds, in order. An error ends the start with its text.
+pub trait Replay {
+    /// A snapshot begins; at most once, before everything else.
+    ///
+    /// # Errors
+    /// A sentence why the store does not take it.
+    fn snapshot(&mut self, meta: SnapshotMeta) -> Result<(), String>;
+    /// The next item of the snapshot.
+    ///
+    /// # Errors
+    /// A sentence why the store does not take it.
+    fn item(&mut self, item: SnapshotItem) -> Result<(), String>;
+    /// The snapshot was complete.
+    ///
+    /// # Errors
+    /// A sentence why the store does not take it.
+    fn end_of_snapshot(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+    /// The next record.
+    ///
+    /// # Errors
+    /// A sentence why the store does not take it.
+    fn record(&mut self, record: Record) -> Result<(), String>;
+    /// The store's revision now. Compared with what each frame says came before it.
+    fn revision(&self) -> i64;
+}
+
+/// Bytes read at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Reads a file front to back through a window of memory.
+struct Window {
+    file: Arc<dyn File>,
+    length: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    fn new(file: Arc<dyn File>) -> io::Result<Self> {
+        Ok(Window {
+            length: file.len()?,
+            file,
+            start: 0,
+            bytes: Vec::new(),
+        })
+    }
+
+    /// Up to `length` bytes from `offset`; fewer at the end of the file.
+    fn get(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
+        let end = self.start + self.bytes.len() as u64;
+        if offset < self.start || offset + length as u64 > end {
+            let left = self.length.saturating_sub(offset);
+            self.bytes
+                .resize(length.max(CHUNK_BYTES).min(left as usize), 0);
+            let n = read_full(&*self.file, &mut self.bytes, offset)?;
+            self.bytes.truncate(n);
+            self.start = offset;
+        }
+        let from = (offset - self.start) as usize;
+        let to = (from + length).min(self.bytes.len());
+        Ok(&self.bytes[from.min(to)..to])
+    }
+
+    /// The frame of `segment` at `offset` with its checksum and payload, if a good one is there.
+    fn frame(
+        &mut self,
+        offset: u64,
+        segment: u64,
+        format: &Format,
+        guards: Guards,
+    ) -> io::Result<Option<(FrameHeader, u32, &[u8])>> {
+        let room = self.length.saturating_sub(offset);
+        let Some(header) = frame::peek(self.get(offset, HEADER)?, segment, room) else {
+            return Ok(None);
+        };
+        let bytes = self.get(offset, HEADER + header.payload_bytes as usize)?;
+        if bytes.len() < HEADER + header.payload_bytes as usize {
+            return Ok(None);
+        }
+        let crc = frame::verify(bytes, format.salt, guards.checksum);
+        Ok(crc.map(|crc| (header, crc, &bytes[HEADER..])))
+    }
+
+    /// The first frame at `offset` or later that proves `lsn` synced.
+    fn find_mark(
+        &mut self,
+        mut offset: u64,
+        lsn: Lsn,
+        segment: u64,
+        format: &Format,
+        guards: Guards,
+    ) -> io::Result<Option<FrameHeader>> {
+        while offset < self.length {
+            offset += match self.frame(offset, segment, format, guards)? {
+                Some((header, ..)) if header.mark >= lsn => return Ok(Some(header)),
+                Some((header, ..)) => header.frame_bytes(),
+                None => PAGE,
+            };
+        }
+        Ok(None)
+    }
+}
+
+/// A segment file that a header was read from.
+pub(crate) struct Link {
+    pub(crate) header: SegmentHeader,
+    pub(crate) path: PathBuf,
+    pub(crate) file: Arc<dyn File>,
+    pub(crate) bytes: u64,
+    /// Last LSN in it, `first_lsn - 1` if it has none. Set by the replay.
+    pub(crate) last_lsn: Lsn,
+}
+
+/// A frame that nothing later proves synced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TailFrame {
+    /// Index in [`Recovered::chain`].
+    pub(crate) link: usize,
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    pub(crate) lsn: Lsn,
+}
+
+/// What was found.
+pub(crate) struct Recovered {
+    /// The segments that were read, in order; at least one.
+    pub(crate) chain: Vec<Link>,
+    /// Segments that the snapshot made superfluous.
+    pub(crate) superseded: Vec<u64>,
+    /// Segments without a header after the log's end: made ahead, or torn by a power loss.
+    pub(crate) unused: Vec<u64>,
+    pub(crate) files: dir::LogFiles,
+    pub(crate) snapshot: Option<Snapshot>,
+    pub(crate) snapshots: Vec<Lsn>,
+    pub(crate) snapshot_leftovers: Vec<PathBuf>,
+    pub(crate) tail: Vec<TailFrame>,
+    pub(crate) end: Position,
+    /// Where in the last segment the log ends.
+    pub(crate) end_offset: u64,
+    pub(crate) frames: u64,
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+    pub(crate) closed: bool,
+    pub(crate) cut_short: Option<String>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Recovered {
+    pub(crate) fn snapshot_lsn(&self) -> Lsn {
+        self.snapshot.as_ref().map_or(0, |s| s.header.lsn)
+    }
+}
+
+/// Reads everything, feeding `store`.
+pub(crate) fn read(
+    fs: &dyn FileSystem,
+    layout: &Layout,
+    format: &Format,
+    guards: Guards,
+    store: &mut dyn Replay,
+) -> Result<Recovered, OpenError> {
+    for sub in [&layout.log, &layout.snap] {
+        if fs
+            .kind(sub)
+            .map_err(OpenError::io("look at", sub))?
+            .is_none()
+        {
+            return Err(OpenError::mismatch(
+                sub,
+                "it is missing: restore a copy of the whole data directory",
+            ));
+        }
+    }
+    let files = dir::list_log(fs, layout)?;
+    let (mut started, unused, damaged) = read_headers(fs, layout, format, &files.segments)?;
+    let (snapshots, snapshot_leftovers) =
+        snapshot::list(fs, layout).map_err(OpenError::io("list", &layout.snap))?;
+    let mut warnings = Vec::new();
+    let (snapshot, first) = choose_snapshot(
+        fs,
+        layout,
+        format,
+        &snapshots,
+        &started,
+        &damaged,
+        &mut warnings,
+    )?;
+    let superseded = started.drain(..first).map(|link| link.header.id).collect();
+    let mut found = Recovered {
+        chain: started,
+        superseded,
+        unused,
+        files,
+        snapshot,
+        snapshots,
+        snapshot_leftovers,
+        tail: Vec::new(),
+        end: Position::default(),
+        end_offset: PAGE,
+        frames: 0,
+        records: 0,
+        bytes: 0,
+        closed: false,
+        cut_short: None,
+        warnings,
+    };
+    check_chain(layout, &found.chain, &damaged)?;
+    if let Some(snapshot) = &found.snapshot {
+        snapshot.load(store)?;
+    }
+    Replayer {
+        fs,
+        layout,
+        format,
+        guards,
+        store,
+    }
+    .run(&mut found, &damaged)?;
+    Ok(found)
+}
+
+/// Reads every segment's first page: those in use by id, those unused, those damaged.
+fn read_headers(
+    fs: &dyn FileSystem,
+    layout: &Layout,
+    format: &Format,
+    ids: &[u64],
+) -> Result<(Vec<Link>, Vec<u64>, Vec<u64>), OpenError> {
+    let (mut started, mut unused, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+    for &id in ids {
+        let path = segment::path(&layout.log, id);
+        let read = || -> io::Result<_> {
+            let file = fs.open(&path, false)?;
+            let mut page = vec![0; PAGE as usize];
+            let n = read_full(&*file, &mut page, 0)?;
+            page.truncate(n);
+            let bytes = file.len()?;
+            Ok((file, page, bytes))
+        };
+        let (file, page, bytes) = read().map_err(OpenError::io("read", &path))?;
+        match segment::parse(&page, format.salt) {
+            FirstPage::Unused => unused.push(id),
+            FirstPage::Damaged => damaged.push(id),
+            FirstPage::UnknownVersion(version) => {
+                return Err(OpenError::UnknownVersion {
+                    path,
+                    found: version.to_string(),
+                    known: segment::VERSION,
+                });
+            }
+            FirstPage::Header(header) => {
+                if header.id != id || header.cluster_id != format.identity.cluster_id {
+                    return Err(OpenError::mismatch(
+                        &path,
+                        format!(
+                            "it is segment {} of cluster {:016x}, and its name or its directory \
+                             says otherwise: it was renamed, copied while orlop was running, or \
+                             comes from another directory; restore a copy of the whole directory",
+                            header.id, header.cluster_id
+                        ),
+                    ));
+                }
+                started.push(Link {
+                    last_lsn: header.first_lsn - 1,
+                    header,
+                    path,
+                    file,
+                    bytes,
+                });
+            }
+        }
+    }
+    Ok((started, unused, damaged))
+}
+
+/// The newest snapshot that is whole and that the log joins, and the index of the first
+/// segment needed with it.
+fn choose_snapshot(
+    fs: &dyn FileSystem,
+    layout: &Layout,
+    format: &Format,
+    snapshots: &[Lsn],
+    started: &[Link],
+    damaged: &[u64],
+    warnings: &mut Vec<String>,
+) -> Result<(Option<Snapshot>, usize), OpenError> {
+    let first_for = |lsn: Lsn| started.iter().rposition(|l| l.header.first_lsn <= lsn + 1);
+    let mut first_error = None;
+    for &lsn in snapshots.iter().rev() {
+        let path = snapshot::path(&layout.snap, lsn);
+        match snapshot::open(fs, &path) {
+            Ok(found)
+                if found.header.lsn != lsn
+                    || found.header.cluster_id != format.identity.cluster_id =>
+            {
+                return Err(OpenError::mismatch(
+                    path,
+                    "it was renamed, or comes from another directory; restore a copy of the whole \
+                     directory",
+                ));
+            }
+            Ok(found) => {
+                if let Some(first) = first_for(lsn) {
+                    return Ok((Some(found), first));
+                }
+            }
+            Err(error @ OpenError::Damaged(_)) => {
+                warnings.push(format!("passed over a snapshot: {error}"));
+                first_error.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match (first_for(0), first_error) {
+        (Some(first), _) => Ok((None, first)),
+        (None, Some(error)) => Err(error),
+        (None, None) => {
+            let reach = snapshots.last().map_or_else(
+                || "there is no snapshot".to_owned(),
+                |lsn| format!("the newest snapshot ends with frame {lsn}"),
+            );
+            let log = started.first().map_or_else(
+                || {
+                    if damaged.is_empty() {
+                        "there is no segment in use".to_owned()
+                    } else {
+                        "no segment has a readable header".to_owned()
+                    }
+                },
+                |link| format!("the log begins with frame {}", link.header.first_lsn),
+            );
+            Err(OpenError::mismatch(
+                &layout.dir,
+                format!(
+                    "{reach}, but {log}: files are missing; restore a copy of the whole directory, \
+                     made while orlop was stopped"
+                ),
+            ))
+        }
+    }
+}
+
+/// Every segment has to follow the one before it.
+fn check_chain(layout: &Layout, chain: &[Link], damaged: &[u64]) -> Result<(), OpenError> {
+    for pair in chain.windows(2) {
+        let (before, after) = (&pair[0].header, &pair[1].header);
+        if after.previous == before.id && after.first_lsn >= before.first_lsn {
+            continue;
+        }
+        let lost = format!(
+            "frames from {} to {}",
+            before.first_lsn,
+            after.first_lsn - 1
+        );
+        if damaged.contains(&after.previous) {
+            let path = segment::path(&layout.log, after.previous);
+            return Err(OpenError::damaged(
+                path,
+                0,
+                "the segment's header cannot be read",
+                lost,
+            ));
+        }
+        return Err(OpenError::mismatch(
+            &pair[1].path,
+            format!(
+                "it follows segment {}, and the segment before it here is {} ({lost} may be \
+                 missing): a segment is missing, or old and new files are mixed; restore a copy of \
+                 the whole directory, made while orlop was stopped",
+                after.previous, before.id
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Why a frame's records were not taken.
+struct Refusal(String);
+
+impl From<DecodeError> for Refusal {
+    fn from(error: DecodeError) -> Self {
+        Refusal(error.to_string())
+    }
+}
+
+struct Replayer<'a> {
+    fs: &'a dyn FileSystem,
+    layout: &'a Layout,
+    format: &'a Format,
+    guards: Guards,
+    store: &'a mut dyn Replay,
+}
+
+impl Replayer<'_> {
+    fn run(&mut self, found: &mut Recovered, damaged: &[u64]) -> Result<(), OpenError> {
+        let snapshot_lsn = found.snapshot_lsn();
+        // What is known synced from outside the frames.
+        let mut synced = found.snapshots.last().copied().unwrap_or(0);
+        let first = found.chain[0].header;
+        let mut crc = first.previous_crc;
+        let mut expected = first.first_lsn;
+        let mut end_offset = PAGE;
+        if first.first_lsn == snapshot_lsn + 1 {
+            self.check_snapshot_joins(found, crc)?;
+        }
+        for index in 0..found.chain.len() {
+            let link = &found.chain[index];
+            let (id, path) = (link.header.id, link.path.clone());
+            if link.header.first_lsn != expected || link.header.previous_crc != crc {
+                return Err(OpenError::mismatch(
+                    path,
+                    format!(
+                        "it does not continue the segment before it (its first frame is {}, the \
+                         next would be {expected}): old and new files are mixed; restore a copy of \
+                         the whole directory, made while orlop was stopped",
+                        link.header.first_lsn
+                    ),
+                ));
+            }
+            synced = synced.max(expected - 1);
+            let next = found.chain.get(index + 1).map(|link| link.header.first_lsn);
+            let mut window =
+                Window::new(link.file.clone()).map_err(OpenError::io("read", &path))?;
+            let mut offset = PAGE;
+            found.closed = false;
+            // Frames at and after the next segment's first were once found to be no part
+            // of the log.
+            while next != Some(expected) {
+                let frame = window
+                    .frame(offset, id, self.format, self.guards)
+                    .map_err(OpenError::io("read", &path))?;
+                let Some((header, frame_crc, payload)) =
+                    frame.filter(|(header, ..)| header.lsn == expected)
+                else {
+                    break;
+                };
+                if header.previous_crc != crc {
+                    return Err(OpenError::mismatch(
+                        path,
+                        format!(
+                            "frame {expected} at offset {offset} belongs to another history than \
+                             the frame before it; restore a copy of the whole directory"
+                        ),
+                    ));
+                }
+                if header.lsn > snapshot_lsn {
+                    apply(self.store, &header, payload).map_err(|Refusal(reason)| {
+                        OpenError::Replay {
+                            path: path.clone(),
+                            offset,
+                            lsn: expected,
+                            reason,
+                        }
+                    })?;
+                    found.frames += 1;
+                    found.records += u64::from(header.records);
+                    found.bytes += header.frame_bytes();
+                }
+                crc = frame_crc;
+                if header.lsn == snapshot_lsn {
+                    self.check_snapshot_joins(found, crc)?;
+                }
+                synced = synced.max(header.mark);
+                let bytes = header.frame_bytes();
+                found.tail.push(TailFrame {
+                    link: index,
+                    offset,
+                    bytes,
+                    lsn: header.lsn,
+                });
+                found.tail.retain(|tail| tail.lsn > synced);
+                found.closed = header.flags & FLAG_CLOSE != 0;
+                found.chain[index].last_lsn = expected;
+                expected += 1;
+                offset += bytes;
+            }
+            let unexpected = match next {
+                Some(next) if next == expected => None,
+                Some(next) => Some(next - 1),
+                None if synced >= expected => Some(synced),
+                None if found.closed || !self.guards.mark => None,
+                None => window
+                    .find_mark(offset, expected, id, self.format, self.guards)
+                    .map_err(OpenError::io("read", &path))?
+                    .map(|header| header.mark),
+            };
+            if let Some(last) = unexpected {
+                return Err(self.lost(found, path, offset, expected, last));
+            }
+            end_offset = offset;
+        }
+        let last = found.chain.len() - 1;
+        self.look_beyond(found, damaged, expected, end_offset)?;
+        found.cut_short = cut_short(&found.chain[last], end_offset, expected, found.closed)
+            .map_err(OpenError::io("read", &found.chain[last].path))?;
+        found.tail.retain(|tail| tail.lsn > synced);
+        found.end_offset = end_offset;
+        found.end = Position {
+            lsn: expected - 1,
+            crc,
+            cluster_id: self.format.identity.cluster_id,
+            bytes: found.bytes,
+        };
+        Ok(())
+    }
+
+    /// Segments after the last that has a header: anything in them that proves the log longer?
+    fn look_beyond(
+        &self,
+        found: &mut Recovered,
+        damaged: &[u64],
+        expected: Lsn,
+        end_offset: u64,
+    ) -> Result<(), OpenError> {
+        let last = &found.chain[found.chain.len() - 1];
+        let (last_id, last_path) = (last.header.id, last.path.clone());
+        let mut beyond = found.unused.clone();
+        beyond.extend_from_slice(damaged);
+        for id in beyond
+            .into_iter()
+            .filter(|id| *id > last_id && self.guards.mark)
+        {
+            let path = segment::path(&self.layout.log, id);
+            let mark = self
+                .fs
+                .open(&path, false)
+                .and_then(Window::new)
+                .and_then(|mut w| w.find_mark(PAGE, expected, id, self.format, self.guards))
+                .map_err(OpenError::io("read", &path))?;
+            if let Some(header) = mark {
+                let first_page = if damaged.contains(&id) {
+                    (path, 0)
+                } else {
+                    (last_path, end_offset)
+                };
+                return Err(self.lost(found, first_page.0, first_page.1, expected, header.mark));
+            }
+        }
+        found.unused.extend(damaged);
+        found.unused.sort_unstable();
+        Ok(())
+    }
+
+    fn lost(&self, found: &Recovered, path: PathBuf, offset: u64, from: Lsn, to: Lsn) -> OpenError {
+        let covered = found.snapshot_lsn();
+        let note = if to <= covered {
+            format!(" (a snapshot has what was in them, up to frame {covered})")
+        } else {
+            String::new()
+        };
+        OpenError::damaged(
+            path,
+            offset,
+            format!("frame {from} should be here and was on disk once"),
+            format!("frames {from} to {to} at least, and all acknowledged after them{note}"),
+        )
+    }
+
+    fn check_snapshot_joins(&self, found: &Recovered, crc: u32) -> Result<(), OpenError> {
+        let Some(snapshot) = found.snapshot.as_ref().filter(|s| s.header.crc != crc) else {
+            return Ok(());
+        };
+        Err(OpenError::mismatch(
+            &snapshot.path,
+            "the snapshot and the log come from different histories: old and new files are mixed; \
+             restore a copy of the whole directory, made while orlop was stopped",
+        ))
+    }
+}
+
+fn apply(store: &mut dyn Replay, header: &FrameHeader, payload: &[u8]) -> Result<(), Refusal> {
+    let revision = store.revision();
+    if revision != header.revision_before {
+        return Err(Refusal(format!(
+            "it was written at revision {}, and the store is at revision {revision}",
+            header.revision_before
+        )));
+    }
+    record::decode_all(payload, header.records, |record| {
+        store.record(record).map_err(Refusal)
+    })
+}
+
+/// A sentence if there is more than zeros where the next frame would be.
+fn cut_short(last: &Link, offset: u64, expected: Lsn, closed: bool) -> io::Result<Option<String>> {
+    let mut page = vec![0; PAGE as usize];
+    let n = read_full(&*last.file, &mut page, offset)?;
+    let ours = n >= HEADER && frame::peek(&page[..n], last.header.id, u64::MAX).is_some();
+    Ok((ours && !closed).then(|| {
+        format!(
+            "the log ends with frame {} in {} at offset {offset}; what follows was being written \
+             when the process or the machine stopped, and nobody was told that it was stored",
+            expected - 1,
+            last.path.display()
+        )
+    }))
+}

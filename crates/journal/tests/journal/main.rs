@@ -1,0 +1,4 @@
+//! Tests of the journal through its public face, on the simulated and the real file system.
+
+mod basic;
+mod support;
