@@ -1,1 +1,4 @@
 //! End-to-end tests of orlop with real clients.
+
+pub mod differential;
+pub mod kube;

@@ -1,0 +1,274 @@
+//! kube-apiserver, kube-controller-manager and kube-scheduler as child processes.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::api::Api;
+use super::pki::{Authority, Pair, write_key};
+use super::proc::{Process, free_port};
+use super::store::Store;
+use super::{Result, binaries, ensure};
+
+/// A debug-built store, two cores and a cold cache are no excuse beyond this.
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long a component may take to end after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a panic looks like in a component's log, recovered from or not.
+const PANIC_SIGNS: [&str; 3] = [
+    "Observed a panic",
+    "panicked: true",
+    "Cache consistency check failed",
+];
+/// Users that the apiservers know by token: name and groups.
+const USERS: [(&str, &str); 3] = [
+    ("admin", "system:masters"),
+    ("system:kube-controller-manager", ""),
+    ("system:kube-scheduler", ""),
+];
+
+/// A kube-apiserver.
+#[derive(Debug)]
+pub struct ApiServer {
+    name: String,
+    port: u16,
+    number: usize,
+    process: Option<Process>,
+    /// Its API, as a user who may do everything.
+    pub api: Arc<Api>,
+}
+
+/// A control plane on a store. Its parts end when it is dropped.
+#[derive(Debug)]
+pub struct ControlPlane {
+    dir: PathBuf,
+    binaries: PathBuf,
+    authority: Authority,
+    serving: Pair,
+    store_flags: Vec<String>,
+    /// Its apiservers; controllers talk to the first.
+    pub apiservers: Vec<ApiServer>,
+    /// kube-controller-manager and kube-scheduler, by name.
+    components: Vec<(String, Process)>,
+}
+
+fn token(user: &str) -> String {
+    format!("token-of-{}", user.replace(':', "-"))
+}
+
+impl ControlPlane {
+    /// Prepares a control plane of the pinned set `set` (`kube-1.37`) on `store`,
+    /// and starts one apiserver with `flags` beside its defaults.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub async fn start(dir: &Path, set: &str, store: &Store, flags: &[&str]) -> Result<Self> {
+        let authority = Authority::new(dir, "kubernetes")?;
+        let serving = authority.sign("kube-apiserver")?;
+        write_key(&dir.join("service-account.key"))?;
+        let tokens: String = USERS
+            .iter()
+            .map(|(user, groups)| format!("{},{user},{user},\"{groups}\"\n", token(user)))
+            .collect();
+        std::fs::write(dir.join("tokens.csv"), tokens)?;
+        let mut store_flags = vec![format!("--etcd-servers={}", store.url())];
+        if let Some(tls) = store.tls() {
+            store_flags.push(format!("--etcd-cafile={}", tls.ca.display()));
+            if let Some(client) = &tls.client {
+                store_flags.push(format!("--etcd-certfile={}", client.cert.display()));
+                store_flags.push(format!("--etcd-keyfile={}", client.key.display()));
+            }
+        }
+        let mut plane = Self {
+            dir: dir.to_owned(),
+            binaries: binaries(set)?,
+            authority,
+            serving,
+            store_flags,
+            apiservers: Vec::new(),
+            components: Vec::new(),
+        };
+        plane.add_apiserver(flags).await?;
+        Ok(plane)
+    }
+
+    /// Starts one more apiserver on the same store and waits until it is ready.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub async fn add_apiserver(&mut self, flags: &[&str]) -> Result<()> {
+        let number = self.apiservers.len() + 1;
+        let port = free_port()?;
+        let api = Arc::new(Api::new(port, &self.authority.cert, &token("admin"))?);
+        let name = format!("kube-apiserver-{number}");
+        self.apiservers.push(ApiServer {
+            name,
+            port,
+            number,
+            process: None,
+            api,
+        });
+        self.start_apiserver(number - 1, flags).await
+    }
+
+    /// Stops an apiserver with SIGTERM and starts it again with other flags.
+    ///
+    /// # Errors
+    /// If it does not end, or does not become ready.
+    pub async fn restart_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
+        if let Some(mut process) = self.apiservers[index].process.take() {
+            process.terminate(STOP_TIMEOUT)?;
+        }
+        self.start_apiserver(index, flags).await
+    }
+
+    async fn start_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
+        let dir = &self.dir;
+        let server = &mut self.apiservers[index];
+        let file = |name: &str| dir.join(name).display().to_string();
+        let key = file("service-account.key");
+        let mut command = Command::new(self.binaries.join("kube-apiserver"));
+        command
+            .env("KUBE_WATCHCACHE_CONSISTENCY_CHECKER", "true")
+            .args(&self.store_flags)
+            .arg(format!("--secure-port={}", server.port))
+            .arg("--bind-address=127.0.0.1")
+            // An endpoint address may not be loopback; nobody connects to this one.
+            .arg(format!("--advertise-address=192.0.2.{}", server.number))
+            .arg(format!("--tls-cert-file={}", self.serving.cert.display()))
+            .arg(format!(
+                "--tls-private-key-file={}",
+                self.serving.key.display()
+            ))
+            .arg(format!(
+                "--client-ca-file={}",
+                self.authority.cert.display()
+            ))
+            .arg(format!("--token-auth-file={}", file("tokens.csv")))
+            .arg("--authorization-mode=Node,RBAC")
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(format!("--service-account-key-file={key}.pub"))
+            .arg(format!("--service-account-signing-key-file={key}"))
+            .arg("--service-cluster-ip-range=10.96.0.0/16")
+            .args(flags);
+        let mut process = Process::start(&server.name, dir, &mut command)?;
+        let began = Instant::now();
+        loop {
+            process.check_running()?;
+            if matches!(server.api.client().page("/readyz").await, Ok((200, _))) {
+                break;
+            }
+            ensure(began.elapsed() < READY_TIMEOUT, || {
+                format!(
+                    "{} is not ready; its log ends:\n{}",
+                    server.name,
+                    process.tail()
+                )
+            })?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        server.process = Some(process);
+        Ok(())
+    }
+
+    /// Starts a component called `program` under `name`: kube-controller-manager
+    /// or kube-scheduler, with the flags kubeadm gives it.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_component(&mut self, program: &str, name: &str) -> Result<()> {
+        let kubeconfig = self.write_kubeconfig(&format!("system:{program}"))?;
+        let mut command = Command::new(self.binaries.join(program));
+        command
+            .arg(format!("--kubeconfig={}", kubeconfig.display()))
+            .arg(format!(
+                "--authentication-kubeconfig={}",
+                kubeconfig.display()
+            ))
+            .arg(format!(
+                "--authorization-kubeconfig={}",
+                kubeconfig.display()
+            ))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--secure-port={}", free_port()?))
+            .arg("--leader-elect=true");
+        if program == "kube-controller-manager" {
+            command
+                .arg("--use-service-account-credentials=true")
+                .arg(format!("--root-ca-file={}", self.authority.cert.display()))
+                .arg(format!(
+                    "--service-account-private-key-file={}",
+                    self.dir.join("service-account.key").display()
+                ));
+        }
+        let process = Process::start(name, &self.dir, &mut command)?;
+        self.components.push((name.to_owned(), process));
+        Ok(())
+    }
+
+    /// Stops a component with SIGTERM.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn stop_component(&mut self, name: &str) -> Result<()> {
+        if let Some(at) = self.components.iter().position(|(found, _)| found == name) {
+            self.components.remove(at).1.terminate(STOP_TIMEOUT)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a kubeconfig for `user` and returns its path.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_kubeconfig(&self, user: &str) -> Result<PathBuf> {
+        // JSON is YAML.
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{ "name": "test", "cluster": {
+                "server": format!("https://127.0.0.1:{}", self.apiservers[0].port),
+                "certificate-authority": self.authority.cert,
+            }}],
+            "users": [{ "name": user, "user": { "token": token(user) } }],
+            "contexts": [{ "name": "test", "context": { "cluster": "test", "user": user } }]
+        });
+        let path = self
+            .dir
+            .join(format!("{}.kubeconfig", user.replace(':', "-")));
+        std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
+        Ok(path)
+    }
+
+    /// The first apiserver's API.
+    #[must_use]
+    pub fn api(&self) -> Arc<Api> {
+        Arc::clone(&self.apiservers[0].api)
+    }
+
+    /// Fails if a program has ended, or if an apiserver's log has a panic: the
+    /// consistency checker of its watch cache speaks that way.
+    ///
+    /// # Errors
+    /// With what was found.
+    pub fn check_running(&mut self) -> Result<()> {
+        let servers = self
+            .apiservers
+            .iter_mut()
+            .filter_map(|server| server.process.as_mut());
+        for process in servers.chain(self.components.iter_mut().map(|(_, process)| process)) {
+            process.check_running()?;
+            let log = std::fs::read(process.log())?;
+            let log = String::from_utf8_lossy(&log);
+            let found = log.lines().find(|line| {
+                line.starts_with("panic:") || PANIC_SIGNS.iter().any(|sign| line.contains(sign))
+            });
+            ensure(found.is_none(), || {
+                format!("{}: {}", process.log().display(), found.unwrap_or_default())
+            })?;
+        }
+        Ok(())
+    }
+}

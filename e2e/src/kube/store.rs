@@ -1,0 +1,261 @@
+//! The store under a control plane: orlop, or a real etcd to compare with.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::etcdctl::Etcdctl;
+use super::http::Client;
+use super::metrics::Metrics;
+use super::pki::Pair;
+use super::proc::{Process, free_port};
+use super::{Result, binaries, ensure, fail};
+
+/// How long a store may take to become ready. A real etcd with a new directory
+/// needs a second or two, its election included.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a store may take to end after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Which program is the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The pinned etcd.
+    Etcd,
+    /// The orlop built from this checkout.
+    Orlop,
+}
+
+impl Kind {
+    /// The store a test is about: orlop, unless `ORLOP_E2E_STORE` is `etcd`, which
+    /// shows whether a failure is the test's or orlop's.
+    ///
+    /// # Errors
+    /// If the variable has another value.
+    pub fn under_test() -> Result<Self> {
+        match std::env::var("ORLOP_E2E_STORE").as_deref() {
+            Err(_) | Ok("orlop") => Ok(Self::Orlop),
+            Ok("etcd") => Ok(Self::Etcd),
+            Ok(other) => fail(format!(
+                "ORLOP_E2E_STORE={other}: neither `orlop` nor `etcd`"
+            )),
+        }
+    }
+
+    /// The program's file.
+    ///
+    /// # Errors
+    /// If it is not built, with what to run.
+    pub fn program(self) -> Result<PathBuf> {
+        match self {
+            Self::Etcd => Ok(binaries("etcd")?.join("etcd")),
+            Self::Orlop => {
+                let exe = std::env::current_exe()?;
+                let target = exe.parent().and_then(Path::parent);
+                let program = match std::env::var_os("ORLOP_E2E_ORLOP") {
+                    Some(path) => PathBuf::from(path),
+                    None => target.unwrap_or(Path::new(".")).join("orlop"),
+                };
+                ensure(program.is_file(), || {
+                    format!(
+                        "{} is not there: run `cargo build -p orlop` with the profile of the \
+                         tests, or set ORLOP_E2E_ORLOP",
+                        program.display()
+                    )
+                })?;
+                Ok(program)
+            }
+        }
+    }
+}
+
+/// TLS of a store's client port.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The server's certificate and key.
+    pub server: Pair,
+    /// The authority that clients check the server with.
+    pub ca: PathBuf,
+    /// The certificate clients show; with it the server demands one.
+    pub client: Option<Pair>,
+}
+
+/// A store process with its data directory and port, which outlive its restarts.
+#[derive(Debug)]
+pub struct Store {
+    kind: Kind,
+    name: String,
+    dir: PathBuf,
+    port: u16,
+    metrics_port: u16,
+    peer_port: u16,
+    tls: Option<Tls>,
+    extra: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Store {
+    /// Starts a store called `name` with its data and log below `dir`, and waits
+    /// until it is ready. `extra` are more flags, in etcd's spelling.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub async fn start(
+        kind: Kind,
+        name: &str,
+        dir: &Path,
+        tls: Option<Tls>,
+        extra: &[&str],
+    ) -> Result<Self> {
+        let mut store = Self {
+            kind,
+            name: name.to_owned(),
+            dir: dir.to_owned(),
+            port: free_port()?,
+            metrics_port: free_port()?,
+            peer_port: free_port()?,
+            tls,
+            extra: extra.iter().map(ToString::to_string).collect(),
+            process: None,
+        };
+        store.start_again().await?;
+        Ok(store)
+    }
+
+    /// Starts the program again after [`Store::stop`] or [`Store::kill`], with the
+    /// same data and port, and waits until it is ready. Returns how long that took.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub async fn start_again(&mut self) -> Result<Duration> {
+        let began = Instant::now();
+        let mut process = Process::start(&self.name, &self.dir, &mut self.command()?)?;
+        let client = Client::plain(self.metrics_port);
+        loop {
+            process.check_running()?;
+            if matches!(client.page("/readyz").await, Ok((200, _))) {
+                break;
+            }
+            ensure(began.elapsed() < START_TIMEOUT, || {
+                format!(
+                    "{} is not ready; its log ends:\n{}",
+                    self.name,
+                    process.tail()
+                )
+            })?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.process = Some(process);
+        Ok(began.elapsed())
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut command = Command::new(self.kind.program()?);
+        if self.kind == Kind::Orlop {
+            command.arg("serve");
+        }
+        let url = self.url();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        command
+            .arg(format!("--name={}", self.name))
+            .arg(format!(
+                "--data-dir={}",
+                self.dir.join(format!("{}-data", self.name)).display()
+            ))
+            .arg(format!("--listen-client-urls={url}"))
+            .arg(format!("--advertise-client-urls={url}"))
+            .arg(format!(
+                "--listen-metrics-urls=http://127.0.0.1:{}",
+                self.metrics_port
+            ))
+            .arg(format!("--listen-peer-urls={peer}"))
+            .arg(format!("--initial-advertise-peer-urls={peer}"))
+            .arg(format!("--initial-cluster={}={peer}", self.name));
+        if let Some(tls) = &self.tls {
+            command
+                .arg(format!("--cert-file={}", tls.server.cert.display()))
+                .arg(format!("--key-file={}", tls.server.key.display()));
+            if tls.client.is_some() {
+                command
+                    .arg("--client-cert-auth")
+                    .arg(format!("--trusted-ca-file={}", tls.ca.display()));
+            }
+        }
+        command.args(&self.extra);
+        Ok(command)
+    }
+
+    /// Which program it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Its client URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// Its TLS files, if it uses TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
+    /// Port of its plain HTTP pages.
+    #[must_use]
+    pub fn metrics_port(&self) -> u16 {
+        self.metrics_port
+    }
+
+    /// etcdctl, set up for this store.
+    ///
+    /// # Errors
+    /// If etcdctl is not built.
+    pub fn etcdctl(&self) -> Result<Etcdctl> {
+        Etcdctl::new(&self.url(), self.tls.as_ref())
+    }
+
+    /// Its metrics now.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        let (status, text) = Client::plain(self.metrics_port).page("/metrics").await?;
+        ensure(status == 200, || {
+            format!("{} /metrics: HTTP {status}", self.name)
+        })?;
+        Ok(Metrics::new(text))
+    }
+
+    /// Fails if the program has ended by itself.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn check_running(&mut self) -> Result<()> {
+        match &mut self.process {
+            Some(process) => process.check_running(),
+            None => fail(format!("{} was stopped", self.name)),
+        }
+    }
+
+    /// Stops it with SIGTERM; it must exit by itself.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.terminate(STOP_TIMEOUT).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Kills it with SIGKILL, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+}
