@@ -22,10 +22,14 @@ The column *whose* says:
 
 A series with labels appears when it is first used, as in etcd, except
 `grpc_server_*`, which are there for every method from the start, and
-`etcd_debugging_server_alarms`. etcd's `go_*`, `promhttp_*`,
-`etcd_network_peer_*`, `etcd_grpc_proxy_*`, `etcd_debugging_store_*` and
-`etcd_server_feature_enabled` have nothing here that they could tell, and are
-left out.
+`etcd_debugging_server_alarms`.
+
+Left out, because there is nothing here that they could tell: etcd's `go_*`,
+`promhttp_*`, `etcd_network_peer_*` and other series of peers and learners,
+`etcd_grpc_proxy_*`, `etcd_debugging_store_*`, `etcd_debugging_auth_revision`,
+`etcd_debugging_disk_backend_commit_*`,
+`etcd_debugging_snap_save_marshalling_duration_seconds`,
+`etcd_server_go_version` and `etcd_server_feature_enabled`.
 
 | series | type | labels | whose | meaning |
 |---|---|---|---|---|

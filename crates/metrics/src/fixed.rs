@@ -131,13 +131,13 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         "etcd_server_quota_backend_bytes",
         Etcd,
         |i| i.quota_bytes as f64,
-        "The quota in force, in bytes; 0 if there is none.",
+        "The quota in force, in bytes; a number that is never reached if there is none.",
     );
     r.input(
         "etcd_mvcc_db_total_size_in_bytes",
         Equivalent,
         |i| i.db_total_bytes as f64,
-        "The bytes that the quota is compared with; the same as Status.dbSize.",
+        "Memory of data and history together; the same as Status.dbSize. NOSPACE is raised when data alone is over the quota.",
     );
     r.input(
         "etcd_mvcc_db_total_size_in_use_in_bytes",
@@ -212,6 +212,27 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
     );
     family.done();
 
+    r.input(
+        "orlop_connections",
+        Orlop,
+        |i| i.connections as f64,
+        "Client connections that are open.",
+    );
+    let mut family = r.family(
+        "orlop_connections_refused_total",
+        Kind::Counter,
+        &[],
+        Orlop,
+        "Connections closed at once because --max-connections were open.",
+    );
+    family.sample(&[], Source::Input(|i| i.connections_refused as f64));
+    family.done();
+    r.input(
+        "orlop_waiting_operations",
+        Orlop,
+        |i| i.waiting_operations as f64,
+        "Calls that wait for another call's write to their keys.",
+    );
     r.input(
         "orlop_leases",
         Orlop,

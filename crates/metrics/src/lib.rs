@@ -197,14 +197,8 @@ pub struct Metrics {
     /// `etcd_server_healthcheck` and `etcd_server_healthchecks_total`
     pub healthchecks: Healthchecks,
 
-    /// `orlop_connections`
-    pub connections: Gauge,
     /// `orlop_streams`
     pub streams: Gauge,
-    /// `orlop_waiting_operations`
-    pub waiting_operations: Gauge,
-    /// `orlop_connections_refused_total`
-    pub connections_refused: Counter,
     /// `orlop_history_compactions_forced_total`
     pub history_compactions_forced: Counter,
     /// `orlop_watches_cancelled_slow_total`
@@ -294,7 +288,7 @@ impl Metrics {
             proposals_failed: r.counter(
                 "etcd_server_proposals_failed_total",
                 Equivalent,
-                "Writes that could not be made durable, because a write or sync of the journal failed.",
+                "Writes that could not be made durable: the journal had no room, or a write or sync of it failed.",
             ),
             leader_changes: r.counter(
                 "etcd_server_leader_changes_seen_total",
@@ -481,21 +475,10 @@ impl Metrics {
             ),
             healthchecks: Healthchecks::declare(r),
 
-            connections: r.gauge("orlop_connections", Orlop, "Client connections that are open."),
             streams: r.gauge(
                 "orlop_streams",
                 Orlop,
                 "Streaming calls that are open: watches, lease keep-alives, streamed ranges, health watches.",
-            ),
-            waiting_operations: r.gauge(
-                "orlop_waiting_operations",
-                Orlop,
-                "Calls that wait for the journal or for a lock on a key.",
-            ),
-            connections_refused: r.counter(
-                "orlop_connections_refused_total",
-                Orlop,
-                "Connections closed at once because the limit of connections was reached.",
             ),
             history_compactions_forced: r.counter(
                 "orlop_history_compactions_forced_total",

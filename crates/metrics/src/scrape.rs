@@ -14,9 +14,9 @@ pub struct ScrapeInput {
     pub proposals_applied: u64,
     /// Writes that wait to be durable.
     pub proposals_pending: u64,
-    /// The quota in force, 0 if there is none.
+    /// The quota in force; a number that is never reached if there is none.
     pub quota_bytes: u64,
-    /// The size that the quota is compared with, as `Status.dbSize`.
+    /// Memory of data and history, as `Status.dbSize`.
     pub db_total_bytes: u64,
     /// That size without what defragmentation could give back, as `Status.dbSizeInUse`.
     pub db_in_use_bytes: u64,
@@ -40,6 +40,12 @@ pub struct ScrapeInput {
     pub alarm_nospace: bool,
     /// The CORRUPT alarm is raised.
     pub alarm_corrupt: bool,
+    /// Client connections that are open.
+    pub connections: u64,
+    /// Connections closed at once because the limit was reached, since the start.
+    pub connections_refused: u64,
+    /// Calls that wait for another call's write to their keys.
+    pub waiting_operations: u64,
     /// Leases that are alive.
     pub leases: u64,
     /// Memory of the keys and values that exist now.

@@ -348,7 +348,7 @@ fn what_is_counted_is_what_is_scraped() {
     metrics.put.inc();
     metrics.put_bytes.add(1024);
     metrics.wal_write_bytes.add(4096);
-    metrics.connections.inc();
+    metrics.streams.inc();
     metrics.wal_fsync.observe_s(0.003);
     metrics.wal_fsync.observe_s(20.0);
     metrics
@@ -360,6 +360,7 @@ fn what_is_counted_is_what_is_scraped() {
         .record(Probe::Readyz, Check::DataCorruption, false);
     metrics.client_requests.unary(Some("3.7")).inc();
     let input = ScrapeInput {
+        connections: 12,
         compact_revision: -1,
         alarm_nospace: true,
         ..ScrapeInput::default()
@@ -377,7 +378,8 @@ fn what_is_counted_is_what_is_scraped() {
         "etcd_debugging_mvcc_total_put_size_in_bytes 1024",
         "# TYPE etcd_disk_wal_write_bytes_total gauge",
         "etcd_disk_wal_write_bytes_total 4096",
-        "orlop_connections 1",
+        "orlop_connections 12",
+        "orlop_streams 1",
         r#"etcd_disk_wal_fsync_duration_seconds_bucket{le="0.002"} 0"#,
         r#"etcd_disk_wal_fsync_duration_seconds_bucket{le="0.004"} 1"#,
         r#"etcd_disk_wal_fsync_duration_seconds_bucket{le="+Inf"} 2"#,
