@@ -1,1 +1,29 @@
 //! The etcd v3 API on the engine and the journal.
+//!
+//! It turns requests into the engine's operations, takes the engine's batches to the
+//! journal, and answers when they are durable and visible; it serves watches, health and
+//! metrics. It may not hold a lock across an await, do file I/O outside the journal, or
+//! decide what etcd's semantics are: that is the engine's.
+//!
+//! A put goes `kv` → `store` → engine's sequencer → `durability` → journal, and back.
+
+mod durability;
+mod encode;
+mod error;
+mod http;
+mod kv;
+mod lease;
+mod maintenance;
+mod memory;
+mod replay;
+mod service;
+mod shared;
+mod start;
+mod status;
+mod store;
+mod upkeep;
+mod watch;
+
+pub use error::Error;
+pub use shared::ETCD_VERSION;
+pub use start::{Server, Started};

@@ -1,0 +1,203 @@
+//! `orlop serve`, and `etcd` when started under that name.
+
+use config::{Config, Level, LogFormat, LogLevel, LogOutput, Notice, Parsed, Personality};
+use server::{Server, Started};
+use std::ffi::OsString;
+use std::process::ExitCode;
+use telemetry::Notify;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Log lines wait in at most so many bytes of memory.
+const LOG_QUEUE_BYTES: usize = 1 << 20;
+
+/// Runs a server until a signal ends it. Returns the process's exit code.
+pub(crate) fn run(personality: Personality, args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let run = match Config::from_args(personality, args, std::env::vars_os()) {
+        Ok(Parsed::Run(run)) => run,
+        Ok(Parsed::Help) => {
+            print!("{}", config::help_text(personality));
+            return ExitCode::SUCCESS;
+        }
+        Ok(Parsed::Version) => {
+            print_version(personality);
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("{}: {error}", program(personality));
+            if error.wants_usage() {
+                eprint!("{}", config::usage_text(personality));
+            }
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    let log = match telemetry::init(&log_options(personality, &run.config)) {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("{}: {error}", program(personality));
+            return ExitCode::FAILURE;
+        }
+    };
+    for notice in &run.notices {
+        log_notice(notice);
+    }
+    let code = match serve(personality, &run.config, log.counters()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(target: telemetry::FATAL, error = %error, "failed to start");
+            ExitCode::FAILURE
+        }
+    };
+    drop(log);
+    code
+}
+
+fn serve(
+    personality: Personality,
+    config: &Config,
+    counters: telemetry::LogCounters,
+) -> Result<(), Box<dyn std::error::Error>> {
+    // Before anything is served, so that no signal finds us without a handler.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut terminate, mut interrupt) = runtime.block_on(async {
+        Ok::<_, std::io::Error>((
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        ))
+    })?;
+    let server = Server::start(config, Some(counters))?;
+    announce(personality, config, server.started());
+    if let Err(error) = telemetry::notify(Notify::Ready) {
+        tracing::warn!(%error, "cannot tell the service manager that the server is ready");
+    }
+    let name = runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => "terminated",
+            _ = interrupt.recv() => "interrupt",
+        }
+    });
+    tracing::info!(signal = name, "received signal; shutting down");
+    // A second signal does not wait.
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        });
+        std::process::exit(1);
+    });
+    let _ = telemetry::notify(Notify::Stopping);
+    tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closing etcd server");
+    server.stop();
+    tracing::info!(name = %config.name, "data-dir" = %config.data_dir.display(), "closed etcd server");
+    Ok(())
+}
+
+fn announce(personality: Personality, config: &Config, s: &Started) {
+    let data_dir = std::path::absolute(&config.data_dir).unwrap_or(config.data_dir.clone());
+    tracing::info!(
+        name = %s.name,
+        "data-dir" = %data_dir.display(),
+        created = s.created,
+        revision = s.revision,
+        keys = s.keys as u64,
+        took = %telemetry::GoDuration(s.took),
+        "opened the data directory"
+    );
+    tracing::info!("ready to serve client requests");
+    for url in s.client_urls.iter().chain(&s.metrics_urls) {
+        let (scheme, address) = url.split_once("://").unwrap_or(("", url));
+        let traffic = if s.metrics_urls.contains(url) {
+            "http"
+        } else {
+            "grpc+http"
+        };
+        if scheme.ends_with('s') {
+            tracing::info!(traffic, address, "serving client traffic securely");
+        } else {
+            tracing::info!(
+                traffic,
+                address,
+                "serving client traffic insecurely; this is strongly discouraged!"
+            );
+        }
+    }
+    if personality == Personality::Orlop {
+        print_hello(s, &data_dir.display().to_string());
+    }
+}
+
+/// What a newcomer needs to go on.
+fn print_hello(s: &Started, data_dir: &str) {
+    let urls = s.client_urls.join(",");
+    let state = if s.created {
+        "new".to_string()
+    } else {
+        format!("{} keys", s.keys)
+    };
+    println!(
+        "orlop {} is ready after {} ms",
+        env!("CARGO_PKG_VERSION"),
+        s.took.as_millis()
+    );
+    println!("  listening       {urls}");
+    println!(
+        "  data            {data_dir} ({state}, revision {})",
+        s.revision
+    );
+    println!("  etcdctl         etcdctl --endpoints={urls} put hello world");
+    println!("  kube-apiserver  kube-apiserver --etcd-servers={urls} ...");
+    println!("  stop            Ctrl-C");
+}
+
+fn program(personality: Personality) -> &'static str {
+    match personality {
+        Personality::Etcd => "etcd",
+        Personality::Orlop => "orlop serve",
+    }
+}
+
+fn print_version(personality: Personality) {
+    let orlop = env!("CARGO_PKG_VERSION");
+    match personality {
+        Personality::Etcd => {
+            println!("etcd Version: {}", server::ETCD_VERSION);
+            println!("orlop Version: {orlop}");
+        }
+        Personality::Orlop => println!("orlop {orlop} (etcd API {})", server::ETCD_VERSION),
+    }
+}
+
+fn log_notice(n: &Notice) {
+    let fields: Vec<String> = n.fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    let fields = fields.join(" ");
+    match n.level {
+        Level::Info => tracing::info!(fields, "{}", n.message),
+        Level::Warn => tracing::warn!(fields, "{}", n.message),
+    }
+}
+
+fn log_options(personality: Personality, config: &Config) -> telemetry::Options {
+    let level = match config.log_level {
+        LogLevel::Debug => telemetry::Level::Debug,
+        LogLevel::Info => telemetry::Level::Info,
+        LogLevel::Warn => telemetry::Level::Warn,
+        LogLevel::Error => telemetry::Level::Error,
+        LogLevel::Panic => telemetry::Level::Panic,
+        LogLevel::Fatal => telemetry::Level::Fatal,
+    };
+    let format = match (personality, config.log_format) {
+        (Personality::Etcd, LogFormat::Console) => telemetry::Format::Console,
+        (Personality::Orlop, LogFormat::Console) => telemetry::Format::Human,
+        (_, LogFormat::Json) => telemetry::Format::Json,
+    };
+    let outputs = config.log_outputs.iter().map(|o| match o {
+        LogOutput::Stderr => telemetry::Output::Stderr,
+        LogOutput::Stdout => telemetry::Output::Stdout,
+    });
+    telemetry::Options {
+        level,
+        format,
+        outputs: outputs.collect(),
+        queue_bytes: LOG_QUEUE_BYTES,
+    }
+}

@@ -1,0 +1,184 @@
+//! HTTP on the client port and on the metrics URLs: health, version, metrics, with etcd's
+//! paths, parameters and texts.
+
+use crate::maintenance::{alarm_name, scrape_input};
+use crate::service::Service;
+use crate::shared::{CLUSTER_VERSION, ETCD_VERSION};
+use bytes::Bytes;
+use http::{Method, Response, StatusCode, header};
+use metrics::{Check, Probe};
+use std::rc::Rc;
+use wire::HttpRequest;
+
+/// What the JSON gateway's paths answer.
+const NO_GATEWAY: &str =
+    "orlop: the JSON gateway (/v3/*) is not offered yet; use gRPC (etcdctl, any etcd v3 client)\n";
+
+const LIVEZ: [Check; 1] = [Check::SerializableRead];
+const READYZ: [Check; 4] = [
+    Check::DataCorruption,
+    Check::SerializableRead,
+    Check::LinearizableRead,
+    Check::NonLearner,
+];
+
+fn check_name(c: Check) -> &'static str {
+    match c {
+        Check::DataCorruption => "data_corruption",
+        Check::SerializableRead => "serializable_read",
+        Check::LinearizableRead => "linearizable_read",
+        Check::NonLearner => "non_learner",
+    }
+}
+
+impl Service {
+    pub(crate) fn http_request(self: &Rc<Self>, r: HttpRequest) -> Response<Bytes> {
+        let uri = r.request.uri();
+        let query = Query(uri.query().unwrap_or_default());
+        let path = uri.path();
+        let get = r.request.method() == Method::GET;
+        if path.starts_with("/v3/") || path == "/v3" {
+            return text(StatusCode::NOT_IMPLEMENTED, NO_GATEWAY);
+        }
+        match path {
+            "/health" | "/livez" | "/readyz" | "/version" if !get => {
+                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
+                answer
+                    .headers_mut()
+                    .insert(header::ALLOW, header::HeaderValue::from_static("GET"));
+                answer
+            }
+            "/health" => self.health(&query),
+            "/version" => json(
+                StatusCode::OK,
+                format!(
+                    r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{CLUSTER_VERSION}","storage":"{CLUSTER_VERSION}"}}"#
+                ),
+            ),
+            "/metrics" => {
+                let body = self.shared.metrics.encode(&scrape_input(&self.shared));
+                answer(StatusCode::OK, metrics::CONTENT_TYPE, body)
+            }
+            _ => match (path.strip_prefix("/livez"), path.strip_prefix("/readyz")) {
+                (Some(rest), _) => self.probe(Probe::Livez, &LIVEZ, rest, &query),
+                (_, Some(rest)) => self.probe(Probe::Readyz, &READYZ, rest, &query),
+                _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+            },
+        }
+    }
+
+    /// `/health`: false with a reason while an alarm is set that `exclude` does not name.
+    fn health(&self, query: &Query<'_>) -> Response<Bytes> {
+        let alarms = self.shared.store.lock().alarms();
+        let alarm = alarms
+            .into_iter()
+            .map(alarm_name)
+            .find(|a| !query.all("exclude").any(|e| e == *a));
+        let m = &self.shared.metrics;
+        match alarm {
+            None => {
+                m.health_success.inc();
+                answer(
+                    StatusCode::OK,
+                    "text/plain; charset=utf-8",
+                    r#"{"health":"true","reason":""}"#.into(),
+                )
+            }
+            Some(a) => {
+                m.health_failures.inc();
+                tracing::warn!(alarm = a, "serving /health false due to an alarm");
+                text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    &format!("{{\"health\":\"false\",\"reason\":\"ALARM {a}\"}}\n"),
+                )
+            }
+        }
+    }
+
+    /// `/livez`, `/readyz` and their single checks. Reads are answered from memory: neither
+    /// a full nor a slow disk, nor NOSPACE, fails them.
+    fn probe(
+        &self,
+        probe: Probe,
+        checks: &[Check],
+        rest: &str,
+        query: &Query<'_>,
+    ) -> Response<Bytes> {
+        let one = rest.strip_prefix('/');
+        if !rest.is_empty() && !checks.iter().any(|&c| Some(check_name(c)) == one) {
+            return text(StatusCode::NOT_FOUND, "404 page not found\n");
+        }
+        let mut failed = false;
+        let mut report = String::new();
+        for &c in checks {
+            let name = check_name(c);
+            let wanted = one.map_or(!query.all("exclude").any(|e| e == name), |o| o == name);
+            if !wanted {
+                continue;
+            }
+            let corrupt = c == Check::DataCorruption && self.shared.store.lock().is_corrupt();
+            self.shared.metrics.healthchecks.record(probe, c, !corrupt);
+            if corrupt {
+                failed = true;
+                report.push_str(&format!("[-]{name} failed: alarm activated: CORRUPT\n"));
+            } else {
+                report.push_str(&format!("[+]{name} ok\n"));
+            }
+        }
+        if failed {
+            return text(StatusCode::SERVICE_UNAVAILABLE, &report);
+        }
+        let verbose = query.has("verbose");
+        text(
+            StatusCode::OK,
+            &if verbose {
+                report + "ok\n"
+            } else {
+                "ok\n".into()
+            },
+        )
+    }
+}
+
+struct Query<'a>(&'a str);
+
+impl<'a> Query<'a> {
+    fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.0
+            .split('&')
+            .filter(|p| !p.is_empty())
+            .map(|p| p.split_once('=').unwrap_or((p, "")))
+    }
+
+    fn all(&self, name: &'static str) -> impl Iterator<Item = &'a str> {
+        self.pairs()
+            .filter(move |(k, _)| *k == name)
+            .map(|(_, v)| v)
+    }
+
+    fn has(&self, name: &'static str) -> bool {
+        self.pairs().any(|(k, _)| k == name)
+    }
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Bytes> {
+    let mut r = Response::new(Bytes::from(body));
+    *r.status_mut() = status;
+    r.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    r.headers_mut().insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        header::HeaderValue::from_static("nosniff"),
+    );
+    r
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Bytes> {
+    answer(status, "text/plain; charset=utf-8", body.to_string())
+}
+
+fn json(status: StatusCode, body: String) -> Response<Bytes> {
+    answer(status, "application/json", body)
+}

@@ -1,0 +1,281 @@
+//! The KV service: requests checked and converted, sent to the store, answers encoded.
+
+mod check;
+mod convert;
+
+use crate::encode;
+use crate::service::Service;
+use crate::status;
+use bytes::Bytes;
+use engine::op::{RangeOp, RangeReply, Write};
+use etcd_api::etcdserverpb as pb;
+use metrics::{ApplyOp, RequestType};
+use prost::Message;
+use std::rc::Rc;
+use std::time::Instant;
+use wire::{Call, Frame, LocalFuture, Outbound, Reply, Status};
+
+/// An answer above this is encoded on a thread of its own, so that its worker's other
+/// connections do not wait for the copying.
+const LARGE_ANSWER_BYTES: usize = 1 << 20;
+
+/// A piece of a RangeStream is sent when it holds about so many bytes.
+const STREAM_PIECE_BYTES: usize = 512 << 10;
+
+/// What etcd's raft envelope adds to a request, which its size limit includes.
+const ENVELOPE_BYTES: usize = 24;
+
+impl Service {
+    pub(crate) fn range(self: &Rc<Self>, call: &Call, message: Bytes) -> Reply {
+        let request = match pb::RangeRequest::decode(message) {
+            Ok(r) => r,
+            Err(e) => return Reply::Now(Err(status::undecodable(&e))),
+        };
+        if let Err(s) = check::range(&request) {
+            return Reply::Now(Err(s));
+        }
+        self.shared.metrics.range.inc();
+        let started = call.started.into_std();
+        let read = match self.shared.store.read(convert::range(request)) {
+            Ok(r) => r,
+            Err(e) => {
+                self.range_done(started, false);
+                return Reply::Now(Err(status::of(e)));
+            }
+        };
+        if read.cursor.is_done() && read.cursor.bytes() < LARGE_ANSWER_BYTES {
+            let revision = read.cursor.header_revision;
+            let reply = engine::op::Reply::Range(read.cursor.finish());
+            self.range_done(started, true);
+            return Reply::Now(Ok(encode::reply(&self.shared.ids, revision, &reply)));
+        }
+        let this = self.clone();
+        Reply::Later(Box::pin(async move {
+            let (revision, reply) = read.finish().await;
+            let ids = this.shared.ids;
+            let frame =
+                off_thread(move || encode::reply(&ids, revision, &engine::op::Reply::Range(reply)));
+            let frame = frame.await;
+            this.range_done(started, frame.is_ok());
+            frame
+        }))
+    }
+
+    fn range_done(&self, started: Instant, success: bool) {
+        let m = &self.shared.metrics;
+        let h = if success {
+            &m.range_duration.success
+        } else {
+            &m.range_duration.failure
+        };
+        let took = started.elapsed();
+        h.observe(took);
+        m.request_duration
+            .get(RequestType::Range, success)
+            .observe(took);
+    }
+
+    pub(crate) fn range_stream(
+        self: &Rc<Self>,
+        message: Bytes,
+        outbound: Outbound,
+    ) -> LocalFuture<Result<(), Status>> {
+        let this = self.clone();
+        Box::pin(async move {
+            let request = pb::RangeRequest::decode(message).map_err(|e| status::undecodable(&e))?;
+            check::range(&request)?;
+            let op = convert::range(request);
+            check_streamable(&op)?;
+            this.shared.metrics.range.inc();
+            this.send_pieces(op, &outbound).await
+        })
+    }
+
+    async fn send_pieces(&self, op: RangeOp, outbound: &Outbound) -> Result<(), Status> {
+        let (limit, keys_only) = (op.limit, op.keys_only);
+        let mut left = if limit > 0 {
+            limit as usize
+        } else {
+            usize::MAX
+        };
+        let mut read = self.shared.store.read(op).map_err(status::of)?;
+        let mut held = Vec::new();
+        let mut held_bytes = 0;
+        let mut more = false;
+        loop {
+            held_bytes += read.cursor.bytes();
+            let mut kvs = read.cursor.take_collected();
+            if kvs.len() > left {
+                kvs.truncate(left);
+                more = true;
+            }
+            left -= kvs.len();
+            held.extend(kvs);
+            let done = read.cursor.is_done();
+            if done || held_bytes >= STREAM_PIECE_BYTES {
+                if keys_only {
+                    held = held
+                        .iter()
+                        .map(engine::tail::KeyValue::without_value)
+                        .collect();
+                }
+                let mut piece = RangeReply {
+                    kvs: std::mem::take(&mut held),
+                    ..Default::default()
+                };
+                held_bytes = 0;
+                let mut header = None;
+                if done {
+                    (piece.more, piece.count) = (more, read.cursor.count());
+                    header = Some((&self.shared.ids, read.cursor.header_revision));
+                }
+                let frame = encode::stream_piece(header, &piece);
+                outbound.send(frame).await.map_err(|_| status::stopped())?;
+                if done {
+                    return Ok(());
+                }
+            }
+            read.step();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) fn put(self: &Rc<Self>, call: Call, message: Bytes) -> Reply {
+        self.write(
+            call,
+            message,
+            RequestType::Put,
+            ApplyOp::Put,
+            |r: pb::PutRequest, this| {
+                check::put(&r)?;
+                this.shared.metrics.put.inc();
+                Ok(Write::Put(convert::put(r)))
+            },
+        )
+    }
+
+    pub(crate) fn delete_range(self: &Rc<Self>, call: Call, message: Bytes) -> Reply {
+        let build = |r: pb::DeleteRangeRequest, this: &Service| {
+            check::delete(&r)?;
+            this.shared.metrics.delete.inc();
+            Ok(Write::Delete(convert::delete(r)))
+        };
+        self.write(
+            call,
+            message,
+            RequestType::DeleteRange,
+            ApplyOp::DeleteRange,
+            build,
+        )
+    }
+
+    pub(crate) fn txn(self: &Rc<Self>, call: Call, message: Bytes) -> Reply {
+        self.write(
+            call,
+            message,
+            RequestType::Txn,
+            ApplyOp::Txn,
+            |r: pb::TxnRequest, this| {
+                check::txn(&r, this.shared.max_txn_ops)?;
+                this.shared.metrics.txn.inc();
+                Ok(Write::Txn(convert::txn(r)))
+            },
+        )
+    }
+
+    pub(crate) fn compact(self: &Rc<Self>, call: Call, message: Bytes) -> Reply {
+        let request = match pb::CompactionRequest::decode(message) {
+            Ok(r) => r,
+            Err(e) => return Reply::Now(Err(status::undecodable(&e))),
+        };
+        let this = self.clone();
+        let started = call.started.into_std();
+        Reply::Later(Box::pin(async move {
+            let write = Write::Compact {
+                revision: request.revision,
+            };
+            let outcome = this
+                .shared
+                .store
+                .write(write, &this.slots)
+                .await
+                .map_err(status::of)?;
+            // Physical: answer when what it frees has been freed.
+            while request.physical && this.shared.store.lock().compaction_due() {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+            let m = &this.shared.metrics;
+            m.request_duration
+                .get(RequestType::Compaction, true)
+                .observe(started.elapsed());
+            // etcd answers with the revision of the store.
+            Ok(encode::reply(
+                &this.shared.ids,
+                outcome.revision,
+                &outcome.reply,
+            ))
+        }))
+    }
+
+    /// A write: decode, check, submit, and answer when it is durable and visible.
+    fn write<R: Message + Default>(
+        self: &Rc<Self>,
+        call: Call,
+        message: Bytes,
+        request_type: RequestType,
+        apply_op: ApplyOp,
+        build: impl FnOnce(R, &Service) -> Result<Write, Status>,
+    ) -> Reply {
+        if message.len() + ENVELOPE_BYTES > self.shared.max_request_bytes {
+            return Reply::Now(Err(status::request_too_large()));
+        }
+        let write = R::decode(message).map_err(|e| status::undecodable(&e));
+        let write = match write.and_then(|r| build(r, self)) {
+            Ok(w) => w,
+            Err(s) => return Reply::Now(Err(s)),
+        };
+        let this = self.clone();
+        let started = call.started.into_std();
+        Reply::Later(Box::pin(async move {
+            let answer = this.shared.store.write(write, &this.slots).await;
+            let (m, took) = (&this.shared.metrics, started.elapsed());
+            m.request_duration
+                .get(request_type, answer.is_ok())
+                .observe(took);
+            m.apply_duration.get(apply_op, answer.is_ok()).observe(took);
+            let outcome = answer.map_err(status::of)?;
+            Ok(encode::reply(
+                &this.shared.ids,
+                outcome.revision,
+                &outcome.reply,
+            ))
+        }))
+    }
+}
+
+fn check_streamable(op: &RangeOp) -> Result<(), Status> {
+    use engine::op::{SortOrder, SortTarget};
+    let by_key = op.sort_target == SortTarget::Key && op.sort_order == SortOrder::Ascend;
+    if op.sort_order != SortOrder::None && !by_key {
+        return Err(status::stream_sort());
+    }
+    let bounds = [
+        op.min_mod_revision,
+        op.max_mod_revision,
+        op.min_create_revision,
+        op.max_create_revision,
+    ];
+    if bounds != [0; 4] {
+        return Err(status::stream_filters());
+    }
+    Ok(())
+}
+
+/// Runs CPU-heavy work beside the worker.
+pub(crate) async fn off_thread(
+    work: impl FnOnce() -> Frame + Send + 'static,
+) -> Result<Frame, Status> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| status::stopped())
+}

@@ -1,0 +1,355 @@
+//! The Maintenance, Cluster, Auth and Health services: what makes sense for one member.
+
+use crate::encode;
+use crate::service::Service;
+use crate::shared::{CLUSTER_VERSION, ETCD_VERSION, Shared};
+use crate::status;
+use crate::store::{Pin, SLICE_KEYS};
+use bytes::Bytes;
+use engine::hash::HashCursor;
+use engine::op::Write;
+use etcd_api::etcdserverpb as pb;
+use etcd_api::etcdserverpb::alarm_request::AlarmAction;
+use etcd_api::etcdserverpb::downgrade_request::DowngradeAction;
+use etcd_api::health;
+use etcd_api::health::health_check_response::ServingStatus;
+use prost::Message;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wire::{Call, Code, Frame, Outbound, Reply, Status};
+
+/// Longest that Defragment waits for the journal's snapshot.
+const DEFRAGMENT_TIMEOUT: Duration = Duration::from_secs(300);
+
+impl Service {
+    pub(crate) fn status(&self) -> Frame {
+        let shared = &self.shared;
+        let (revision, sizes, alarms) = {
+            let engine = shared.store.lock();
+            (engine.revision(), engine.sizes(), engine.alarms())
+        };
+        let member_id = shared.ids.member_id;
+        let errors = alarms.iter().map(|&a| alarm_text(member_id, a)).collect();
+        let index = shared.committed_lsn();
+        encode::message(&pb::StatusResponse {
+            header: Some(self.header_at(revision)),
+            version: ETCD_VERSION.into(),
+            db_size: sizes.total_bytes as i64,
+            leader: member_id,
+            raft_index: index,
+            raft_term: shared.ids.raft_term,
+            raft_applied_index: index,
+            errors,
+            db_size_in_use: sizes.total_bytes as i64,
+            is_learner: false,
+            storage_version: CLUSTER_VERSION.into(),
+            db_size_quota: shared.quota_bytes as i64,
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        })
+    }
+
+    pub(crate) fn alarm(self: &Rc<Self>, message: Bytes) -> Reply {
+        let r = match pb::AlarmRequest::decode(message) {
+            Ok(r) => r,
+            Err(e) => return Reply::Now(Err(status::undecodable(&e))),
+        };
+        let this = self.clone();
+        Reply::Later(Box::pin(async move {
+            let member_id = this.shared.ids.member_id;
+            let member = |alarm| pb::AlarmMember { member_id, alarm };
+            let active = this.shared.store.lock().alarms();
+            let none = pb::AlarmType::None as i32;
+            let alarms = match r.action() {
+                AlarmAction::Get => active
+                    .into_iter()
+                    .filter(|&a| r.alarm == none || a == r.alarm)
+                    .collect(),
+                AlarmAction::Activate if r.alarm == none => Vec::new(),
+                AlarmAction::Activate => {
+                    this.set_alarm(r.alarm, true).await?;
+                    vec![r.alarm]
+                }
+                AlarmAction::Deactivate => {
+                    if active.contains(&r.alarm) {
+                        this.set_alarm(r.alarm, false).await?;
+                        vec![r.alarm]
+                    } else {
+                        Vec::new()
+                    }
+                }
+            };
+            let alarms = alarms.into_iter().map(member).collect();
+            Ok(encode::message(&pb::AlarmResponse {
+                header: this.header(),
+                alarms,
+            }))
+        }))
+    }
+
+    async fn set_alarm(&self, alarm: i32, active: bool) -> Result<(), Status> {
+        let write = Write::Alarm { alarm, active };
+        self.shared
+            .store
+            .write(write, &self.slots)
+            .await
+            .map_err(status::of)?;
+        Ok(())
+    }
+
+    /// There is nothing to defragment in memory; what a full disk needs is that the log
+    /// shrinks. So this saves a snapshot of the journal and removes old segments, beside
+    /// the writers.
+    pub(crate) fn defragment(self: &Rc<Self>) -> Reply {
+        let this = self.clone();
+        Reply::Later(Box::pin(async move {
+            let started = Instant::now();
+            tracing::info!("starting defragment");
+            this.shared.metrics.defrag_inflight.inc();
+            let before = this.shared.snapshots_done();
+            this.shared.want_snapshot();
+            while this.shared.snapshots_done() == before
+                && started.elapsed() < DEFRAGMENT_TIMEOUT
+                && !this.shared.stopping()
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            this.shared.metrics.defrag_inflight.dec();
+            this.shared.metrics.defrag.observe(started.elapsed());
+            tracing::info!(took = %telemetry::GoDuration(started.elapsed()), "finished defragment");
+            Ok(encode::message(&pb::DefragmentResponse { header: None }))
+        }))
+    }
+
+    /// etcd hashes its database file, whose layout is its own; here it is the hash of the
+    /// key space, good for comparing one server with itself.
+    pub(crate) fn hash(self: &Rc<Self>) -> Reply {
+        let this = self.clone();
+        Reply::Later(Box::pin(async move {
+            let started = Instant::now();
+            let (cursor, hash) = this.hash_at(0).await?;
+            this.shared.metrics.hash.observe(started.elapsed());
+            let header = Some(this.header_at(cursor.1));
+            Ok(encode::message(&pb::HashResponse { header, hash }))
+        }))
+    }
+
+    pub(crate) fn hash_kv(self: &Rc<Self>, message: Bytes) -> Reply {
+        let r = match pb::HashKvRequest::decode(message) {
+            Ok(r) => r,
+            Err(e) => return Reply::Now(Err(status::undecodable(&e))),
+        };
+        let this = self.clone();
+        Reply::Later(Box::pin(async move {
+            let started = Instant::now();
+            let ((hash_revision, revision, compact_revision), hash) =
+                this.hash_at(r.revision).await?;
+            this.shared.metrics.hash_rev.observe(started.elapsed());
+            Ok(encode::message(&pb::HashKvResponse {
+                header: Some(this.header_at(revision)),
+                hash,
+                compact_revision,
+                hash_revision,
+            }))
+        }))
+    }
+
+    /// (hashed, store's, compact) revisions, and the hash.
+    async fn hash_at(&self, revision: i64) -> Result<((i64, i64, i64), u32), Status> {
+        let store = &self.shared.store;
+        let (cursor, pin) = {
+            let mut engine = store.lock();
+            let cursor = engine.hash_open(revision).map_err(status::of)?;
+            let pin = Pin::new(store, &mut engine, cursor.compact_revision.max(0));
+            (cursor, pin)
+        };
+        let at = (
+            cursor.revision,
+            cursor.header_revision,
+            cursor.compact_revision,
+        );
+        let store = store.clone();
+        // Gigabytes may go through the CRC: on a thread of its own, the store in slices.
+        let hash = tokio::task::spawn_blocking(move || {
+            let mut cursor: HashCursor = cursor;
+            while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {}
+            drop(pin);
+            cursor.finish()
+        });
+        Ok((at, hash.await.map_err(|_| status::stopped())?))
+    }
+
+    pub(crate) fn move_leader(&self, message: Bytes) -> Result<Frame, Status> {
+        let r = pb::MoveLeaderRequest::decode(message).map_err(|e| status::undecodable(&e))?;
+        if r.target_id != self.shared.ids.member_id {
+            return Err(status::bad_leader_transferee());
+        }
+        Ok(encode::message(&pb::MoveLeaderResponse { header: None }))
+    }
+
+    pub(crate) fn downgrade(&self, message: Bytes) -> Result<Frame, Status> {
+        let r = pb::DowngradeRequest::decode(message).map_err(|e| status::undecodable(&e))?;
+        match r.action() {
+            DowngradeAction::Cancel => Err(status::no_inflight_downgrade()),
+            action => {
+                let (major, minor) =
+                    major_minor(&r.version).ok_or_else(status::wrong_downgrade_format)?;
+                if (major, minor) != (3, 6) {
+                    return Err(status::invalid_downgrade_target());
+                }
+                if action == DowngradeAction::Enable {
+                    return Err(status::no_downgrade());
+                }
+                let header = self.header();
+                Ok(encode::message(&pb::DowngradeResponse {
+                    header,
+                    version: CLUSTER_VERSION.into(),
+                }))
+            }
+        }
+    }
+
+    pub(crate) fn member_list(&self) -> Result<Frame, Status> {
+        let s = &self.shared;
+        let member = pb::Member {
+            id: s.ids.member_id,
+            name: s.name.clone(),
+            peer_ur_ls: s.peer_urls.clone(),
+            client_ur_ls: s.client_urls.clone(),
+            is_learner: false,
+        };
+        let header = Some(pb::ResponseHeader {
+            revision: 0,
+            ..self.header_at(0)
+        });
+        Ok(encode::message(&pb::MemberListResponse {
+            header,
+            members: vec![member],
+        }))
+    }
+
+    pub(crate) fn auth_status(&self) -> Frame {
+        let header = self.header();
+        encode::message(&pb::AuthStatusResponse {
+            header,
+            enabled: false,
+            auth_revision: 1,
+        })
+    }
+
+    fn serving(&self, service: &str) -> Option<ServingStatus> {
+        let corrupt = self.shared.store.lock().is_corrupt();
+        service
+            .is_empty()
+            .then_some(if corrupt || self.shared.stopping() {
+                ServingStatus::NotServing
+            } else {
+                ServingStatus::Serving
+            })
+    }
+
+    pub(crate) fn health_check(&self, message: Bytes) -> Result<Frame, Status> {
+        let r = health::HealthCheckRequest::decode(message).map_err(|e| status::undecodable(&e))?;
+        let status = self
+            .serving(&r.service)
+            .ok_or(Status::new(Code::NotFound, "unknown service"))?;
+        Ok(encode::message(&health::HealthCheckResponse {
+            status: status as i32,
+        }))
+    }
+
+    pub(crate) fn health_list(&self) -> Frame {
+        let status = self.serving("").unwrap_or(ServingStatus::NotServing) as i32;
+        let statuses = [(String::new(), health::HealthCheckResponse { status })].into();
+        encode::message(&health::HealthListResponse { statuses })
+    }
+
+    pub(crate) async fn health_watch(
+        self: &Rc<Self>,
+        call: Call,
+        message: Bytes,
+        outbound: Outbound,
+    ) -> Result<(), Status> {
+        let r = health::HealthCheckRequest::decode(message).map_err(|e| status::undecodable(&e))?;
+        let closing = call.closing();
+        let mut last = None;
+        loop {
+            let now = self
+                .serving(&r.service)
+                .unwrap_or(ServingStatus::ServiceUnknown);
+            if last != Some(now) {
+                last = Some(now);
+                let answer = health::HealthCheckResponse { status: now as i32 };
+                if outbound.send(encode::message(&answer)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            tokio::select! {
+                () = closing.wait() => return Err(status::stopped()),
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+}
+
+/// An alarm as etcd prints it in Status.
+fn alarm_text(member_id: u64, alarm: i32) -> String {
+    let name = alarm_name(alarm);
+    format!("memberID:{member_id}  alarm:{name}")
+}
+
+/// etcd's name of an alarm.
+pub(crate) fn alarm_name(alarm: i32) -> &'static str {
+    pb::AlarmType::try_from(alarm).map_or("UNKNOWN", |a| a.as_str_name())
+}
+
+/// Parses `3.6` or `3.6.0` with an optional `v`.
+fn major_minor(version: &str) -> Option<(u64, u64)> {
+    let mut parts = version.strip_prefix('v').unwrap_or(version).split('.');
+    let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let patch = parts.next().is_none_or(|p| p.parse::<u64>().is_ok());
+    (patch && parts.next().is_none()).then_some((major, minor))
+}
+
+/// What `/metrics` reads at scrape.
+pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
+    let engine = shared.store.lock();
+    let sizes = engine.sizes();
+    let alarms = engine.alarms();
+    let (revision, compact_revision) = (engine.revision(), engine.compact_revision());
+    let (pending, keys, leases) = (engine.pending(), engine.keys(), engine.lease_count());
+    drop(engine);
+    let (journal_bytes, lag) = shared.journal_bytes();
+    metrics::ScrapeInput {
+        has_leader: true,
+        is_leader: true,
+        proposals_committed: shared.committed_records(),
+        proposals_applied: shared.committed_records(),
+        proposals_pending: pending as u64,
+        quota_bytes: shared.quota_bytes,
+        db_total_bytes: sizes.total_bytes as u64,
+        db_in_use_bytes: sizes.total_bytes as u64,
+        current_revision: revision,
+        compact_revision,
+        compact_last_unix_s: shared.last_compaction_unix_s(),
+        keys: keys as u64,
+        watchers: shared.watcher_count().max(0) as u64,
+        slow_watchers: shared.behind_count().max(0) as u64,
+        watchers_behind: shared.behind_count().max(0) as u64,
+        alarm_nospace: alarms.contains(&(pb::AlarmType::Nospace as i32)),
+        alarm_corrupt: alarms.contains(&(pb::AlarmType::Corrupt as i32)),
+        leases: leases as u64,
+        data_bytes: sizes.data_bytes as u64,
+        history_bytes: sizes.history_bytes as u64,
+        history_budget_bytes: shared.history_budget_bytes,
+        journal_segments: journal_bytes / shared.segment_bytes.max(1),
+        journal_bytes,
+        journal_snapshot_lag_bytes: lag,
+        journal_last_snapshot_unix_s: shared.last_snapshot_unix_s(),
+        log_lines_dropped: shared
+            .log_counters
+            .as_ref()
+            .map_or(0, |c| c.dropped_lines()),
+        ..Default::default()
+    }
+}

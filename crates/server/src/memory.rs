@@ -1,0 +1,123 @@
+//! How much memory there is, and what of it the store may take.
+
+use std::fs;
+
+/// Part of the memory that data may take by default, in percent.
+const DATA_PERCENT: u64 = 45;
+/// Part of the memory that history may take by default, in percent. Together with the
+/// allocator's overhead both stay below what the OOM killer looks at.
+const HISTORY_PERCENT: u64 = 15;
+/// etcd's default quota, in bytes: the default is never above it.
+const ETCD_DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
+
+/// What the store may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Budget {
+    pub(crate) memory_bytes: u64,
+    pub(crate) quota_bytes: u64,
+    pub(crate) history_bytes: u64,
+}
+
+/// Works out quota and history budget from what was asked for (0: not) and what there is.
+pub(crate) fn budget(memory_bytes: u64, quota_flag: i64, history_flag: u64) -> Budget {
+    let quota_bytes = match quota_flag {
+        // etcd: a negative quota means none.
+        q if q < 0 => u64::MAX / 4,
+        0 => ETCD_DEFAULT_QUOTA_BYTES.min(memory_bytes / 100 * DATA_PERCENT),
+        q => q as u64,
+    };
+    let history_bytes = match history_flag {
+        0 => (memory_bytes / 100 * HISTORY_PERCENT)
+            .min(quota_bytes / 2)
+            .max(1 << 20),
+        h => h,
+    };
+    Budget {
+        memory_bytes,
+        quota_bytes,
+        history_bytes,
+    }
+}
+
+/// The memory that this process may use: the cgroup's limit or the machine's, in bytes.
+pub(crate) fn available_bytes() -> u64 {
+    let machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| meminfo_total(&text));
+    let cgroup = fs::read_to_string("/proc/self/cgroup")
+        .ok()
+        .and_then(|text| {
+            cgroup_files(&text)
+                .iter()
+                .filter_map(|f| fs::read_to_string(f).ok()?.trim().parse().ok())
+                .min()
+        });
+    let known = [machine, cgroup].into_iter().flatten().min();
+    // Without /proc there is nothing to go by; a small machine is the safe guess.
+    known.unwrap_or(1 << 30)
+}
+
+fn meminfo_total(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib * 1024)
+}
+
+/// Files that may hold a limit on this process, innermost first: those of its cgroup and of
+/// each one above it, version 2 and 1.
+fn cgroup_files(proc_cgroup: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    for line in proc_cgroup.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let (root, name) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|c| c == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
+        };
+        let mut path = path.trim_end_matches('/');
+        loop {
+            files.push(format!("{root}{path}/{name}"));
+            match path.rfind('/') {
+                Some(i) => path = &path[..i],
+                None => break,
+            }
+        }
+    }
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_leave_room_below_the_limit() {
+        let b = budget(1 << 30, 0, 0);
+        assert!(b.quota_bytes + b.history_bytes < (1 << 30) / 100 * 65);
+        let big = budget(64 << 30, 0, 0);
+        assert_eq!(big.quota_bytes, 2 << 30);
+        assert_eq!(budget(1 << 30, 123, 456).quota_bytes, 123);
+        assert_eq!(budget(1 << 30, 123, 456).history_bytes, 456);
+    }
+
+    #[test]
+    fn finds_the_limits_of_both_cgroup_versions() {
+        let files = cgroup_files("3:memory:/a/b\n0::/c\n");
+        assert!(files.contains(&"/sys/fs/cgroup/memory/a/b/memory.limit_in_bytes".to_string()));
+        assert!(files.contains(&"/sys/fs/cgroup/memory/memory.limit_in_bytes".to_string()));
+        assert!(files.contains(&"/sys/fs/cgroup/c/memory.max".to_string()));
+        assert_eq!(
+            meminfo_total("MemTotal:       24576 kB\nX: 1 kB"),
+            Some(24576 * 1024)
+        );
+    }
+}

@@ -1,0 +1,325 @@
+//! What all threads of the server share.
+
+use crate::durability::SnapshotJob;
+use crate::encode::Ids;
+use crate::store::Store;
+use journal::Allocator;
+use metrics::Metrics;
+use parking_lot::Mutex;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use telemetry::Throttle;
+
+/// The release of etcd whose behaviour and version the server shows to clients:
+/// Kubernetes decides by it which features to use.
+pub const ETCD_VERSION: &str = "3.7.3";
+/// Its cluster version, as `/version` shows it.
+pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
+
+/// The log grows by at least this much between snapshots, in bytes.
+const SNAPSHOT_MIN_BYTES: u64 = 256 << 20;
+
+/// Shared state.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    pub(crate) metrics: Metrics,
+    pub(crate) ids: Ids,
+    pub(crate) name: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) peer_urls: Vec<String>,
+    pub(crate) client_urls: Vec<String>,
+    pub(crate) max_txn_ops: usize,
+    pub(crate) max_request_bytes: usize,
+    pub(crate) fragment_bytes: usize,
+    pub(crate) max_watches: i64,
+    pub(crate) progress_interval: Duration,
+    pub(crate) warning_apply: Duration,
+    pub(crate) quota_bytes: u64,
+    pub(crate) history_budget_bytes: u64,
+    pub(crate) files: Arc<dyn journal::fs::FileSystem>,
+    pub(crate) allocator: Allocator,
+    pub(crate) segment_bytes: u64,
+    pub(crate) log_counters: Option<telemetry::LogCounters>,
+    stopping: AtomicBool,
+    committed_lsn: AtomicU64,
+    committed_records: AtomicU64,
+    watchers: AtomicI64,
+    behind: AtomicI64,
+    log_bytes: AtomicU64,
+    snapshot_lag_bytes: AtomicU64,
+    last_snapshot_unix_ms: AtomicU64,
+    last_compaction_unix_s: AtomicU64,
+    snapshot_running: AtomicBool,
+    snapshot_wanted: AtomicBool,
+    snapshots_done: AtomicU64,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+static SLOW_SYNC: Throttle = Throttle::new(Duration::from_secs(10));
+static SLOW_APPLY: Throttle = Throttle::new(Duration::from_secs(10));
+
+/// What [`Shared::new`] takes besides the defaults.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<Store>,
+    pub(crate) metrics: Metrics,
+    pub(crate) ids: Ids,
+    pub(crate) name: String,
+    pub(crate) client_urls: Vec<String>,
+    pub(crate) quota_bytes: u64,
+    pub(crate) history_budget_bytes: u64,
+    pub(crate) files: Arc<dyn journal::fs::FileSystem>,
+    pub(crate) allocator: Allocator,
+    pub(crate) log_counters: Option<telemetry::LogCounters>,
+    pub(crate) fragment_bytes: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &config::Config, p: Parts) -> Self {
+        Shared {
+            store: p.store,
+            metrics: p.metrics,
+            ids: p.ids,
+            name: p.name,
+            data_dir: config.data_dir.clone(),
+            peer_urls: config
+                .initial_advertise_peer_urls
+                .iter()
+                .map(|u| u.to_string())
+                .collect(),
+            client_urls: p.client_urls,
+            max_txn_ops: config.max_txn_ops as usize,
+            max_request_bytes: config.max_request_bytes as usize,
+            fragment_bytes: p.fragment_bytes,
+            max_watches: config.max_watches as i64,
+            progress_interval: config.watch_progress_notify_interval,
+            warning_apply: config.warning_apply_duration,
+            quota_bytes: p.quota_bytes,
+            history_budget_bytes: p.history_budget_bytes,
+            files: p.files,
+            allocator: p.allocator,
+            segment_bytes: config.segment_bytes,
+            log_counters: p.log_counters,
+            stopping: AtomicBool::new(false),
+            committed_lsn: AtomicU64::new(0),
+            committed_records: AtomicU64::new(0),
+            watchers: AtomicI64::new(0),
+            behind: AtomicI64::new(0),
+            log_bytes: AtomicU64::new(0),
+            snapshot_lag_bytes: AtomicU64::new(0),
+            last_snapshot_unix_ms: AtomicU64::new(0),
+            last_compaction_unix_s: AtomicU64::new(0),
+            snapshot_running: AtomicBool::new(false),
+            snapshot_wanted: AtomicBool::new(false),
+            snapshots_done: AtomicU64::new(0),
+            threads: Mutex::new(Vec::new()),
+        }
+    }
+
+    // --- stopping and failing
+
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.store.commit.raise();
+    }
+
+    /// Ends the process: the journal has failed, and nothing more may be acknowledged.
+    pub(crate) fn die(&self, error: &str) -> ! {
+        tracing::error!(
+            target: telemetry::FATAL,
+            error,
+            "the journal has failed; the server ends without answering what was being written, so that nothing unsure is acknowledged"
+        );
+        // The log is written by a thread of its own; it has this long.
+        std::thread::sleep(Duration::from_millis(200));
+        std::process::exit(1);
+    }
+
+    pub(crate) fn keep_thread(&self, handle: std::thread::JoinHandle<()>) {
+        let mut threads = self.threads.lock();
+        threads.retain(|t| !t.is_finished());
+        threads.push(handle);
+    }
+
+    pub(crate) fn join_threads(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for t in threads {
+            // A thread that panicked has said so.
+            let _ = t.join();
+        }
+    }
+
+    // --- counters that answers and metrics show
+
+    pub(crate) fn committed(&self, lsn: u64, records: u64) {
+        self.committed_lsn.store(lsn, Ordering::Relaxed);
+        self.committed_records.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(crate) fn committed_lsn(&self) -> u64 {
+        self.committed_lsn.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn committed_records(&self) -> u64 {
+        self.committed_records.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn watchers(&self, by: i64) {
+        self.watchers.fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(crate) fn watcher_count(&self) -> i64 {
+        self.watchers.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn room_for_watch(&self) -> bool {
+        self.watcher_count() < self.max_watches
+    }
+
+    pub(crate) fn watchers_behind(&self, by: i64) {
+        self.behind.fetch_add(by, Ordering::Relaxed);
+    }
+
+    pub(crate) fn behind_count(&self) -> i64 {
+        self.behind.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn journal_sizes(&self, log_bytes: u64, lag_bytes: u64) {
+        self.log_bytes.store(log_bytes, Ordering::Relaxed);
+        self.snapshot_lag_bytes.store(lag_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn journal_bytes(&self) -> (u64, u64) {
+        (
+            self.log_bytes.load(Ordering::Relaxed),
+            self.snapshot_lag_bytes.load(Ordering::Relaxed),
+        )
+    }
+
+    pub(crate) fn compacted_now(&self) {
+        self.last_compaction_unix_s
+            .store(unix_ms() / 1000, Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_compaction_unix_s(&self) -> u64 {
+        self.last_compaction_unix_s.load(Ordering::Relaxed)
+    }
+
+    // --- log lines that more than one place writes
+
+    pub(crate) fn warn_slow_sync(&self, took: Duration) {
+        if let Some(suppressed) = SLOW_SYNC.allow() {
+            tracing::warn!(
+                took = %telemetry::GoDuration(took),
+                "expected-duration" = "1s",
+                suppressed,
+                "slow fdatasync"
+            );
+        }
+    }
+
+    pub(crate) fn warn_slow_apply(&self, took: Duration, records: usize) {
+        self.metrics.slow_apply.inc();
+        if let Some(suppressed) = SLOW_APPLY.allow() {
+            tracing::warn!(
+                took = %telemetry::GoDuration(took),
+                "expected-duration" = %telemetry::GoDuration(self.warning_apply),
+                records = records as u64,
+                suppressed,
+                "apply request took too long"
+            );
+        }
+    }
+
+    pub(crate) fn log_quota(&self) {
+        let (sizes, full) = {
+            let engine = self.store.lock();
+            (engine.sizes(), engine.no_space())
+        };
+        let (data, quota) = (sizes.data_bytes as u64, self.quota_bytes);
+        if full {
+            tracing::warn!(
+                "data-bytes" = data,
+                "quota-bytes" = quota,
+                "alarm NOSPACE raised: data is over the quota; puts are refused until keys are deleted or --quota-backend-bytes is raised"
+            );
+        } else {
+            tracing::info!(
+                "data-bytes" = data,
+                "quota-bytes" = quota,
+                "alarm NOSPACE cleared: there is room again"
+            );
+        }
+    }
+
+    // --- snapshots of the journal
+
+    /// How much the log grows before the next snapshot: as much as the data, so that no
+    /// byte is written more than about twice for it.
+    pub(crate) fn snapshot_after_bytes(&self, data_bytes: u64) -> u64 {
+        SNAPSHOT_MIN_BYTES
+            .max(4 * self.segment_bytes)
+            .max(data_bytes)
+    }
+
+    pub(crate) fn snapshot_begin(&self) -> bool {
+        self.snapshot_wanted.store(false, Ordering::Relaxed);
+        !self.snapshot_running.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn snapshot_end(&self, done: Option<Duration>) {
+        if let Some(took) = done {
+            self.last_snapshot_unix_ms
+                .store(unix_ms(), Ordering::Relaxed);
+            self.metrics.journal_snapshot.observe(took);
+            self.metrics.snap_save.observe(took);
+        }
+        self.snapshots_done.fetch_add(1, Ordering::Release);
+        self.snapshot_running.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn last_snapshot_unix_s(&self) -> f64 {
+        self.last_snapshot_unix_ms.load(Ordering::Relaxed) as f64 / 1000.0
+    }
+
+    /// Number of snapshots that have ended, well or not.
+    pub(crate) fn snapshots_done(&self) -> u64 {
+        self.snapshots_done.load(Ordering::Acquire)
+    }
+
+    /// Asks for a snapshot now.
+    pub(crate) fn want_snapshot(&self) {
+        self.snapshot_wanted.store(true, Ordering::Relaxed);
+        self.store.commit.raise();
+    }
+
+    pub(crate) fn snapshot_wanted(&self) -> bool {
+        self.snapshot_wanted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn spawn_snapshot(self: &Arc<Self>, job: SnapshotJob) {
+        let this = self.clone();
+        let body = move || crate::upkeep::snapshot(&this, job);
+        match std::thread::Builder::new()
+            .name("snapshot".into())
+            .spawn(body)
+        {
+            Ok(handle) => self.keep_thread(handle),
+            Err(error) => {
+                tracing::warn!(%error, "cannot start the snapshot thread; tried again later");
+                self.snapshot_end(None);
+            }
+        }
+    }
+}
+
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
+}

@@ -1,0 +1,71 @@
+//! etcd's answers to errors: code and text. Clients match on the texts.
+
+use engine::Error;
+use wire::{Code, Status};
+
+macro_rules! statuses {
+    ($($(#[$doc:meta])* $name:ident = $code:ident, $text:literal;)*) => {
+        $($(#[$doc])* pub(crate) fn $name() -> Status { Status::new(Code::$code, $text) })*
+    };
+}
+
+statuses! {
+    empty_key = InvalidArgument, "etcdserver: key is not provided";
+    key_not_found = InvalidArgument, "etcdserver: key not found";
+    value_provided = InvalidArgument, "etcdserver: value is provided";
+    lease_provided = InvalidArgument, "etcdserver: lease is provided";
+    too_many_ops = InvalidArgument, "etcdserver: too many operations in txn request";
+    duplicate_key = InvalidArgument, "etcdserver: duplicate key given in txn request";
+    invalid_sort_option = InvalidArgument, "etcdserver: invalid sort option";
+    invalid_client_api_version = InvalidArgument, "etcdserver: invalid client api version";
+    request_too_large = InvalidArgument, "etcdserver: request is too large";
+    compacted = OutOfRange, "etcdserver: mvcc: required revision has been compacted";
+    future_revision = OutOfRange, "etcdserver: mvcc: required revision is a future revision";
+    no_space = ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    lease_not_found = NotFound, "etcdserver: requested lease not found";
+    lease_exists = FailedPrecondition, "etcdserver: lease already exists";
+    lease_ttl_too_large = OutOfRange, "etcdserver: too large lease TTL";
+    too_many_requests = ResourceExhausted, "etcdserver: too many requests";
+    timed_out = Unavailable, "etcdserver: request timed out";
+    stopped = Unavailable, "etcdserver: server stopped";
+    corrupt = DataLoss, "etcdserver: corrupt cluster";
+    auth_not_enabled = FailedPrecondition, "etcdserver: authentication is not enabled";
+    bad_leader_transferee = FailedPrecondition, "etcdserver: bad leader transferee";
+    wrong_downgrade_format = InvalidArgument, "etcdserver: wrong downgrade target version format";
+    invalid_downgrade_target = InvalidArgument, "etcdserver: invalid downgrade target version";
+    no_inflight_downgrade = FailedPrecondition, "etcdserver: no inflight downgrade job";
+    stream_sort = Unimplemented, "RangeStream does not support custom sort orders";
+    stream_filters = Unimplemented, "RangeStream does not support revision filters";
+    /// Not etcd's: why members cannot change.
+    one_member = Unimplemented, "orlop: this server is one member by design; its membership cannot be changed";
+    /// Not etcd's: why users and roles are not offered.
+    no_auth = Unimplemented, "orlop: users and roles are not offered; restrict access with client certificates (--client-cert-auth, --trusted-ca-file, --client-cert-allowed-cn)";
+    /// Not etcd's: snapshots come in a later release.
+    no_snapshot = Unimplemented, "orlop: Snapshot is not offered yet; stop the server and copy its data directory to back it up";
+    no_downgrade = Unimplemented, "orlop: there is no cluster to downgrade; to leave, run an older etcd beside it";
+}
+
+/// etcd's answer to an engine error.
+pub(crate) fn of(error: Error) -> Status {
+    match error {
+        Error::Compacted => compacted(),
+        Error::FutureRevision => future_revision(),
+        Error::KeyNotFound => key_not_found(),
+        Error::LeaseNotFound => lease_not_found(),
+        Error::LeaseExists => lease_exists(),
+        Error::LeaseTtlTooLarge => lease_ttl_too_large(),
+        Error::NoSpace => no_space(),
+        Error::Corrupt => corrupt(),
+        Error::TimedOut => timed_out(),
+        Error::TooManyRequests => too_many_requests(),
+        Error::Stopped => stopped(),
+    }
+}
+
+/// grpc-go's answer to a message that does not decode.
+pub(crate) fn undecodable(error: &prost::DecodeError) -> Status {
+    Status::new(
+        Code::Internal,
+        format!("grpc: error unmarshalling request: {error}"),
+    )
+}

@@ -1,0 +1,264 @@
+//! What the server does by itself: lease expiry, compaction in slices, the history
+//! budget, automatic compaction, time-outs, and snapshots of the journal.
+
+use crate::durability::SnapshotJob;
+use crate::shared::Shared;
+use crate::store::SLICE_KEYS;
+use config::AutoCompaction;
+use engine::Error;
+use engine::op::Write;
+use engine::sequencer::Answers;
+use journal::{SnapshotError, SnapshotWriter};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often upkeep looks around.
+const TICK: Duration = Duration::from_millis(50);
+/// Expired leases revoked a tick at most, so that a mass expiry leaves room for others.
+const REVOKES_PER_TICK: usize = 200;
+/// A revocation that has not happened after this long is tried again.
+const REVOKE_RETRY_MS: u64 = 5_000;
+/// Events freed under the lock at a time.
+const COMPACT_EVENTS: usize = 256;
+
+/// The upkeep thread's state.
+pub(crate) struct Upkeep {
+    shared: Arc<Shared>,
+    auto: AutoCompaction,
+    revoking: HashMap<i64, u64>,
+    samples: VecDeque<(Instant, i64)>,
+    sampled_at: Instant,
+    forced: Option<i64>,
+}
+
+impl Upkeep {
+    pub(crate) fn new(shared: Arc<Shared>, auto: AutoCompaction) -> Self {
+        Upkeep {
+            shared,
+            auto,
+            revoking: HashMap::new(),
+            samples: VecDeque::new(),
+            sampled_at: Instant::now(),
+            forced: None,
+        }
+    }
+
+    /// Runs until the server stops.
+    pub(crate) fn run(mut self) {
+        while !self.shared.stopping() {
+            self.expire_leases();
+            self.expire_waiting();
+            self.keep_history_in_budget();
+            self.compact_by_schedule();
+            if !self.compact() {
+                std::thread::sleep(TICK);
+            }
+        }
+    }
+
+    fn expire_leases(&mut self) {
+        let now_ms = self.shared.store.now_ms();
+        let due = self
+            .shared
+            .store
+            .lock()
+            .due_leases(now_ms, REVOKES_PER_TICK);
+        self.revoking
+            .retain(|_, since| now_ms.saturating_sub(*since) < REVOKE_RETRY_MS);
+        for id in due {
+            if self.revoking.insert(id, now_ms).is_none() {
+                self.shared.metrics.lease_expired.inc();
+                // An answer at once is an error: the lease is gone already, or there is no
+                // room now; the next round sees to it.
+                self.shared
+                    .store
+                    .write_unattended(Write::LeaseRevoke { id });
+            }
+        }
+    }
+
+    fn expire_waiting(&self) {
+        let store = &self.shared.store;
+        let mut answers = Answers::new();
+        let open = {
+            let mut engine = store.lock();
+            if engine.waiting() == 0 {
+                return;
+            }
+            engine.expire_waiting(store.now_ms(), &mut answers);
+            engine.has_open(0)
+        };
+        if open {
+            store.commit.raise();
+        }
+        store.deliver(&mut answers);
+    }
+
+    /// Over its budget, history is compacted early; writes are not refused for it.
+    fn keep_history_in_budget(&mut self) {
+        let (sizes, target) = {
+            let engine = self.shared.store.lock();
+            let sizes = engine.sizes();
+            let history = sizes.history_bytes as u64;
+            let budget = self.shared.history_budget_bytes;
+            // History also makes room for data: together they stay within the quota.
+            let room = (self.shared.quota_bytes).saturating_sub(sizes.data_bytes as u64);
+            let budget = budget.min(room.max(budget / 8));
+            if history <= budget || engine.compaction_due() {
+                return;
+            }
+            let excess = history - budget + budget / 10;
+            (sizes, engine.revision_to_free(excess as usize))
+        };
+        let Some(revision) = target else { return };
+        if self.forced == Some(revision) {
+            return;
+        }
+        self.forced = Some(revision);
+        if self
+            .shared
+            .store
+            .write_unattended(Write::Compact { revision })
+            .is_none()
+        {
+            self.shared.metrics.history_compactions_forced.inc();
+            tracing::warn!(
+                "history-bytes" = sizes.history_bytes as u64,
+                "budget-bytes" = self.shared.history_budget_bytes,
+                "compact-revision" = revision,
+                "history is over its budget: its oldest part is compacted early; watches and lists from before that revision start anew"
+            );
+        }
+    }
+
+    fn compact_by_schedule(&mut self) {
+        let (every, now) = (sample_interval(&self.auto), Instant::now());
+        let Some(every) = every else { return };
+        if now.duration_since(self.sampled_at) < every {
+            return;
+        }
+        self.sampled_at = now;
+        let revision = self.shared.store.lock().revision();
+        let target = match self.auto {
+            AutoCompaction::Off => return,
+            AutoCompaction::Revision { retention } => revision - retention as i64,
+            AutoCompaction::Periodic { retention } => {
+                self.samples.push_back((now, revision));
+                let mut target = 0;
+                while self
+                    .samples
+                    .front()
+                    .is_some_and(|(t, _)| now.duration_since(*t) >= retention)
+                {
+                    target = self.samples.pop_front().map_or(0, |x| x.1);
+                }
+                target
+            }
+        };
+        if target <= 0 {
+            return;
+        }
+        match self
+            .shared
+            .store
+            .write_unattended(Write::Compact { revision: target })
+        {
+            None | Some(Ok(_)) => {
+                tracing::info!(
+                    revision = target,
+                    "compacting by --auto-compaction-retention"
+                );
+            }
+            Some(Err(Error::Compacted)) => {}
+            Some(Err(error)) => tracing::warn!(%error, "automatic compaction was refused"),
+        }
+    }
+
+    /// Frees a slice of what compaction made unreachable; true if there is more.
+    fn compact(&self) -> bool {
+        let started = Instant::now();
+        let (removed, more) = {
+            let mut engine = self.shared.store.lock();
+            if !engine.compaction_due() {
+                return false;
+            }
+            let removed = engine.compact_step(COMPACT_EVENTS);
+            (removed, engine.compaction_due())
+        };
+        let m = &self.shared.metrics;
+        m.compaction_keys.add(removed as u64);
+        m.compaction_pause_ms
+            .observe_value(started.elapsed().as_secs_f64() * 1000.0);
+        if more {
+            // Writers first: an unfair lock would otherwise come straight back here.
+            std::thread::sleep(Duration::from_micros(100));
+        } else {
+            self.shared.compacted_now();
+        }
+        more
+    }
+}
+
+fn sample_interval(auto: &AutoCompaction) -> Option<Duration> {
+    match auto {
+        AutoCompaction::Off => None,
+        AutoCompaction::Revision { .. } => Some(Duration::from_secs(300)),
+        // As etcd: a tenth of the period, at most every hour's tenth.
+        AutoCompaction::Periodic { retention } => {
+            Some((*retention).min(Duration::from_secs(3600)) / 10)
+        }
+    }
+}
+
+/// Writes a snapshot of the journal, so that replay stays short and old segments go.
+pub(crate) fn snapshot(shared: &Arc<Shared>, job: SnapshotJob) {
+    let started = Instant::now();
+    let at = job.at;
+    match write_snapshot(shared, job) {
+        Ok(info) => {
+            let took = started.elapsed();
+            if let Err(error) = shared.allocator.retire(at) {
+                tracing::warn!(%error, "cannot remove old journal segments; they take space until the next snapshot");
+            }
+            tracing::info!(
+                bytes = info.bytes,
+                items = info.items,
+                took = %telemetry::GoDuration(took),
+                path = %info.path.display(),
+                "saved a snapshot of the journal"
+            );
+            shared.snapshot_end(Some(took));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "failed to save a snapshot of the journal; the log is kept and it is tried again later");
+            shared.snapshot_end(None);
+        }
+    }
+}
+
+fn write_snapshot(
+    shared: &Arc<Shared>,
+    mut job: SnapshotJob,
+) -> Result<journal::SnapshotInfo, SnapshotError> {
+    let meta = job.meta();
+    let mut out = SnapshotWriter::create(shared.files.clone(), &shared.data_dir, meta, job.at)?;
+    for item in &job.head {
+        out.push(item)?;
+    }
+    let mut keys = Vec::new();
+    loop {
+        let done = shared
+            .store
+            .lock()
+            .snapshot_step(&mut job.cursor, SLICE_KEYS, &mut keys);
+        for k in keys.drain(..) {
+            out.push(&k.into_item())?;
+        }
+        if done {
+            break;
+        }
+    }
+    drop(job.pin);
+    out.finish()
+}
