@@ -54,7 +54,9 @@ impl<W> Engine<W> {
             } else {
                 self.compaction.visited += 1;
             }
-            removed += self.index.forget(&key, target);
+            // Only as far as this event: what a later one makes unreachable goes with that
+            // one, so that a key with many versions is not freed in one go.
+            removed += self.index.forget(&key, target.min(main + 1));
         }
         removed
     }

@@ -15,7 +15,9 @@ pub struct Event {
     pub key: Key,
     /// The new version; `None` for a delete.
     pub tail: Option<Arc<[u8]>>,
-    /// The version before it, `None` for a create.
+    /// What a watch shows as `prev_kv`: the key's version before that revision, `None`
+    /// where there was none. (A key may be put and deleted in one transaction: both
+    /// events have the version before it.)
     pub prev: Option<Arc<[u8]>>,
 }
 
@@ -70,21 +72,42 @@ impl History {
         self.events.push_back(Arc::new(event));
     }
 
-    /// The events from revision `from` on, at most about `max_events` of them, but never
-    /// a part of a revision.
-    pub fn since(&self, from: i64, max_events: usize, out: &mut Vec<Arc<Event>>) {
+    /// Appends to `out` the events from revision `from` on: whole revisions, until there
+    /// are `max_events` of them, at least one revision. Those at `compact_revision` come
+    /// without their former version, which is compacted, as from etcd.
+    pub fn since(
+        &self,
+        from: i64,
+        compact_revision: i64,
+        max_events: usize,
+        out: &mut Vec<Arc<Event>>,
+    ) {
         let start = self.events.partition_point(|e| e.revision.main < from);
         let mut last = None;
-        for e in self.events.range(start..) {
-            if out.len() >= max_events && last != Some(e.revision.main) {
+        for (n, e) in self.events.range(start..).enumerate() {
+            if last.is_some_and(|main| main != e.revision.main) && n >= max_events {
                 break;
             }
             last = Some(e.revision.main);
-            out.push(e.clone());
+            out.push(if e.revision.main <= compact_revision && e.prev.is_some() {
+                Arc::new(Event {
+                    revision: e.revision,
+                    key: e.key.clone(),
+                    tail: e.tail.clone(),
+                    prev: None,
+                })
+            } else {
+                e.clone()
+            });
         }
     }
 
-    /// The event at the front and the number of events behind positions visited.
+    /// Takes the events of a restored store, in revision order.
+    pub(crate) fn restore(&mut self, events: Vec<Arc<Event>>) {
+        self.events = events.into();
+    }
+
+    /// The event at position `i` from the front.
     pub(crate) fn get(&self, i: usize) -> Option<&Arc<Event>> {
         self.events.get(i)
     }
@@ -97,15 +120,16 @@ impl History {
         }
     }
 
-    /// The lowest revision to compact at so that about `bytes` of history go.
+    /// The lowest revision to compact at so that about `bytes` of history go: the one
+    /// after that of the last event to go, since the events at a compact revision stay.
     pub fn revision_to_free(&self, bytes: usize) -> Option<i64> {
         let mut freed = 0;
         for e in &self.events {
             freed += e.history_bytes();
             if freed >= bytes {
-                return Some(e.revision.main);
+                return Some(e.revision.main + 1);
             }
         }
-        self.events.back().map(|e| e.revision.main)
+        self.events.back().map(|e| e.revision.main + 1)
     }
 }

@@ -12,7 +12,8 @@ pub const MAX_TTL_S: i64 = 9_000_000_000;
 pub struct LeaseView {
     /// Granted time to live in seconds.
     pub granted_ttl_s: i64,
-    /// What is left of it, in seconds, rounded to nearest; may be negative when overdue.
+    /// What is left of it, in whole seconds, the rest cut off as in etcd; negative when it
+    /// is overdue by a second or more.
     pub remaining_ttl_s: i64,
     /// Attached keys in order.
     pub keys: Vec<Key>,
@@ -52,17 +53,19 @@ impl Leases {
         self.by_id.contains_key(&id)
     }
 
+    /// Grants a lease. Granting one that exists (a log that overlaps its snapshot) keeps
+    /// its keys.
     pub(crate) fn grant(&mut self, id: i64, ttl_s: i64, now_ms: u64) {
         let expires_at_ms = expiry_ms(now_ms, ttl_s);
+        let lease = self.by_id.entry(id).or_insert_with(|| Lease {
+            ttl_s,
+            expires_at_ms,
+            keys: BTreeSet::new(),
+        });
+        self.by_expiry.remove(&(lease.expires_at_ms, id));
+        lease.ttl_s = ttl_s;
+        lease.expires_at_ms = expires_at_ms;
         self.by_expiry.insert((expires_at_ms, id));
-        self.by_id.insert(
-            id,
-            Lease {
-                ttl_s,
-                expires_at_ms,
-                keys: BTreeSet::new(),
-            },
-        );
     }
 
     pub(crate) fn remove(&mut self, id: i64) {
@@ -91,9 +94,14 @@ impl Leases {
             .unwrap_or_default()
     }
 
-    /// Renews a lease from now on; returns its time to live in seconds.
+    /// Renews a lease from now on; returns its time to live in seconds. One that has run
+    /// out is as good as gone, though its revocation may still be under way: a renewal
+    /// that is answered with a time to live must hold.
     pub fn keep_alive(&mut self, id: i64, now_ms: u64) -> Result<i64, Error> {
         let l = self.by_id.get_mut(&id).ok_or(Error::LeaseNotFound)?;
+        if l.expires_at_ms <= now_ms {
+            return Err(Error::LeaseNotFound);
+        }
         self.by_expiry.remove(&(l.expires_at_ms, id));
         l.expires_at_ms = expiry_ms(now_ms, l.ttl_s);
         self.by_expiry.insert((l.expires_at_ms, id));
@@ -115,7 +123,7 @@ impl Leases {
         let remaining_ms = l.expires_at_ms as i64 - now_ms as i64;
         Some(LeaseView {
             granted_ttl_s: l.ttl_s,
-            remaining_ttl_s: (remaining_ms as f64 / 1000.0).round() as i64,
+            remaining_ttl_s: remaining_ms / 1000,
             keys: if with_keys {
                 l.keys.iter().cloned().collect()
             } else {

@@ -9,7 +9,7 @@ use crate::lease::Leases;
 use crate::lock::Footprint;
 use crate::op::{Compare, DeleteOp, KeyRange, Op, Operator, PutOp, RangeOp, Target, TxnOp};
 use crate::record::Effect;
-use crate::tail::Fields;
+use crate::tail::{self, Fields};
 use bytes::Bytes;
 use std::collections::HashMap;
 
@@ -46,7 +46,7 @@ impl View<'_> {
     /// Plans a put; checks what etcd checks before it executes anything.
     pub(crate) fn put(&self, op: &PutOp, effects: &mut Effects) -> Result<Step, Error> {
         self.check_put(op)?;
-        let old = self.index.live(&op.key).and_then(|(_, v)| v.fields());
+        let old = self.index.live(&op.key).map(|(_, t)| tail::decode(t));
         let (mut value, mut lease) = (op.value.clone(), op.lease);
         if let Some(old) = old {
             if op.ignore_value {
@@ -82,8 +82,8 @@ impl View<'_> {
         let mut keys: Vec<Bytes> = self
             .index
             .range_of(&op.range)
-            .filter(|s| s.newest().tail.is_some())
-            .map(|s| Bytes::copy_from_slice(&s.key))
+            .filter(|e| e.newest_tail().is_some())
+            .map(|e| Bytes::copy_from_slice(e.key()))
             .collect();
         if !effects.exists.is_empty() {
             keys.retain(|k| effects.exists.get(k) != Some(&false));
@@ -159,10 +159,10 @@ impl View<'_> {
         for v in self
             .index
             .range_of(&c.range)
-            .filter_map(|s| s.newest().fields())
+            .filter_map(|e| e.newest_tail())
         {
             any = true;
-            if !compare(c, &v) {
+            if !compare(c, &tail::decode(v)) {
                 return false;
             }
         }
@@ -213,7 +213,8 @@ pub(crate) fn txn_footprint(op: &TxnOp, f: &mut Footprint) {
     f.reads.extend(op.compares.iter().map(|c| c.range.clone()));
     for o in op.success.iter().chain(&op.failure) {
         match o {
-            Op::Range(r) => f.reads_history |= r.revision > 0,
+            // A negative one reads the present, but is checked against the compact revision.
+            Op::Range(r) => f.reads_history |= r.revision != 0,
             Op::Put(p) => put_footprint(p, f),
             Op::Delete(d) => delete_footprint(d, f),
             Op::Txn(t) => txn_footprint(t, f),

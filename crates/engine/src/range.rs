@@ -4,7 +4,7 @@
 
 use crate::Engine;
 use crate::error::Error;
-use crate::index::Slot;
+use crate::index::Entry;
 use crate::op::{RangeOp, RangeReply, SortOrder, SortTarget};
 use crate::tail::{Key, KeyValue};
 use std::ops::Bound;
@@ -79,9 +79,7 @@ impl RangeCursor {
                     )
             });
         }
-        let by_key = op.sort_target == SortTarget::Key;
-        let default = op.sort_order == SortOrder::None && by_key;
-        if !default && !(by_key && op.sort_order == SortOrder::Ascend) {
+        if op.sort_target != SortTarget::Key || op.sort_order == SortOrder::Descend {
             sort(
                 &mut self.kvs,
                 op.sort_target,
@@ -93,7 +91,7 @@ impl RangeCursor {
             self.kvs.truncate(op.limit as usize);
             more = true;
         }
-        if op.keys_only {
+        if op.keys_only && op.sort_target == SortTarget::Value {
             self.kvs = self.kvs.iter().map(KeyValue::without_value).collect();
         }
         RangeReply {
@@ -103,17 +101,22 @@ impl RangeCursor {
         }
     }
 
-    fn visit(&mut self, slot: &Slot) {
-        let Some(tail) = slot.live_at(self.revision).and_then(|v| v.tail.clone()) else {
+    fn visit(&mut self, entry: Entry<'_>) {
+        let Some(tail) = entry.live_at(self.revision) else {
             return;
         };
         self.count += 1;
         if !self.op.count_only && self.kvs.len() < self.wanted {
-            self.bytes += slot.key.len() + tail.len();
-            self.kvs.push(KeyValue {
-                key: slot.key.clone(),
-                tail,
-            });
+            let mut kv = KeyValue {
+                key: entry.key().clone(),
+                tail: tail.clone(),
+            };
+            if self.op.keys_only && self.op.sort_target != SortTarget::Value {
+                // etcd answers from its index, which knows no lease.
+                kv = kv.without_value_and_lease();
+            }
+            self.bytes += kv.key.len() + kv.tail.len();
+            self.kvs.push(kv);
         }
     }
 }
@@ -127,7 +130,8 @@ fn sort(kvs: &mut [KeyValue], target: SortTarget, descend: bool) {
             _ => f.mod_revision,
         }
     };
-    // Equal keys stay in key order when ascending, and in reverse of it when descending.
+    // Equal ones stay in key order, also when descending. (etcd's sort is not stable, but
+    // for up to twelve keys it does the same.)
     if descend {
         kvs.reverse();
     }
@@ -174,7 +178,7 @@ impl<W> Engine<W> {
         })
     }
 
-    /// Reads on, visiting at most `max_keys` keys.
+    /// Reads on, visiting at most `max_keys` keys, at least one.
     pub fn range_step(&self, cursor: &mut RangeCursor, max_keys: usize) {
         if cursor.done {
             return;
@@ -198,8 +202,8 @@ impl<W> Engine<W> {
         for slot in self.index.range(start, end) {
             cursor.visit(slot);
             visited += 1;
-            if visited == max_keys {
-                last = Some(slot.key.clone());
+            if visited >= max_keys {
+                last = Some(slot.key().clone());
                 break;
             }
         }

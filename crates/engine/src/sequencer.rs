@@ -360,21 +360,28 @@ impl<W> Engine<W> {
         self.admit_waiting(answers);
     }
 
-    /// Refuses everything that is open or waiting, before a stop.
+    /// Refuses everything that is open or waiting, before a stop. Batches that are with
+    /// the journal may still be completed.
     pub fn abandon(&mut self, error: Error, answers: &mut Answers<W>) {
-        for lane in 0..LANES {
-            while let Some(b) = self.take_batch(lane, usize::MAX) {
-                self.seq.lanes[lane].in_flight.retain_mut(|(t, pending)| {
-                    if *t == b.ticket {
-                        answers.extend(pending.drain(..).map(|p| (p.waiter, Err(error))));
-                    }
-                    *t != b.ticket
-                });
+        let s = &mut self.seq;
+        for lane in &mut s.lanes {
+            lane.open_records.clear();
+            lane.open_bytes = 0;
+            for p in lane.open.drain(..) {
+                s.locks.remove(&p.footprint);
+                answers.push((p.waiter, Err(error)));
             }
         }
-        for w in self.seq.waiting.drain(..) {
-            answers.push((w.waiter, Err(error)));
-        }
+        s.waiting_locks = Locks::default();
+        answers.extend(s.waiting.drain(..).map(|w| (w.waiter, Err(error))));
+    }
+
+    /// Whether nothing is pending, waiting or locked.
+    pub fn is_idle(&self) -> bool {
+        self.pending() == 0
+            && self.seq.waiting.is_empty()
+            && self.seq.locks.is_empty()
+            && self.seq.waiting_locks.is_empty()
     }
 
     /// Number of operations that wait for others on their keys.
@@ -397,7 +404,12 @@ impl<W> Engine<W> {
         let waiting = std::mem::take(&mut self.seq.waiting);
         self.seq.waiting_locks = Locks::default();
         for mut w in waiting {
+            if let Some(error) = self.refuses(&w.write) {
+                answers.push((w.waiter, Err(error)));
+                continue;
+            }
             if matches!(w.write, Write::LeaseRevoke { .. }) {
+                // Its keys may have changed while it waited.
                 w.footprint = self.footprint(&w.write, w.footprint.lane);
             }
             if self.seq.locks.conflicts(&w.footprint, false)
@@ -420,7 +432,11 @@ impl<W> Engine<W> {
             },
             _ => Reply::Done,
         };
+        let compacted = self.compact_revision;
         self.apply(record);
+        if self.compact_revision != compacted {
+            self.want_compaction_hash(compacted);
+        }
         Outcome {
             revision: self.revision,
             reply,

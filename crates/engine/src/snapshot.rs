@@ -7,19 +7,22 @@ use crate::record::{PutItem, Revision, SnapshotItem, SnapshotMeta, VersionItem};
 use crate::tail::{self, Fields, Key};
 use bytes::Bytes;
 use std::ops::Bound;
+use std::sync::Arc;
 
 /// Where a sliced snapshot stands.
 #[derive(Debug)]
 pub struct SnapshotCursor {
-    /// What it is a snapshot of. Pin `meta.revision` is not needed: it reads everything
-    /// retained, and [`SnapshotCursor::pin`] says what to pin.
+    /// What it is a snapshot of.
     pub meta: SnapshotMeta,
-    next: Option<Key>,
+    /// The key visited last, with its versions so far if there are more.
+    at: Option<Key>,
+    part: Vec<Version>,
     done: bool,
 }
 
 impl SnapshotCursor {
-    /// The revision to pin while it runs.
+    /// The revision to pin while it runs: everything that compaction has left above this
+    /// one is part of it, superseded or not.
     pub fn pin(&self) -> i64 {
         self.meta.compact_revision.max(0)
     }
@@ -51,17 +54,31 @@ impl KeyVersions {
     }
 }
 
-/// Drops what compaction has made unreachable but not freed yet.
-fn drop_compacted(versions: &mut Vec<Version>, compact_revision: i64) {
-    let below = versions.partition_point(|v| v.revision.main <= compact_revision);
-    let gone = |i: usize, v: &Version| {
-        v.revision.main < compact_revision && (i + 1 < below || v.tail.is_none())
-    };
-    let mut i = 0;
-    versions.retain(|v| {
-        i += 1;
-        i > below || !gone(i - 1, v)
-    });
+impl SnapshotCursor {
+    /// Collects a key's versions; returns false if `left` ran out before the end.
+    fn visit(
+        &mut self,
+        key: &Key,
+        versions: impl Iterator<Item = Version>,
+        left: &mut usize,
+        out: &mut Vec<KeyVersions>,
+    ) -> bool {
+        for v in versions.take_while(|v| v.revision.main <= self.meta.revision) {
+            if *left == 0 && !self.part.is_empty() {
+                return false;
+            }
+            *left = left.saturating_sub(1);
+            self.part.push(v);
+        }
+        let versions = std::mem::take(&mut self.part);
+        if !versions.is_empty() {
+            out.push(KeyVersions {
+                key: key.clone(),
+                versions,
+            });
+        }
+        true
+    }
 }
 
 impl<W> Engine<W> {
@@ -81,41 +98,42 @@ impl<W> Engine<W> {
         (
             SnapshotCursor {
                 meta,
-                next: None,
+                at: None,
+                part: Vec::new(),
                 done: false,
             },
             head,
         )
     }
 
-    /// Reads on, visiting at most `max_keys` keys; returns true at the end.
+    /// Reads on, visiting at most `max_versions` versions; returns true at the end.
     pub fn snapshot_step(
         &self,
         c: &mut SnapshotCursor,
-        max_keys: usize,
+        max_versions: usize,
         out: &mut Vec<KeyVersions>,
     ) -> bool {
-        if c.done {
-            return true;
+        let mut left = max_versions.max(1);
+        if let Some(last) = c.part.last()
+            && let Some(key) = c.at.clone()
+            && let Some(entry) = self.index.get(&key)
+            && !c.visit(&key, entry.versions_after(last.revision), &mut left, out)
+        {
+            return c.done;
         }
-        let from = c.next.take();
+        let from = c.at.clone();
         let start = from.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        for slot in self.index.range(start, Bound::Unbounded).take(max_keys) {
-            c.next = Some(slot.key.clone());
-            let all = slot.older().iter().chain([slot.newest()]);
-            let mut versions: Vec<_> = all
-                .filter(|v| v.revision.main <= c.meta.revision)
-                .cloned()
-                .collect();
-            drop_compacted(&mut versions, c.meta.compact_revision);
-            if !versions.is_empty() {
-                out.push(KeyVersions {
-                    key: slot.key.clone(),
-                    versions,
-                });
+        for entry in self.index.range(start, Bound::Unbounded) {
+            if left == 0 {
+                return c.done;
+            }
+            c.at = Some(entry.key().clone());
+            let versions = entry.retained(c.meta.compact_revision);
+            if !c.visit(entry.key(), versions, &mut left, out) {
+                return c.done;
             }
         }
-        c.done = c.next.is_none();
+        c.done = true;
         c.done
     }
 
@@ -159,24 +177,27 @@ impl<W> Engine<W> {
 
     /// Ends a restore: rebuilds the history ring from the versions.
     pub fn restore_end(&mut self) {
-        let mut events: Vec<Event> = Vec::new();
-        for slot in self.index.range(Bound::Unbounded, Bound::Unbounded) {
-            let mut prev: Option<&Version> = None;
-            for v in slot.older().iter().chain([slot.newest()]) {
-                if v.revision.main >= self.compact_revision {
-                    events.push(Event {
-                        revision: v.revision,
-                        key: slot.key.clone(),
-                        tail: v.tail.clone(),
-                        prev: prev.and_then(|p| p.tail.clone()),
-                    });
+        let mut events: Vec<Arc<Event>> = Vec::new();
+        for entry in self.index.range(Bound::Unbounded, Bound::Unbounded) {
+            // The newest version, and the newest of an earlier main revision.
+            let mut last: Option<Version> = None;
+            let mut before: Option<Version> = None;
+            for v in entry.retained(self.compact_revision) {
+                if last.as_ref().map(|l| l.revision.main) != Some(v.revision.main) {
+                    before = last.take();
                 }
-                prev = Some(v);
+                if v.revision.main >= self.compact_revision {
+                    events.push(Arc::new(Event {
+                        revision: v.revision,
+                        key: entry.key().clone(),
+                        tail: v.tail.clone(),
+                        prev: before.as_ref().and_then(|p| p.tail.clone()),
+                    }));
+                }
+                last = Some(v);
             }
         }
         events.sort_unstable_by_key(|e| -> Revision { e.revision });
-        for e in events {
-            self.history.push(e);
-        }
+        self.history.restore(events);
     }
 }

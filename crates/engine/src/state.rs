@@ -2,8 +2,9 @@
 
 use crate::Error;
 use crate::compaction::Progress;
+use crate::hash::CompactionHashes;
 use crate::history::{Event, History};
-use crate::index::{Index, Version};
+use crate::index::Index;
 use crate::lease::{LeaseView, Leases};
 use crate::limits::Limits;
 use crate::record::{Effect, Record, Revision};
@@ -42,6 +43,7 @@ pub struct Engine<W> {
     over_quota: bool,
     pub(crate) pins: BTreeMap<i64, usize>,
     pub(crate) compaction: Progress,
+    pub(crate) compaction_hashes: CompactionHashes,
     pub(crate) seq: Sequencer<W>,
     pub(crate) now_ms: u64,
 }
@@ -61,6 +63,7 @@ impl<W> Engine<W> {
             over_quota: false,
             pins: BTreeMap::new(),
             compaction: Progress::default(),
+            compaction_hashes: CompactionHashes::default(),
             seq: Sequencer::new(),
             now_ms: 0,
         }
@@ -93,17 +96,20 @@ impl<W> Engine<W> {
         }
     }
 
-    /// The revision to compact at so that `bytes` of history go; at most the one before
-    /// the current revision.
+    /// The revision to compact at so that about `bytes` of history go; at most the current
+    /// one. `None` if a compaction would free nothing. Takes time in proportion to what it
+    /// frees.
     pub fn revision_to_free(&self, bytes: usize) -> Option<i64> {
         let r = self.history.revision_to_free(bytes)?.min(self.revision);
         (r > self.compact_revision).then_some(r)
     }
 
-    /// Events from revision `from` on, about `max_events` at most, whole revisions only.
-    /// Check [`Engine::compact_revision`] first: below it, events are missing.
+    /// Appends the events from revision `from` on: whole revisions, until there are
+    /// `max_events` of them, at least one revision. Check [`Engine::compact_revision`]
+    /// first: below it, events are missing. Those at it come without `prev`, as in etcd.
     pub fn events_since(&self, from: i64, max_events: usize, out: &mut Vec<Arc<Event>>) {
-        self.history.since(from, max_events, out);
+        self.history
+            .since(from, self.compact_revision, max_events, out);
     }
 
     /// Number of events retained.
@@ -180,62 +186,52 @@ impl<W> Engine<W> {
     }
 
     pub(crate) fn put_key(&mut self, key: &[u8], value: &[u8], lease: i64, at: Revision) {
-        let old = self.index.live(key).and_then(|(_, v)| v.fields());
-        let (create_revision, version, old_lease) = old.map_or((at.main, 1, 0), |o| {
-            (o.create_revision, o.version + 1, o.lease)
+        let mut old_lease = 0;
+        let mut new = None;
+        let pushed = self.index.push(key, at, |old| {
+            let old = old.map(|t| tail::decode(t));
+            old_lease = old.map_or(0, |o| o.lease);
+            let (create_revision, version) =
+                old.map_or((at.main, 1), |o| (o.create_revision, o.version + 1));
+            let tail = tail::encode(&Fields {
+                create_revision,
+                mod_revision: at.main,
+                version,
+                value,
+                lease,
+            });
+            new = Some(tail.clone());
+            Some(tail)
         });
-        let tail = tail::encode(&Fields {
-            create_revision,
-            mod_revision: at.main,
-            version,
-            value,
-            lease,
-        });
-        let (key, prev) = self.index.push(
-            key,
-            Version {
-                revision: at,
-                tail: Some(tail.clone()),
-            },
-        );
         if old_lease != lease {
             if old_lease != 0 {
-                self.leases.detach(old_lease, &key);
+                self.leases.detach(old_lease, key);
             }
             if lease != 0 {
-                self.leases.attach(lease, key.clone());
+                self.leases.attach(lease, pushed.key.clone());
             }
         }
-        let prev = prev.and_then(|p| p.tail);
         self.history.push(Event {
             revision: at,
-            key,
-            tail: Some(tail),
-            prev,
+            key: pushed.key,
+            tail: new,
+            prev: pushed.prev,
         });
     }
 
     pub(crate) fn delete_key(&mut self, key: &[u8], at: Revision) {
-        let Some(old) = self.index.live(key).and_then(|(_, v)| v.fields()) else {
+        let Some(lease) = self.index.live(key).map(|(_, t)| tail::decode(t).lease) else {
             return;
         };
-        if old.lease != 0 {
-            let lease = old.lease;
+        if lease != 0 {
             self.leases.detach(lease, key);
         }
-        let (key, prev) = self.index.push(
-            key,
-            Version {
-                revision: at,
-                tail: None,
-            },
-        );
-        let prev = prev.and_then(|p| p.tail);
+        let pushed = self.index.push(key, at, |_| None);
         self.history.push(Event {
             revision: at,
-            key,
+            key: pushed.key,
             tail: None,
-            prev,
+            prev: pushed.prev,
         });
     }
 

@@ -138,6 +138,18 @@ impl KeyValue {
         }
     }
 
+    /// The same without value and lease.
+    pub fn without_value_and_lease(&self) -> KeyValue {
+        KeyValue {
+            key: self.key.clone(),
+            tail: encode(&Fields {
+                value: &[],
+                lease: 0,
+                ..self.fields()
+            }),
+        }
+    }
+
     /// Length of its protobuf encoding in bytes.
     pub fn encoded_len(&self) -> usize {
         1 + varint_len(self.key.len() as u64) + self.key.len() + self.tail.len()
@@ -174,6 +186,42 @@ mod tests {
                 };
                 assert_eq!(decode(&encode(&f)), f);
             }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn decode_takes_any_bytes(bytes: Vec<u8>) {
+            let f = decode(&bytes);
+            proptest::prop_assert!(f.value.len() <= bytes.len());
+        }
+
+        #[test]
+        fn decode_takes_damaged_tails(
+            value: Vec<u8>, numbers: [i64; 4], at: usize, with: u8, cut: usize,
+        ) {
+            let [create_revision, mod_revision, version, lease] = numbers;
+            let f = Fields { create_revision, mod_revision, version, value: &value, lease };
+            let tail = encode(&f);
+            proptest::prop_assert_eq!(decode(&tail), f);
+            let mut damaged = tail.to_vec();
+            if !damaged.is_empty() {
+                let n = damaged.len();
+                damaged[at % n] = with;
+                damaged.truncate(1 + cut % n);
+            }
+            decode(&damaged);
+        }
+
+        #[test]
+        fn encoding_a_pair_takes_the_length_that_it_says(key: Vec<u8>, value: Vec<u8>) {
+            let f = Fields {
+                create_revision: 5, mod_revision: 6, version: 7, value: &value, lease: -1,
+            };
+            let kv = KeyValue { key: Key::from(key), tail: encode(&f) };
+            let mut buf = Vec::new();
+            kv.encode_into(&mut buf);
+            proptest::prop_assert_eq!(buf.len(), kv.encoded_len());
         }
     }
 

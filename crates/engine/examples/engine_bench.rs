@@ -1,0 +1,219 @@
+//! What the engine itself costs, without network or disk: time an update, memory a key,
+//! time to replay. Prints one line a figure, with its budget.
+//!
+//!     cargo run --release -p engine --example engine_bench [KEYS]
+#![allow(clippy::print_stdout)] // its purpose
+
+use bytes::Bytes;
+use engine::op::{Compare, KeyRange, Op, Operator, PutOp, Target, TxnOp, Write};
+use engine::record::{Effect, Record};
+use engine::{Engine, Limits};
+use std::time::Instant;
+
+/// The allocator that the server runs with.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// An 80-byte key. Neighbours in number are not neighbours in order.
+fn key(i: u64) -> Bytes {
+    let spread = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let key = format!("/registry/configmaps/kube-system/{spread:020}-{i:026}");
+    assert_eq!(key.len(), 80);
+    Bytes::from(key)
+}
+
+fn rss_bytes() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|p| p.parse().ok());
+    pages.unwrap_or(0) * 4096usize
+}
+
+fn put(key: Bytes, value: Bytes) -> Write {
+    Write::Put(PutOp {
+        key,
+        value,
+        ..PutOp::default()
+    })
+}
+
+/// Compares on the mod revision and puts, as kube-apiserver updates.
+fn cas(key: Bytes, value: Bytes, revision: i64) -> Write {
+    Write::Txn(TxnOp {
+        compares: vec![Compare {
+            range: KeyRange::one(key.clone()),
+            target: Target::Mod(revision),
+            operator: Operator::NotEqual,
+        }],
+        success: vec![Op::Put(PutOp {
+            key,
+            value,
+            ..PutOp::default()
+        })],
+        failure: Vec::new(),
+    })
+}
+
+/// Submits `n` writes in batches of `batch`; nanoseconds a write.
+fn run(engine: &mut Engine<u64>, n: u64, batch: u64, mut write: impl FnMut(u64) -> Write) -> f64 {
+    let mut answers = Vec::new();
+    // Requests arrive made: the decoder's work is not the engine's.
+    let mut made: Vec<Write> = (0..n).map(&mut write).collect();
+    made.reverse();
+    let started = Instant::now();
+    let mut i = 0;
+    while i < n {
+        for _ in 0..batch.min(n - i) {
+            if let Some(w) = made.pop() {
+                engine.submit(w, 0, i, 0);
+            }
+            i += 1;
+        }
+        while let Some(b) = engine.take_batch(0, usize::MAX) {
+            engine.complete(b.ticket, 0, &mut answers);
+        }
+        answers.clear();
+    }
+    started.elapsed().as_nanos() as f64 / n as f64
+}
+
+/// Longest of `n` single puts of new keys in microseconds: growing must not stall.
+fn longest_create_us(engine: &mut Engine<u64>, keys: std::ops::Range<u64>) -> u128 {
+    let value = Bytes::from(vec![b'v'; 100]);
+    let mut answers = Vec::new();
+    let mut longest = 0;
+    for i in keys {
+        let w = put(key(i), value.clone());
+        let started = Instant::now();
+        engine.submit(w, 0, i, 0);
+        if let Some(b) = engine.take_batch(0, usize::MAX) {
+            engine.complete(b.ticket, 0, &mut answers);
+        }
+        longest = longest.max(started.elapsed().as_micros());
+        answers.clear();
+    }
+    longest
+}
+
+fn compact(engine: &mut Engine<u64>) -> (f64, u128) {
+    let revision = engine.revision();
+    engine.submit(Write::Compact { revision }, 0, 0, 0);
+    let mut answers = Vec::new();
+    while let Some(b) = engine.take_batch(0, usize::MAX) {
+        engine.complete(b.ticket, 0, &mut answers);
+    }
+    let (started, mut steps, mut longest) = (Instant::now(), 0u64, 0);
+    while engine.compaction_due() {
+        let step = Instant::now();
+        engine.compact_step(500);
+        longest = longest.max(step.elapsed().as_micros());
+        steps += 500;
+    }
+    (
+        started.elapsed().as_nanos() as f64 / steps.max(1) as f64,
+        longest,
+    )
+}
+
+fn main() {
+    let n: u64 = std::env::args()
+        .nth(1)
+        .and_then(|a| a.parse().ok())
+        .unwrap_or(1_000_000);
+    let limits = Limits {
+        quota_bytes: usize::MAX,
+        ..Limits::default()
+    };
+    let value = Bytes::from(vec![b'v'; 100]);
+
+    let before = rss_bytes();
+    let mut engine: Engine<u64> = Engine::new(limits.clone());
+    let us = longest_create_us(&mut engine, 0..n);
+    println!("longest of {n} creates: {us} us");
+    let with_history = rss_bytes() - before;
+    let (ns, longest) = compact(&mut engine);
+    println!("compaction: {ns:.0} ns an event, longest step of 500 events {longest} us");
+    let rss = rss_bytes() - before;
+    let a_key = |bytes: usize| bytes as f64 / n as f64 - 180.0;
+    println!(
+        "memory a key beyond key and value: {:.0} bytes (budget 110); before compaction {:.0}; accounted {:.0}",
+        a_key(rss),
+        a_key(with_history),
+        a_key(engine.sizes().total_bytes),
+    );
+
+    let spread = |i: u64| key(i.wrapping_mul(7_919) % n);
+    for batch in [1, 100] {
+        let ns = run(&mut engine, 500_000, batch, |i| {
+            put(spread(i), value.clone())
+        });
+        println!("put of an existing key, {batch} a batch: {ns:.0} ns (budget 1000)");
+        compact(&mut engine);
+    }
+    let ns = run(&mut engine, 500_000, 100, |i| {
+        cas(spread(i), value.clone(), 0)
+    });
+    println!("compare and put of an existing key, 100 a batch: {ns:.0} ns (budget 1000)");
+    let (ns, longest) = compact(&mut engine);
+    println!("compaction: {ns:.0} ns an event, longest step of 500 events {longest} us");
+
+    let started = Instant::now();
+    let mut cursor = engine.hash_open(0).ok();
+    let mut longest = 0;
+    if let Some(c) = cursor.as_mut() {
+        loop {
+            let step = Instant::now();
+            let done = engine.hash_step(c, 500);
+            longest = longest.max(step.elapsed().as_micros());
+            if done {
+                break;
+            }
+        }
+    }
+    let stepped = started.elapsed().as_millis();
+    let hash = cursor.map(engine::hash::HashCursor::finish);
+    println!(
+        "hash {hash:x?}: {stepped} ms collecting, longest step {longest} us, {} ms in all",
+        started.elapsed().as_millis()
+    );
+
+    // Many waiting on one key: each must wait for the one before it.
+    let mut answers = Vec::new();
+    for i in 0..5_000 {
+        engine.submit(cas(key(0), value.clone(), 0), 0, i, 0);
+    }
+    let mut longest = 0;
+    while let Some(b) = engine.take_batch(0, usize::MAX) {
+        let step = Instant::now();
+        engine.complete(b.ticket, 0, &mut answers);
+        longest = longest.max(step.elapsed().as_micros());
+    }
+    println!("longest completion with 5000 waiting for one key: {longest} us");
+    drop(engine);
+
+    for (what, ordered) in [("in key order", true), ("in any order", false)] {
+        let keys: Vec<Bytes> = if ordered {
+            (0..n)
+                .map(|i| Bytes::from(format!("/registry/configmaps/kube-system/{i:047}")))
+                .collect()
+        } else {
+            (0..n).map(key).collect()
+        };
+        let records: Vec<Record> = keys
+            .into_iter()
+            .map(|key| {
+                Record::Txn(vec![Effect::Put {
+                    key,
+                    value: value.clone(),
+                    lease: 0,
+                }])
+            })
+            .collect();
+        let mut engine: Engine<u64> = Engine::new(limits.clone());
+        let started = Instant::now();
+        for r in records {
+            engine.apply(r);
+        }
+        let s = started.elapsed().as_secs_f64() * 1e6 / n as f64;
+        println!("replay of creates {what}: {s:.2} s a million records (budget 2)");
+    }
+}
