@@ -318,6 +318,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     let alarms = engine.alarms();
     let (revision, compact_revision) = (engine.revision(), engine.compact_revision());
     let (pending, keys, leases) = (engine.pending(), engine.keys(), engine.lease_count());
+    let waiting = engine.waiting();
     drop(engine);
     let (journal_bytes, lag) = shared.journal_bytes();
     metrics::ScrapeInput {
@@ -339,6 +340,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         alarm_nospace: alarms.contains(&(pb::AlarmType::Nospace as i32)),
         alarm_corrupt: alarms.contains(&(pb::AlarmType::Corrupt as i32)),
         leases: leases as u64,
+        waiting_operations: waiting as u64,
         data_bytes: sizes.data_bytes as u64,
         history_bytes: sizes.history_bytes as u64,
         history_budget_bytes: shared.history_budget_bytes,
