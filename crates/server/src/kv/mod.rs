@@ -149,6 +149,10 @@ impl Service {
             |r: pb::PutRequest, this| {
                 check::put(&r)?;
                 this.shared.metrics.put.inc();
+                this.shared
+                    .metrics
+                    .put_bytes
+                    .add((r.key.len() + r.value.len()) as i64);
                 Ok(Write::Put(convert::put(r)))
             },
         )

@@ -67,7 +67,7 @@ impl Service {
             loop {
                 let owed = own.hub.borrow().owes(key);
                 tokio::select! {
-                    message = inbound.next() => match message? {
+                    message = inbound.next() => match message.inspect_err(|_| this.receive_failed())? {
                         Some(m) => {
                             // Control answers wait for room: a client that floods requests and
                             // reads no answers stops being read.
@@ -92,6 +92,13 @@ impl Service {
                 }
             }
         })
+    }
+
+    fn receive_failed(&self) {
+        let failures = &self.shared.metrics.stream_failures;
+        failures
+            .get(metrics::Direction::Receive, metrics::StreamApi::Watch)
+            .inc();
     }
 
     fn watch_request(&self, stream: u64, m: Bytes, outbound: &Outbound) -> Result<(), Status> {
