@@ -9,7 +9,8 @@ use crate::dir::{Layout, spare_path};
 use crate::error::CommitError;
 use crate::frame::PAGE;
 use crate::fs::{File, FileSystem, is_no_space};
-use crate::{Lsn, Position, segment, snapshot};
+use crate::segment::{self, SegmentHeader};
+use crate::{Lsn, Position, snapshot};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,13 +35,18 @@ pub(crate) struct Ready {
 pub(crate) struct Closed {
     pub(crate) id: u64,
     pub(crate) last_lsn: Lsn,
+    /// Bytes of disk that it takes.
     pub(crate) bytes: u64,
+    /// Whether it has all its room, written once: one found at a start may have holes.
+    pub(crate) whole: bool,
 }
 
 #[derive(Default)]
 struct State {
     ready: Option<Ready>,
     next_id: u64,
+    /// The segment last taken into use.
+    in_use: u64,
     spares: Vec<(u64, u64)>,
     closed: Vec<Closed>,
     stopped: bool,
@@ -52,6 +58,8 @@ struct State {
 pub(crate) struct Shared {
     pub(crate) fs: Arc<dyn FileSystem>,
     pub(crate) layout: Layout,
+    /// Cluster id and salt, for segment headers.
+    identity: (u64, u64),
     segment_bytes: u64,
     spare_segments: usize,
     state: Mutex<State>,
@@ -68,17 +76,20 @@ impl Shared {
     pub(crate) fn new(
         fs: Arc<dyn FileSystem>,
         layout: Layout,
-        segment_bytes: u64,
-        spare_segments: usize,
+        identity: (u64, u64),
+        (segment_bytes, spare_segments): (u64, usize),
         next_id: u64,
+        in_use: u64,
     ) -> Self {
         Shared {
             fs,
             layout,
+            identity,
             segment_bytes,
             spare_segments,
             state: Mutex::new(State {
                 next_id,
+                in_use,
                 ..State::default()
             }),
             wake: Condvar::new(),
@@ -153,6 +164,7 @@ impl Shared {
                     let ready = state.ready.take();
                     self.wake.notify_all();
                     if let Some(ready) = ready {
+                        state.in_use = ready.id;
                         return Ok(ready);
                     }
                 }
@@ -210,25 +222,41 @@ impl Shared {
     /// Makes a segment file from a spare one or anew, and gives it the next id.
     fn make(&self, bytes: u64, failed_on: &mut PathBuf) -> io::Result<Ready> {
         let fs = &*self.fs;
-        let spare = {
+        let (spare, id, in_use) = {
             let mut state = self.state();
             let fit = state.spares.iter().position(|(_, size)| *size >= bytes);
-            fit.map(|at| state.spares.swap_remove(at))
+            state.next_id += 1;
+            (
+                fit.map(|at| state.spares.swap_remove(at)),
+                state.next_id - 1,
+                state.in_use,
+            )
         };
-        let (source, bytes, file) = match spare {
-            Some((id, size)) => {
-                let source = spare_path(&self.layout.log, id);
+        let bytes = spare.map_or(bytes, |(_, size)| size);
+        let mut page = vec![0; PAGE as usize];
+        let (cluster_id, salt) = self.identity;
+        SegmentHeader {
+            id,
+            cluster_id,
+            previous: in_use,
+            bytes,
+            ..SegmentHeader::default()
+        }
+        .encode(salt, &mut page);
+        let (source, file) = match spare {
+            Some((spare_id, _)) => {
+                let source = spare_path(&self.layout.log, spare_id);
                 *failed_on = source.clone();
                 let reuse = || -> io::Result<_> {
                     let file = fs.open(&source, true)?;
-                    file.write_at(&vec![0; PAGE as usize], 0)?;
+                    file.write_at(&page, 0)?;
                     file.sync_data()?;
                     Ok(file)
                 };
                 match reuse() {
-                    Ok(file) => (source, size, file),
+                    Ok(file) => (source, file),
                     Err(error) => {
-                        self.add_spare(id, size);
+                        self.add_spare(spare_id, bytes);
                         return Err(error);
                     }
                 }
@@ -236,18 +264,15 @@ impl Shared {
             None => {
                 let temporary = self.layout.log.join("next.tmp");
                 *failed_on = temporary.clone();
-                let file = self.make_zeroed(&temporary, bytes).inspect_err(|_| {
-                    // Gives back what room it took; else the next start removes it.
-                    let _ = fs.remove(&temporary);
-                })?;
+                let file = self
+                    .make_zeroed(&temporary, &page, bytes)
+                    .inspect_err(|_| {
+                        // Gives back what room it took; else the next start removes it.
+                        let _ = fs.remove(&temporary);
+                    })?;
                 self.log_bytes.fetch_add(bytes, Ordering::Relaxed);
-                (temporary, bytes, file)
+                (temporary, file)
             }
-        };
-        let id = {
-            let mut state = self.state();
-            state.next_id += 1;
-            state.next_id - 1
         };
         let path = segment::path(&self.layout.log, id);
         *failed_on = path.clone();
@@ -261,7 +286,7 @@ impl Shared {
         })
     }
 
-    fn make_zeroed(&self, path: &Path, bytes: u64) -> io::Result<Arc<dyn File>> {
+    fn make_zeroed(&self, path: &Path, page: &[u8], bytes: u64) -> io::Result<Arc<dyn File>> {
         if self.fs.kind(path)?.is_some() {
             self.fs.remove(path)?;
         }
@@ -277,6 +302,9 @@ impl Shared {
         while offset < bytes {
             let piece = (bytes - offset).min(zeros.len() as u64) as usize;
             file.write_at(&zeros[..piece], offset)?;
+            if offset == 0 {
+                file.write_at(page, 0)?;
+            }
             file.sync_data()?;
             offset += piece as u64;
         }
@@ -314,7 +342,7 @@ impl Shared {
                 (state.closed.remove(at), spare)
             };
             let path = segment::path(&self.layout.log, closed.id);
-            let result = if spare && self.fits_spare(closed.bytes) {
+            let result = if spare && closed.whole && self.fits_spare(closed.bytes) {
                 fs.rename(&path, &spare_path(&self.layout.log, closed.id))
                     .map(|()| {
                         spared.push((closed.id, closed.bytes));

@@ -190,11 +190,6 @@ pub(crate) fn open(fs: &dyn FileSystem, dir: &Path) -> Result<Opened, OpenError>
     refuse(state, dir)?;
     if state == DirState::Absent {
         fs.create_dir(dir).map_err(OpenError::io("create", dir))?;
-        let parent = dir
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
-        fs.sync_dir(parent).map_err(OpenError::io("sync", parent))?;
     }
     let lock = take_lock(fs, dir, LockMode::Exclusive)?;
     Ok(Opened {
@@ -262,6 +257,7 @@ fn read_format(fs: &dyn FileSystem, dir: &Path) -> Result<Option<Format>, OpenEr
 /// Lays out a directory that has no format file yet, all but that file. What a start that
 /// did not finish left behind is removed; anything that looks like data is a refusal.
 pub(crate) fn lay_out(fs: &dyn FileSystem, layout: &Layout) -> Result<(), OpenError> {
+    sync_parents(fs, &layout.dir)?;
     for sub in [&layout.log, &layout.snap] {
         if fs
             .kind(sub)
@@ -293,6 +289,27 @@ pub(crate) fn lay_out(fs: &dyn FileSystem, layout: &Layout) -> Result<(), OpenEr
         .is_none()
     {
         replace(fs, &layout.dir, "member", MEMBER_TEXT.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Makes the directory's own name last, and those of parents that were made for it.
+fn sync_parents(fs: &dyn FileSystem, dir: &Path) -> Result<(), OpenError> {
+    for parent in dir.ancestors().skip(1) {
+        let parent = if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        };
+        match fs.sync_dir(parent) {
+            Ok(()) => {}
+            // A parent that may not even be read was not made by us.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            Err(error) => return Err(OpenError::io("sync", parent)(error)),
+        }
+        if fs.read_dir(parent).is_ok_and(|names| names.len() > 1) {
+            break;
+        }
     }
     Ok(())
 }

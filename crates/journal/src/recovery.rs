@@ -28,7 +28,7 @@ use crate::writer::Guards;
 use crate::{Lsn, Position};
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Takes what a journal holds, in order. An error ends the start with its text.
@@ -141,9 +141,10 @@ pub(crate) struct Link {
     pub(crate) header: SegmentHeader,
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn File>,
-    pub(crate) bytes: u64,
     /// Last LSN in it, `first_lsn - 1` if it has none. Set by the replay.
     pub(crate) last_lsn: Lsn,
+    /// Where its frames end. Set by the replay.
+    pub(crate) end_offset: u64,
 }
 
 /// A frame that nothing later proves synced.
@@ -170,8 +171,6 @@ pub(crate) struct Recovered {
     pub(crate) snapshot_leftovers: Vec<PathBuf>,
     pub(crate) tail: Vec<TailFrame>,
     pub(crate) end: Position,
-    /// Where in the last segment the log ends.
-    pub(crate) end_offset: u64,
     pub(crate) frames: u64,
     pub(crate) records: u64,
     pub(crate) bytes: u64,
@@ -207,7 +206,7 @@ pub(crate) fn read(
         }
     }
     let files = dir::list_log(fs, layout)?;
-    let (mut started, unused, damaged) = read_headers(fs, layout, format, &files.segments)?;
+    let (mut started, unused, damaged) = read_headers(fs, layout, format, &files)?;
     let (snapshots, snapshot_leftovers) =
         snapshot::list(fs, layout).map_err(OpenError::io("list", &layout.snap))?;
     let mut warnings = Vec::new();
@@ -231,7 +230,6 @@ pub(crate) fn read(
         snapshot_leftovers,
         tail: Vec::new(),
         end: Position::default(),
-        end_offset: PAGE,
         frames: 0,
         records: 0,
         bytes: 0,
@@ -259,10 +257,11 @@ fn read_headers(
     fs: &dyn FileSystem,
     layout: &Layout,
     format: &Format,
-    ids: &[u64],
+    files: &dir::LogFiles,
 ) -> Result<(Vec<Link>, Vec<u64>, Vec<u64>), OpenError> {
     let (mut started, mut unused, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
-    for &id in ids {
+    let mut in_use = Vec::new();
+    for &id in &files.segments {
         let path = segment::path(&layout.log, id);
         let read = || -> io::Result<_> {
             let file = fs.open(&path, false)?;
@@ -274,7 +273,9 @@ fn read_headers(
         };
         let (file, page, bytes) = read().map_err(OpenError::io("read", &path))?;
         match segment::parse(&page, format.salt) {
-            FirstPage::Unused => unused.push(id),
+            FirstPage::Damaged if page.len() < segment::HEADER => {
+                return Err(cut_off(&path, bytes, "more"));
+            }
             FirstPage::Damaged => damaged.push(id),
             FirstPage::UnknownVersion(version) => {
                 return Err(OpenError::UnknownVersion {
@@ -295,17 +296,49 @@ fn read_headers(
                         ),
                     ));
                 }
+                if header.first_lsn == 0 {
+                    in_use.push((path, header.previous));
+                    unused.push(id);
+                    continue;
+                }
+                if bytes < header.bytes {
+                    return Err(cut_off(&path, bytes, &header.bytes.to_string()));
+                }
+                let (last_lsn, end_offset) = (header.first_lsn - 1, PAGE);
                 started.push(Link {
-                    last_lsn: header.first_lsn - 1,
                     header,
                     path,
                     file,
-                    bytes,
+                    last_lsn,
+                    end_offset,
                 });
             }
         }
     }
+    let newest = started.last().map_or(0, |link| link.header.id);
+    for (path, id) in in_use {
+        // Superseded segments go, the last one in use never does.
+        if id > newest && !files.segments.contains(&id) && !files.spares.contains(&id) {
+            return Err(OpenError::mismatch(
+                path,
+                format!(
+                    "it was made while segment {id} was in use, and that one is missing, with the \
+                     newest frames: restore a copy of the whole directory, made while orlop was \
+                     stopped"
+                ),
+            ));
+        }
+    }
     Ok((started, unused, damaged))
+}
+
+fn cut_off(path: &Path, bytes: u64, of: &str) -> OpenError {
+    OpenError::damaged(
+        path,
+        bytes,
+        format!("the file is cut off: {bytes} bytes of {of} are left"),
+        "what was in the rest of it",
+    )
 }
 
 /// The newest snapshot that is whole and that the log joins, and the index of the first
@@ -522,6 +555,7 @@ impl Replayer<'_> {
             if let Some(last) = unexpected {
                 return Err(self.lost(found, path, offset, expected, last));
             }
+            found.chain[index].end_offset = offset;
             end_offset = offset;
         }
         let last = found.chain.len() - 1;
@@ -529,7 +563,6 @@ impl Replayer<'_> {
         found.cut_short = cut_short(&found.chain[last], end_offset, expected, found.closed)
             .map_err(OpenError::io("read", &found.chain[last].path))?;
         found.tail.retain(|tail| tail.lsn > synced);
-        found.end_offset = end_offset;
         found.end = Position {
             lsn: expected - 1,
             crc,

@@ -1,9 +1,9 @@
 //! Segments: the files that the log is made of.
 //!
-//! A segment is a header page and frames. It is made ahead of its use, with zeros in place
-//! of the header; the header is written together with the segment's first frame, so that
-//! going on to the next segment costs no sync of its own. Ids go up by at least one and
-//! never come twice in a directory.
+//! A segment is a header page and frames. It is made ahead of its use, with a header that
+//! says so and names the segment then in use; its real header is written together with its
+//! first frame, so that going on to the next segment costs no sync of its own. Ids go up by
+//! at least one and never come twice in a directory.
 
 use crate::Lsn;
 use crate::frame::{self, PAGE, u32_at, u64_at};
@@ -12,29 +12,30 @@ use std::path::{Path, PathBuf};
 const MAGIC: &[u8; 8] = b"orlopseg";
 pub(crate) const VERSION: u32 = 1;
 /// Bytes of the header that its checksum covers.
-const HEADER: usize = 72;
+pub(crate) const HEADER: usize = 72;
 
-/// The first page of a segment in use. On disk, little-endian: magic (8 bytes), version (4),
-/// CRC32C (4), then these fields in this order, 8 bytes each but the checksum's 4.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The first page of a segment. On disk, little-endian: magic (8 bytes), version (4), CRC32C
+/// (4), then these fields in this order, 8 bytes each, the checksum's 4 and 4 zero after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub(crate) id: u64,
     pub(crate) cluster_id: u64,
-    /// LSN of its first frame. All before it was synced when this was written.
+    /// LSN of its first frame, 0 if it was made ahead and never used. All before it was
+    /// synced when this was written.
     pub(crate) first_lsn: Lsn,
-    /// Id of the segment before it, 0 for none.
+    /// Id of the segment before it, 0 for none; if it was made ahead, of the one in use then.
     pub(crate) previous: u64,
     /// The store's revision before its first frame.
     pub(crate) revision: i64,
     /// Checksum of the last frame before it.
     pub(crate) previous_crc: u32,
+    /// Length of its file: a shorter one was cut off.
+    pub(crate) bytes: u64,
 }
 
 /// What a first page turned out to be.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum FirstPage {
-    /// All zero: made ahead, never used (or its first write never arrived).
-    Unused,
     Header(SegmentHeader),
     /// A valid header of a format that this version does not know.
     UnknownVersion(u32),
@@ -53,6 +54,7 @@ impl SegmentHeader {
         page[40..48].copy_from_slice(&self.previous.to_le_bytes());
         page[48..56].copy_from_slice(&self.revision.to_le_bytes());
         page[56..60].copy_from_slice(&self.previous_crc.to_le_bytes());
+        page[64..72].copy_from_slice(&self.bytes.to_le_bytes());
         let crc = checksum(salt, page);
         page[12..16].copy_from_slice(&crc.to_le_bytes());
     }
@@ -63,11 +65,8 @@ fn checksum(salt: u64, page: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, &page[16..HEADER])
 }
 
-/// Reads a first page (fewer bytes count as damaged, unless all are zero).
+/// Reads a first page; fewer bytes count as damaged.
 pub(crate) fn parse(page: &[u8], salt: u64) -> FirstPage {
-    if page.iter().all(|byte| *byte == 0) {
-        return FirstPage::Unused;
-    }
     if page.len() < HEADER || &page[0..8] != MAGIC || u32_at(page, 12) != checksum(salt, page) {
         return FirstPage::Damaged;
     }
@@ -79,6 +78,7 @@ pub(crate) fn parse(page: &[u8], salt: u64) -> FirstPage {
             previous: u64_at(page, 40),
             revision: u64_at(page, 48) as i64,
             previous_crc: u32_at(page, 56),
+            bytes: u64_at(page, 64),
         }),
         version => FirstPage::UnknownVersion(version),
     }

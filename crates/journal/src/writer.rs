@@ -286,6 +286,8 @@ impl Journal {
             // Full without having been told (copy-on-write file systems): this frame was not
             // acknowledged, and the next one goes to the same place, under the same LSN.
             return Err(if is_no_space(&error) {
+                withdraw(current, &header, self.salt)
+                    .map_err(|error| self.shared.set_poison(&current.path, error))?;
                 CommitError::NoSpace {
                     path: current.path.clone(),
                 }
@@ -344,6 +346,7 @@ impl Journal {
                 id,
                 last_lsn: self.lsn,
                 bytes,
+                whole: true,
             };
             if let Some(previous) = self.previous.replace(ended) {
                 self.shared.add_closed(previous);
@@ -357,6 +360,7 @@ impl Journal {
                 previous: self.previous.as_ref().map_or(0, |previous| previous.id),
                 revision,
                 previous_crc: self.crc,
+                bytes: ready.bytes,
             },
             id: ready.id,
             path: ready.path,
@@ -463,6 +467,21 @@ impl Drop for Journal {
     }
 }
 
+/// After a write that found no room: if all of the frame got there nevertheless (its padding
+/// did not), takes it back, for it is not to be found at the next start.
+fn withdraw(current: &Current, header: &FrameHeader, salt: u64) -> io::Result<()> {
+    let offset = current.offset.max(PAGE);
+    let mut frame = vec![0; HEADER + header.payload_bytes as usize];
+    let whole = read_full(&*current.file, &mut frame, offset)? == frame.len()
+        && frame::peek(&frame, current.id, u64::MAX).as_ref() == Some(header)
+        && frame::verify(&frame, salt, true).is_some();
+    if whole {
+        current.file.write_at(&[0; HEADER], offset)?;
+        current.file.sync_data()?;
+    }
+    Ok(())
+}
+
 fn micros(since: Instant) -> u64 {
     since.elapsed().as_micros() as u64
 }
@@ -482,12 +501,21 @@ fn open_error(error: CommitError) -> OpenError {
     }
 }
 
-fn new_shared(fs: Arc<dyn FileSystem>, layout: Layout, options: &Options, next_id: u64) -> Shared {
+fn new_shared(
+    fs: Arc<dyn FileSystem>,
+    layout: Layout,
+    format: &Format,
+    options: &Options,
+    next_id: u64,
+    in_use: u64,
+) -> Shared {
     let segment_bytes = options
         .segment_bytes
         .max(MIN_SEGMENT_BYTES)
         .next_multiple_of(PAGE);
-    Shared::new(fs, layout, segment_bytes, options.spare_segments, next_id)
+    let sizes = (segment_bytes, options.spare_segments);
+    let identity = (format.identity.cluster_id, format.salt);
+    Shared::new(fs, layout, identity, sizes, next_id, in_use)
 }
 
 /// Makes a directory: first a segment whose header is on disk, then the format file. So a
@@ -501,7 +529,7 @@ fn create(
     let Opened { layout, lock, .. } = opened;
     dir::lay_out(&*fs, &layout)?;
     let format = dir::new_format(&options.new);
-    let shared = new_shared(fs.clone(), layout.clone(), &options, 1);
+    let shared = new_shared(fs.clone(), layout.clone(), &format, &options, 1, 0);
     let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
     let first = options
         .segment_bytes
@@ -542,14 +570,15 @@ fn resume(
 ) -> Result<(Journal, OpenReport), OpenError> {
     let Opened { layout, lock, .. } = opened;
     rewrite_tail(&*fs, &found)?;
-    fs.sync_dir(&layout.log)
-        .map_err(OpenError::io("sync", &layout.log))?;
-    fs.sync_dir(&layout.snap)
-        .map_err(OpenError::io("sync", &layout.snap))?;
+    // Names too may be readable and not on disk, if the last process died before its sync.
+    for path in [&layout.dir, &layout.log, &layout.snap] {
+        fs.sync_dir(path).map_err(OpenError::io("sync", path))?;
+    }
 
     let ids = found.files.segments.iter().chain(&found.files.spares);
     let next_id = ids.max().copied().unwrap_or(0) + 1;
-    let shared = new_shared(fs, layout, &options, next_id);
+    let in_use = found.chain.last().map_or(0, |link| link.header.id);
+    let shared = new_shared(fs, layout, &format, &options, next_id, in_use);
     let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
     journal.lsn = found.end.lsn;
     journal.crc = found.end.crc;
@@ -627,24 +656,28 @@ fn adopt(journal: &mut Journal, found: &Recovered) -> Result<(), OpenError> {
     let closed = |link: &Link| Closed {
         id: link.header.id,
         last_lsn: link.last_lsn,
-        bytes: link.bytes,
+        bytes: link.end_offset,
+        whole: false,
     };
     let Some((last, before)) = found.chain.split_last() else {
         return Ok(());
     };
     for link in before {
-        total += link.bytes;
+        total += link.end_offset;
         shared.add_closed(closed(link));
     }
     // What is left of it would only take room: a process that starts often and writes
     // little would fill the disk.
-    fs.open(&last.path, true)
-        .and_then(|file| file.truncate(found.end_offset))
-        .map_err(OpenError::io("cut off", &last.path))?;
-    let last = Closed {
-        bytes: found.end_offset,
-        ..closed(last)
-    };
+    let punched = fs
+        .open(&last.path, true)
+        .and_then(|file| file.punch(last.end_offset));
+    match punched {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+            return Err(OpenError::io("cut off", &last.path)(error));
+        }
+        _ => {}
+    }
+    let last = closed(last);
     total += last.bytes;
     let spare_limit = shared.spare_limit();
     let unused = found
@@ -657,7 +690,9 @@ fn adopt(journal: &mut Journal, found: &Recovered) -> Result<(), OpenError> {
         .iter()
         .map(|id| (*id, dir::spare_path(&layout.log, *id)));
     let mut keep = Vec::new();
-    for (id, path) in unused.chain(spares) {
+    // The last first, each made to last: a segment made ahead names the one before it, which
+    // must not seem lost.
+    for (id, path) in unused.rev().chain(spares) {
         let kind = fs.kind(&path).map_err(OpenError::io("look at", &path))?;
         let spare = dir::spare_path(&layout.log, id);
         match kind {

@@ -37,8 +37,9 @@ pub trait File: Send + Sync {
     /// Reserves room for `length_bytes` from the start, so that writes there cannot run out
     /// of space. `Unsupported` where the file system has no such thing.
     fn allocate(&self, length_bytes: u64) -> io::Result<()>;
-    /// Cuts the file off at `length_bytes`.
-    fn truncate(&self, length_bytes: u64) -> io::Result<()>;
+    /// Gives back the room of everything from `offset` on, which then reads as zeros; the
+    /// length stays. `Unsupported` where the file system has no such thing.
+    fn punch(&self, offset: u64) -> io::Result<()>;
     /// Makes the written data and the length last (fdatasync). After an error nothing is
     /// known of what was written since the last good sync, and it must not be called again
     /// to find out: Linux reports such an error once and then calls the pages clean.

@@ -59,8 +59,13 @@ impl File for RealFile {
         Ok(())
     }
 
-    fn truncate(&self, length_bytes: u64) -> io::Result<()> {
-        self.file.set_len(length_bytes)
+    fn punch(&self, offset: u64) -> io::Result<()> {
+        let length = self.file.metadata()?.len().saturating_sub(offset);
+        if length > 0 {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&self.file, flags, offset, length)?;
+        }
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {

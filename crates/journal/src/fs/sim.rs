@@ -112,6 +112,8 @@ struct FileState {
     /// The length changed since the last sync.
     length_dirty: bool,
     reserved: u64,
+    /// Bytes of it without room of their own.
+    punched: u64,
 }
 
 impl FileState {
@@ -145,10 +147,9 @@ impl FileState {
         self.note(offset, end);
     }
 
-    fn set_length(&mut self, length: usize) {
+    fn extend(&mut self, length: usize) {
         Arc::make_mut(&mut self.current).resize(length, 0);
         self.length_dirty = true;
-        self.dirty.retain(|index, _| index * SECTOR < length);
     }
 
     fn put_sector(durable: &mut [u8], index: usize, sector: &Sector) {
@@ -325,10 +326,8 @@ impl State {
     }
 
     fn used(&self) -> u64 {
-        self.files
-            .values()
-            .map(|file| file.reserved.max(file.current.len() as u64))
-            .sum()
+        let room = |file: &FileState| file.reserved.max(file.current.len() as u64) - file.punched;
+        self.files.values().map(room).sum()
     }
 
     fn take_room(&mut self, inode: Inode, bytes: u64) -> io::Result<()> {
@@ -479,6 +478,7 @@ impl SimFs {
             let durable = file.durable.clone();
             *file = FileState {
                 reserved: durable.len() as u64,
+                punched: file.punched.min(durable.len() as u64),
                 current: durable.clone(),
                 durable,
                 ..FileState::default()
@@ -648,18 +648,22 @@ impl File for SimFile {
             if let Some(file) = state.files.get_mut(&inode)
                 && (file.current.len() as u64) < length_bytes
             {
-                file.set_length(length_bytes as usize);
+                file.extend(length_bytes as usize);
             }
             Ok(())
         })
     }
 
-    fn truncate(&self, length_bytes: u64) -> io::Result<()> {
+    fn punch(&self, offset: u64) -> io::Result<()> {
         let inode = self.inode;
         self.with(Call::Write, |state, failing| {
             if let Some(file) = state.files.get_mut(&inode).filter(|_| !failing) {
-                file.set_length(length_bytes as usize);
-                file.reserved = length_bytes;
+                let length = file.current.len();
+                file.write(
+                    &vec![0; length.saturating_sub(offset as usize)],
+                    offset as usize,
+                );
+                file.punched = (length as u64).saturating_sub(offset);
             }
             Ok(())
         })
