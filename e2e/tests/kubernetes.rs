@@ -13,9 +13,10 @@ use e2e::kube::control_plane::ControlPlane;
 use e2e::kube::ledger::Ledger;
 use e2e::kube::metrics::Metrics;
 use e2e::kube::node::Nodes;
+use e2e::kube::pki::Authority;
 use e2e::kube::proc::conclude;
 use e2e::kube::reflector::Reflector;
-use e2e::kube::store::{Kind, Store};
+use e2e::kube::store::{Kind, Store, Tls};
 use e2e::kube::{Result, ensure, eventually, fail, scenarios};
 use tokio::sync::Mutex;
 
@@ -196,7 +197,14 @@ async fn kubernetes_1_30_loses_nothing() {
 
 async fn kubernetes_1_30(dir: &std::path::Path) -> Result<()> {
     let mut steps = Steps::new();
-    let mut store = Store::start(Kind::under_test()?, "store", dir, None, &[]).await?;
+    // With certificates on both sides, as kubeadm sets it up.
+    let authority = Authority::new(dir, "store")?;
+    let tls = Tls {
+        server: authority.sign("server")?,
+        ca: authority.cert.clone(),
+        client: Some(authority.sign("apiserver-etcd-client")?),
+    };
+    let mut store = Store::start(Kind::under_test()?, "store", dir, Some(tls), &[]).await?;
     let mut plane = ControlPlane::start(dir, "kube-1.30", &store, &[]).await?;
     plane.start_component("kube-controller-manager", "kube-controller-manager")?;
     plane.start_component("kube-scheduler", "kube-scheduler")?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,12 +29,31 @@ impl Process {
     /// # Errors
     /// If the log cannot be opened or the program not be started.
     pub fn start(name: &str, dir: &Path, command: &mut Command) -> Result<Self> {
+        command.stdin(Stdio::null());
+        Self::spawn(name, dir, command)
+    }
+
+    /// As [`Process::start`], with a pipe for the program's standard input.
+    ///
+    /// # Errors
+    /// As [`Process::start`].
+    pub fn start_interactive(
+        name: &str,
+        dir: &Path,
+        command: &mut Command,
+    ) -> Result<(Self, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let mut process = Self::spawn(name, dir, command)?;
+        match process.child.stdin.take() {
+            Some(stdin) => Ok((process, stdin)),
+            None => fail(format!("{name} has no standard input")),
+        }
+    }
+
+    fn spawn(name: &str, dir: &Path, command: &mut Command) -> Result<Self> {
         let log = dir.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file);
+        command.stdout(file.try_clone()?).stderr(file);
         match command.spawn() {
             Ok(child) => Ok(Self {
                 name: name.to_owned(),
