@@ -1,0 +1,278 @@
+//! Two stores side by side: the same operations, made out of chance under a seed,
+//! go to both, and both must answer the same, show their watches the same, and
+//! have the same hash. With a real etcd as one of them, this finds where the other
+//! behaves differently.
+//!
+//! It knows nothing of either store but the client API. What may differ is taken
+//! out in [`normalise`], and nowhere else; what is a race in etcd itself, the
+//! operations avoid (see [`op::Op`]).
+
+pub mod generate;
+mod generate_txn;
+pub mod normalise;
+pub mod op;
+pub mod rng;
+pub mod side;
+pub mod watch;
+
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use etcd_api::etcdserverpb as pb;
+
+use crate::kube::store::Store;
+use crate::kube::{Result, fail};
+use generate::Generator;
+use op::{Answer, Op, STREAMS, State};
+use side::Side;
+
+/// Flags that both stores are started with. The limit of a request is low, so that
+/// sequences reach it; nothing is synced, because nothing here is about crashes.
+pub const FLAGS: [&str; 2] = ["--max-request-bytes=16384", "--unsafe-no-fsync=true"];
+
+/// What is printed of one answer or operation at most, in characters.
+const SHOWN_CHARS: usize = 6000;
+/// Key that is written to make revisions pass; no watch or range is about it only.
+const FILLER_KEY: &[u8] = b"~";
+
+/// Two stores and what is known about them.
+#[derive(Debug)]
+pub struct Pair {
+    left: Side,
+    right: Side,
+    state: State,
+    /// Watches that were cancelled while events could still be on their way; of
+    /// those, one store may have sent more than the other.
+    cut_short: Vec<(usize, i64)>,
+    /// Whether a watch was opened since the watches last saw everything.
+    new_watch: bool,
+}
+
+/// What a run did.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Summary {
+    /// Operations done and found equal.
+    pub ops: usize,
+    /// Events of watches found equal.
+    pub events: usize,
+    /// Operations that both stores refused, with the same error.
+    pub refused: usize,
+}
+
+impl Pair {
+    /// Connects to two stores. The left one is the reference in messages.
+    ///
+    /// # Errors
+    /// If a store does not answer, or they do not begin at the same revision.
+    pub async fn connect(left: &Store, right: &Store) -> Result<Self> {
+        let name = |side: &str, store: &Store| format!("{side} ({:?})", store.kind());
+        let mut pair = Self {
+            left: Side::connect(&name("left", left), left.kind(), &left.url()).await?,
+            right: Side::connect(&name("right", right), right.kind(), &right.url()).await?,
+            state: State::default(),
+            cut_short: Vec::new(),
+            new_watch: false,
+        };
+        let everything = pb::RangeRequest {
+            key: Bytes::from_static(b"\0"),
+            range_end: Bytes::from_static(b"\0"),
+            ..pb::RangeRequest::default()
+        };
+        let mut summary = Summary::default();
+        pair.step(&Op::Range(everything), &mut summary).await?;
+        Ok(pair)
+    }
+
+    /// Does `steps` operations of `seed`, with `expiries` expiring leases spread
+    /// among them, on stores that are new or that ended an earlier run.
+    ///
+    /// # Errors
+    /// At the first difference, with how to see it again, and if a store stops
+    /// answering.
+    pub async fn run(&mut self, seed: u64, steps: usize, expiries: usize) -> Result<Summary> {
+        let mut generator = Generator::new(seed);
+        let mut summary = Summary::default();
+        let expiry_every = steps / (expiries + 1) + 1;
+        for step in 0..steps {
+            let op = if step > 0 && step % expiry_every == 0 {
+                generator.expire()
+            } else {
+                generator.op(&self.state)
+            };
+            self.checked(&op, seed, step, &mut summary).await?;
+        }
+        for op in [Op::Settle, Op::HashKv(pb::HashKvRequest { revision: 0 })] {
+            self.checked(&op, seed, steps, &mut summary).await?;
+        }
+        Ok(summary)
+    }
+
+    async fn checked(
+        &mut self,
+        op: &Op,
+        seed: u64,
+        step: usize,
+        summary: &mut Summary,
+    ) -> Result<()> {
+        match self.step(op, summary).await {
+            Ok(()) => Ok(()),
+            Err(error) => fail(format!(
+                "seed {seed}, step {step}: {error}\n\nAgain: ORLOP_DIFF_SEED={seed} \
+                 ORLOP_DIFF_STEPS={} cargo test -p e2e --test differential",
+                step + 1
+            )),
+        }
+    }
+
+    /// Does one operation, and before it what it needs.
+    async fn step(&mut self, op: &Op, summary: &mut Summary) -> Result<()> {
+        match op {
+            Op::Settle | Op::Compact(_) | Op::StreamReset { .. } => self.settle(summary).await?,
+            Op::WatchCancel { settle: true, .. } => self.settle(summary).await?,
+            Op::WatchCancel {
+                stream,
+                watch_id,
+                settle: false,
+            } => self.cut_short.push((*stream, *watch_id)),
+            Op::WatchCreate { .. } => self.new_watch = true,
+            _ => {}
+        }
+        self.both(op, summary).await
+    }
+
+    async fn both(&mut self, op: &Op, summary: &mut Summary) -> Result<()> {
+        let answers = tokio::join!(
+            self.left.apply(op, &self.state),
+            self.right.apply(op, &self.state)
+        );
+        let (mut left, mut right) = match answers {
+            (Ok(left), Ok(right)) => (left, right),
+            (Err(error), _) => {
+                return fail(format!("{}: {error}\nat {}", self.left.name(), show(op)));
+            }
+            (_, Err(error)) => {
+                return fail(format!("{}: {error}\nat {}", self.right.name(), show(op)));
+            }
+        };
+        normalise::normalise(op, &mut left, &mut right);
+        if left != right {
+            return fail(format!(
+                "different answers to {}\n{}: {}\n{}: {}",
+                show(op),
+                self.left.name(),
+                show(&left),
+                self.right.name(),
+                show(&right)
+            ));
+        }
+        self.state.learn(op, &left);
+        summary.ops += 1;
+        if left
+            .iter()
+            .any(|answer| matches!(answer, Answer::Failed { .. }))
+        {
+            summary.refused += 1;
+        }
+        Ok(())
+    }
+
+    /// Lets the watches of both stores see everything and compares what they saw.
+    async fn settle(&mut self, summary: &mut Summary) -> Result<()> {
+        // No answer to a progress request comes before a watch that starts later
+        // has begun. And an answer may be older than a new watch, unless its
+        // revision is newer.
+        let new_watch = std::mem::take(&mut self.new_watch);
+        let goal = self
+            .last_start()
+            .max(self.state.revision + i64::from(new_watch));
+        while self.state.revision < goal {
+            let put = pb::PutRequest {
+                key: Bytes::from_static(FILLER_KEY),
+                ..pb::PutRequest::default()
+            };
+            self.both(&Op::Put(put), summary).await?;
+        }
+        self.both(&Op::Settle, summary).await?;
+        for stream in 0..STREAMS {
+            self.compare_watches(stream, summary)?;
+        }
+        self.cut_short.clear();
+        Ok(())
+    }
+
+    fn last_start(&self) -> i64 {
+        let watches = self
+            .state
+            .watches
+            .iter()
+            .flat_map(|watches| watches.values());
+        watches.map(|watch| watch.start_revision).max().unwrap_or(0)
+    }
+
+    fn compare_watches(&self, stream: usize, summary: &mut Summary) -> Result<()> {
+        let left = self.left.look(stream)?;
+        let right = self.right.look(stream)?;
+        for (side, sight) in [(&self.left, &left), (&self.right, &right)] {
+            if !sight.broken.is_empty() {
+                return fail(format!(
+                    "{}: watch stream {stream}: {}",
+                    side.name(),
+                    sight.broken.join("; ")
+                ));
+            }
+        }
+        if left.control != right.control {
+            return fail(format!(
+                "different news on watch stream {stream}\n{}: {}\n{}: {}",
+                self.left.name(),
+                show(&left.control),
+                self.right.name(),
+                show(&right.control)
+            ));
+        }
+        let ids = left.events.keys().chain(right.events.keys());
+        for id in ids {
+            let none = Vec::new();
+            let mut of_left = left.events.get(id).unwrap_or(&none).as_slice();
+            let mut of_right = right.events.get(id).unwrap_or(&none).as_slice();
+            summary.events += of_left.len();
+            if self.cut_short.contains(&(stream, id.0)) {
+                let common = of_left.len().min(of_right.len());
+                of_left = &of_left[..common];
+                of_right = &of_right[..common];
+            }
+            if of_left != of_right {
+                let same = of_left
+                    .iter()
+                    .zip(of_right)
+                    .take_while(|(a, b)| a == b)
+                    .count();
+                return fail(format!(
+                    "watch {} (use {}) of stream {stream} saw different events from number {same} \
+                     on\n{} ({} events): {}\n{} ({} events): {}",
+                    id.0,
+                    id.1,
+                    self.left.name(),
+                    of_left.len(),
+                    show(&of_left.get(same)),
+                    self.right.name(),
+                    of_right.len(),
+                    show(&of_right.get(same))
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prints a value, but not all of a huge one.
+fn show(value: &impl std::fmt::Debug) -> String {
+    let mut text = String::new();
+    let _ = write!(text, "{value:?}");
+    if text.len() > SHOWN_CHARS {
+        let cut = text.floor_char_boundary(SHOWN_CHARS);
+        text.truncate(cut);
+        text.push_str("...");
+    }
+    text
+}

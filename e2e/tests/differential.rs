@@ -1,0 +1,82 @@
+//! orlop beside a real etcd: equal answers, equal events, equal hashes, for seeded
+//! sequences of operations.
+//!
+//! `ORLOP_DIFF_SEED` runs one seed instead of those of every run, `ORLOP_DIFF_STEPS`
+//! sets how many operations a seed has, and `ORLOP_DIFF_SECONDS` goes on with new
+//! seeds for that long.
+
+use std::time::{Duration, Instant};
+
+use e2e::differential::{FLAGS, Pair};
+use e2e::kube::store::{Kind, Store};
+use e2e::kube::{Result, fail};
+
+/// How many seeds every run does: 1 and on. Both sizes of key spaces and of values
+/// are among them.
+const SEEDS: u64 = 6;
+/// Operations of each.
+const STEPS: u64 = 1000;
+/// Seconds pass in an expiry, so there are few.
+const EXPIRIES: usize = 1;
+
+fn variable(name: &str) -> Result<Option<u64>> {
+    match std::env::var(name) {
+        Err(_) => Ok(None),
+        Ok(text) => match text.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => fail(format!("{name}={text} is no number")),
+        },
+    }
+}
+
+async fn compare(left: Kind, right: Kind, seed: u64, steps: usize) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut left = Store::start(left, "left", dir.path(), None, &FLAGS).await?;
+    let mut right = Store::start(right, "right", dir.path(), None, &FLAGS).await?;
+    let began = Instant::now();
+    let mut pair = Pair::connect(&left, &right).await?;
+    match pair.run(seed, steps, EXPIRIES).await {
+        Ok(summary) => {
+            let seconds = began.elapsed().as_secs_f32();
+            println!("seed {seed}: {summary:?} in {seconds:.1} s");
+            if summary.refused > summary.ops / 2 {
+                return fail("most operations are refused, so little was compared");
+            }
+            Ok(())
+        }
+        Err(error) => {
+            println!("{error}");
+            left.check_running()?;
+            right.check_running()?;
+            Err(error)
+        }
+    }
+}
+
+/// Does what the environment asks for, or the first `seeds` seeds.
+async fn run(left: Kind, right: Kind, seeds: u64) -> Result<()> {
+    let steps = variable("ORLOP_DIFF_STEPS")?.unwrap_or(STEPS) as usize;
+    if let Some(seed) = variable("ORLOP_DIFF_SEED")? {
+        return compare(left, right, seed, steps).await;
+    }
+    let time = Duration::from_secs(variable("ORLOP_DIFF_SECONDS")?.unwrap_or(0));
+    let began = Instant::now();
+    let mut seed = 0;
+    while seed < seeds || began.elapsed() < time {
+        seed += 1;
+        compare(left, right, seed, steps).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orlop_answers_as_etcd_does() -> Result<()> {
+    run(Kind::Etcd, Kind::Orlop, SEEDS).await
+}
+
+/// The comparison itself: a difference between two real etcds would be a race that
+/// it does not account for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_answers_as_itself() -> Result<()> {
+    run(Kind::Etcd, Kind::Etcd, 1).await
+}
