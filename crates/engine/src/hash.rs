@@ -30,6 +30,9 @@ pub struct KvHash {
     pub compact_revision: i64,
 }
 
+/// Entries in a part.
+const PART: usize = 4096;
+
 /// Hashes of compactions.
 #[derive(Debug, Default)]
 pub(crate) struct CompactionHashes {
@@ -51,7 +54,8 @@ pub struct HashCursor {
     pub header_revision: i64,
     /// The version visited last.
     at: Option<(Key, Revision)>,
-    entries: Vec<Entry>,
+    /// In parts: one long list would have to be copied to grow.
+    entries: Vec<Vec<Entry>>,
     /// A compaction's hash takes a tombstone at its own revision for current.
     of_compaction: bool,
     tombstone_at_revision: bool,
@@ -189,11 +193,21 @@ impl HashCursor {
             }
             let compacted = main <= self.compact_revision;
             let same_key = |e: &&mut Entry| Arc::ptr_eq(&e.key, key);
-            if let Some(before) = self.entries.last_mut().filter(same_key) {
+            if self.entries.last().is_none_or(|part| part.len() == PART) {
+                // The last entry moves along: it may be of the same key.
+                let last = self.entries.last_mut().and_then(Vec::pop);
+                let mut part = Vec::with_capacity(PART);
+                part.extend(last);
+                self.entries.push(part);
+            }
+            let Some(part) = self.entries.last_mut() else {
+                continue;
+            };
+            if let Some(before) = part.last_mut().filter(same_key) {
                 before.current = false;
                 if compacted {
                     // Put and deleted at the compact revision itself.
-                    self.entries.pop();
+                    part.pop();
                 }
             }
             if v.tail.is_none() {
@@ -202,7 +216,7 @@ impl HashCursor {
                     continue;
                 }
             }
-            self.entries.push(Entry {
+            part.push(Entry {
                 revision: v.revision,
                 key: key.clone(),
                 current: v.tail.is_some(),
@@ -213,13 +227,14 @@ impl HashCursor {
     }
 
     /// Sorts and hashes what was collected. Needs no lock.
-    pub fn finish(mut self) -> u32 {
-        self.entries.sort_unstable_by_key(|e| e.revision);
-        let any_current = self.entries.iter().any(|e| e.current)
-            || (self.of_compaction && self.tombstone_at_revision);
+    pub fn finish(self) -> u32 {
+        let mut entries: Vec<Entry> = self.entries.into_iter().flatten().collect();
+        entries.sort_unstable_by_key(|e| e.revision);
+        let any_current =
+            entries.iter().any(|e| e.current) || (self.of_compaction && self.tombstone_at_revision);
         let mut crc = crc32c::crc32c(b"key");
         let mut head = Vec::new();
-        for e in &self.entries {
+        for e in &entries {
             let main = e.revision.main;
             if main <= self.compact_revision && any_current && !e.current {
                 continue;

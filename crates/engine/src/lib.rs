@@ -23,6 +23,7 @@ mod slab;
 pub mod snapshot;
 mod state;
 pub mod tail;
+mod waiting;
 pub mod watch;
 
 pub use error::Error;

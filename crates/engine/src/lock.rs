@@ -10,21 +10,28 @@
 
 use crate::op::KeyRange;
 use bytes::Bytes;
+use hashbrown::HashMap;
 use std::collections::BTreeMap;
-use std::ops::Bound;
 
 /// Number of lanes: durable writes use lane 0; the other is the seam for volatile ones.
 pub const LANES: usize = 2;
+
+/// A key or range that an operation reads or writes, or both.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    range: KeyRange,
+    reads: bool,
+    writes: bool,
+}
 
 /// What an operation reads and writes.
 #[derive(Clone, Debug, Default)]
 pub struct Footprint {
     /// Which lane it takes to become visible.
     pub lane: usize,
-    /// What its evaluation reads.
-    pub reads: Vec<KeyRange>,
-    /// What it writes: keys, and the whole range of a DeleteRange.
-    pub writes: Vec<KeyRange>,
+    /// Most operations have one access; it needs no allocation.
+    pub(crate) first: Option<Access>,
+    pub(crate) rest: Vec<Access>,
     /// Leases that it needs to go on existing.
     pub leases_used: Vec<i64>,
     /// The lease that it grants or revokes.
@@ -33,6 +40,54 @@ pub struct Footprint {
     pub reads_history: bool,
     /// It moves the compact revision.
     pub compacts: bool,
+}
+
+impl Footprint {
+    /// Its evaluation reads `range`.
+    pub fn read(&mut self, range: KeyRange) {
+        self.access(range, true, false);
+    }
+
+    /// It writes `range`: a key, or the whole range of a DeleteRange.
+    pub fn write(&mut self, range: KeyRange) {
+        self.access(range, false, true);
+    }
+
+    fn access(&mut self, range: KeyRange, reads: bool, writes: bool) {
+        match &mut self.first {
+            Some(a) if a.range == range => {
+                a.reads |= reads;
+                a.writes |= writes;
+            }
+            Some(_) => self.rest.push(Access {
+                range,
+                reads,
+                writes,
+            }),
+            first => {
+                *first = Some(Access {
+                    range,
+                    reads,
+                    writes,
+                });
+            }
+        }
+    }
+
+    /// The only thing that it touches, if that is one key.
+    pub fn only_key(&self) -> Option<&Bytes> {
+        let plain = self.rest.is_empty()
+            && self.leases_used.is_empty()
+            && self.lease_changed.is_none()
+            && !self.reads_history
+            && !self.compacts;
+        let range = self.first.as_ref().map(|a| &a.range);
+        range.filter(|r| plain && r.is_one()).map(|r| &r.key)
+    }
+
+    fn accesses(&self) -> impl Iterator<Item = &Access> {
+        self.first.iter().chain(&self.rest)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,8 +105,8 @@ impl Counts {
 /// Counted locks on keys, ranges, leases and the compact revision.
 #[derive(Debug, Default)]
 pub struct Locks {
-    keys: BTreeMap<Bytes, Counts>,
-    ranges: Vec<(KeyRange, usize, bool)>,
+    keys: HashMap<Bytes, Counts>,
+    ranges: Vec<(Access, usize)>,
     leases_used: BTreeMap<i64, u32>,
     leases_changed: BTreeMap<i64, u32>,
     history_readers: u32,
@@ -102,28 +157,27 @@ impl Locks {
     }
 
     fn change(&mut self, f: &Footprint, up: bool) {
-        for (ranges, is_write) in [(&f.reads, false), (&f.writes, true)] {
-            for r in ranges {
-                if r.is_one() {
-                    let c = self.keys.entry(r.key.clone()).or_default();
-                    let n = if is_write {
-                        &mut c.writes[f.lane]
-                    } else {
-                        &mut c.reads[f.lane]
-                    };
-                    *n = if up { *n + 1 } else { n.saturating_sub(1) };
-                    if c.is_zero() {
-                        self.keys.remove(&r.key);
-                    }
-                } else if up {
-                    self.ranges.push((r.clone(), f.lane, is_write));
-                } else if let Some(i) = self
-                    .ranges
-                    .iter()
-                    .position(|x| x.1 == f.lane && x.2 == is_write && &x.0 == r)
-                {
-                    self.ranges.swap_remove(i);
+        let step = |n: &mut u32| *n = if up { *n + 1 } else { n.saturating_sub(1) };
+        for a in f.accesses() {
+            if a.range.is_one() {
+                let c = self.keys.entry_ref(&a.range.key).or_default();
+                if a.reads {
+                    step(&mut c.reads[f.lane]);
                 }
+                if a.writes {
+                    step(&mut c.writes[f.lane]);
+                }
+                if !up && c.is_zero() {
+                    self.keys.remove(&a.range.key);
+                }
+            } else if up {
+                self.ranges.push((a.clone(), f.lane));
+            } else if let Some(i) = self.ranges.iter().position(|(held, lane)| {
+                *lane == f.lane
+                    && (held.reads, held.writes) == (a.reads, a.writes)
+                    && held.range == a.range
+            }) {
+                self.ranges.swap_remove(i);
             }
         }
         for &id in &f.leases_used {
@@ -132,7 +186,6 @@ impl Locks {
         if let Some(id) = f.lease_changed {
             bump(&mut self.leases_changed, id, up);
         }
-        let step = |n: &mut u32| *n = if up { *n + 1 } else { n.saturating_sub(1) };
         if f.reads_history {
             step(&mut self.history_readers);
         }
@@ -158,47 +211,30 @@ impl Locks {
         if self.keys.is_empty() && self.ranges.is_empty() {
             return false;
         }
-        let counts = |c: &Counts, is_write: bool| {
+        let counts = |c: &Counts, a: &Access| {
             (0..LANES).any(|lane| {
                 let other = strict_order || lane != f.lane;
-                if is_write {
-                    other && (c.writes[lane] > 0 || c.reads[lane] > 0)
-                } else {
-                    c.writes[lane] > 0
-                }
+                (a.reads && c.writes[lane] > 0)
+                    || (a.writes && other && (c.writes[lane] > 0 || c.reads[lane] > 0))
             })
         };
-        for (ranges, is_write) in [(&f.reads, false), (&f.writes, true)] {
-            for r in ranges {
-                let hit = if r.is_one() {
-                    self.keys.get(&r.key).is_some_and(|c| counts(c, is_write))
-                } else {
-                    self.held_keys(r).any(|c| counts(c, is_write))
-                };
-                let range_hit = self.ranges.iter().any(|(held, lane, held_write)| {
-                    // Within a lane the keys that a pending DeleteRange deletes are locked
-                    // one by one; the range as such stops only other lanes.
-                    (strict_order || *lane != f.lane)
-                        && (is_write || *held_write)
-                        && overlap(held, r)
-                });
-                if hit || range_hit {
-                    return true;
-                }
-            }
-        }
-        false
-    }
-
-    fn held_keys<'a>(&'a self, r: &'a KeyRange) -> impl Iterator<Item = &'a Counts> + 'a {
-        let upper = r.upper();
-        let empty = upper.is_some_and(|e| e <= r.key.as_ref());
-        let end = upper.map_or(Bound::Unbounded, Bound::Excluded);
-        let range = (!empty).then(|| {
-            self.keys
-                .range::<[u8], _>((Bound::Included(r.key.as_ref()), end))
-        });
-        range.into_iter().flatten().map(|(_, c)| c)
+        f.accesses().any(|a| {
+            let hit = if a.range.is_one() {
+                self.keys.get(&a.range.key).is_some_and(|c| counts(c, a))
+            } else {
+                // Keys are not in order here: a hash serves the common case, and few
+                // operations are on a range.
+                let mut held = self.keys.iter();
+                held.any(|(k, c)| a.range.contains(k) && counts(c, a))
+            };
+            hit || self.ranges.iter().any(|(held, lane)| {
+                // Within a lane the keys that a pending DeleteRange deletes are locked
+                // one by one; the range as such stops only other lanes.
+                (strict_order || *lane != f.lane)
+                    && (a.writes || held.writes)
+                    && overlap(&held.range, &a.range)
+            })
+        })
     }
 }
 
@@ -214,18 +250,18 @@ mod tests {
     }
 
     fn put(lane: usize, key: &'static str) -> Footprint {
-        Footprint {
+        let mut f = Footprint {
             lane,
-            writes: vec![range(key, "")],
             ..Footprint::default()
-        }
+        };
+        f.write(range(key, ""));
+        f
     }
 
     fn cas(lane: usize, key: &'static str) -> Footprint {
-        Footprint {
-            reads: vec![range(key, "")],
-            ..put(lane, key)
-        }
+        let mut f = put(lane, key);
+        f.read(range(key, ""));
+        f
     }
 
     #[test]
@@ -243,11 +279,9 @@ mod tests {
     #[test]
     fn a_pending_delete_range_stops_creates_of_other_lanes() {
         let mut l = Locks::default();
-        let del = Footprint {
-            reads: vec![range("a", "c")],
-            writes: vec![range("a", "c")],
-            ..Footprint::default()
-        };
+        let mut del = Footprint::default();
+        del.read(range("a", "c"));
+        del.write(range("a", "c"));
         l.add(&del);
         assert!(!l.conflicts(&put(0, "b"), false));
         assert!(l.conflicts(&put(1, "b"), false));

@@ -40,15 +40,19 @@ pub(crate) struct View<'a> {
 pub(crate) struct Effects {
     pub(crate) list: Vec<Effect>,
     exists: HashMap<Bytes, bool>,
+    /// Whether to keep `exists`: only a delete or a nested transaction can meet what an
+    /// earlier operation did, since etcd refuses the rest.
+    track: bool,
 }
 
 impl View<'_> {
-    /// Plans a put; checks what etcd checks before it executes anything.
-    pub(crate) fn put(&self, op: &PutOp, effects: &mut Effects) -> Result<Step, Error> {
+    /// What a put does; checks what etcd checks before it executes anything.
+    pub(crate) fn put(&self, op: &PutOp) -> Result<Effect, Error> {
         self.check_put(op)?;
-        let old = self.index.live(&op.key).map(|(_, t)| tail::decode(t));
         let (mut value, mut lease) = (op.value.clone(), op.lease);
-        if let Some(old) = old {
+        if op.ignore_value || op.ignore_lease {
+            let old = self.index.live(&op.key).map(|(_, t)| tail::decode(t));
+            let old = old.ok_or(Error::KeyNotFound)?;
             if op.ignore_value {
                 value = Bytes::copy_from_slice(old.value);
             }
@@ -56,14 +60,10 @@ impl View<'_> {
                 lease = old.lease;
             }
         }
-        effects.exists.insert(op.key.clone(), true);
-        effects.list.push(Effect::Put {
+        Ok(Effect::Put {
             key: op.key.clone(),
             value,
             lease,
-        });
-        Ok(Step::Put {
-            prev_kv: op.prev_kv,
         })
     }
 
@@ -99,7 +99,9 @@ impl View<'_> {
         }
         let n = keys.len();
         for key in keys {
-            effects.exists.insert(key.clone(), false);
+            if effects.track {
+                effects.exists.insert(key.clone(), false);
+            }
             effects.list.push(Effect::Delete { key });
         }
         Step::Delete {
@@ -111,6 +113,10 @@ impl View<'_> {
     /// Plans a transaction: compares first (nested ones too), then checks, then effects.
     pub(crate) fn txn(&self, op: &TxnOp, effects: &mut Effects) -> Result<Step, Error> {
         self.check_txn(op)?;
+        let ops = op.success.iter().chain(&op.failure);
+        let may_meet = |o: &&Op| matches!(o, Op::Delete(_) | Op::Txn(_));
+        effects.track = ops.clone().filter(may_meet).count() > 1
+            || ops.clone().any(|o| matches!(o, Op::Txn(_)));
         self.branch(op, effects)
     }
 
@@ -139,7 +145,13 @@ impl View<'_> {
             .iter()
             .map(|o| match o {
                 Op::Range(r) => Ok(Step::Range(r.clone())),
-                Op::Put(p) => self.put(p, effects),
+                Op::Put(p) => {
+                    effects.list.push(self.put(p)?);
+                    if effects.track {
+                        effects.exists.insert(p.key.clone(), true);
+                    }
+                    Ok(Step::Put { prev_kv: p.prev_kv })
+                }
                 Op::Delete(d) => Ok(self.delete(d, effects)),
                 Op::Txn(t) => self.branch(t, effects),
             })
@@ -194,9 +206,9 @@ fn compare(c: &Compare, f: &Fields<'_>) -> bool {
 pub(crate) fn put_footprint(op: &PutOp, f: &mut Footprint) {
     let key = KeyRange::one(op.key.clone());
     if op.ignore_value || op.ignore_lease {
-        f.reads.push(key.clone());
+        f.read(key.clone());
     }
-    f.writes.push(key);
+    f.write(key);
     if op.lease != 0 {
         f.leases_used.push(op.lease);
     }
@@ -204,13 +216,15 @@ pub(crate) fn put_footprint(op: &PutOp, f: &mut Footprint) {
 
 /// What a delete touches.
 pub(crate) fn delete_footprint(op: &DeleteOp, f: &mut Footprint) {
-    f.reads.push(op.range.clone());
-    f.writes.push(op.range.clone());
+    f.read(op.range.clone());
+    f.write(op.range.clone());
 }
 
 /// What a transaction may touch, whichever branch it takes.
 pub(crate) fn txn_footprint(op: &TxnOp, f: &mut Footprint) {
-    f.reads.extend(op.compares.iter().map(|c| c.range.clone()));
+    for c in &op.compares {
+        f.read(c.range.clone());
+    }
     for o in op.success.iter().chain(&op.failure) {
         match o {
             // A negative one reads the present, but is checked against the compact revision.

@@ -20,10 +20,17 @@ pub struct RangeCursor {
     next: Option<Key>,
     wanted: usize,
     kvs: Vec<KeyValue>,
+    /// What was collected before `kvs`: one long list would have to be copied to grow.
+    full: Vec<Vec<KeyValue>>,
+    /// Keys handed out before the end.
+    taken: usize,
     count: i64,
     bytes: usize,
     done: bool,
 }
+
+/// Keys in a part of a long answer.
+const PART: usize = 4096;
 
 impl RangeOp {
     fn default_order(&self) -> bool {
@@ -45,17 +52,48 @@ impl RangeCursor {
         self.done
     }
 
+    /// Whether it reads in key order without filters, so that it may be answered in pieces.
+    pub fn is_plain(&self) -> bool {
+        self.op.sort_target == SortTarget::Key
+            && self.op.sort_order != SortOrder::Descend
+            && !self.op.filters()
+    }
+
     /// Bytes of keys and values collected so far.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Takes what has been collected so far, for an answer in pieces.
+    /// Takes what has been collected so far, for an answer in pieces; only for a read in
+    /// key order without filters. All pieces and what [`RangeCursor::finish`] returns hold
+    /// no more than the limit.
     pub fn take_collected(&mut self) -> Vec<KeyValue> {
         self.bytes = 0;
-        // What was taken still counts against the limit.
-        self.wanted = self.wanted.saturating_sub(self.kvs.len());
-        std::mem::take(&mut self.kvs)
+        let mut kvs = self.collected();
+        let allowed = self.allowed();
+        if kvs.len() > allowed {
+            self.kvs = kvs.split_off(allowed);
+        }
+        self.taken += kvs.len();
+        kvs
+    }
+
+    fn collected(&mut self) -> Vec<KeyValue> {
+        let last = std::mem::take(&mut self.kvs);
+        if self.full.is_empty() {
+            return last;
+        }
+        let full = std::mem::take(&mut self.full);
+        full.into_iter().flatten().chain(last).collect()
+    }
+
+    /// How many keys may still be handed out.
+    fn allowed(&self) -> usize {
+        if self.op.limit > 0 {
+            (self.op.limit as usize).saturating_sub(self.taken)
+        } else {
+            usize::MAX
+        }
     }
 
     /// Keys counted so far, whatever the limit; all of them once done.
@@ -65,6 +103,8 @@ impl RangeCursor {
 
     /// Filters, sorts and cuts what was collected, as etcd does, in that order.
     pub fn finish(mut self) -> RangeReply {
+        self.kvs = self.collected();
+        let allowed = self.allowed();
         let op = &self.op;
         if op.filters() {
             let within =
@@ -86,11 +126,8 @@ impl RangeCursor {
                 op.sort_order == SortOrder::Descend,
             );
         }
-        let mut more = false;
-        if op.limit > 0 && self.kvs.len() as i64 > op.limit {
-            self.kvs.truncate(op.limit as usize);
-            more = true;
-        }
+        let more = self.kvs.len() > allowed;
+        self.kvs.truncate(allowed);
         if op.keys_only && op.sort_target == SortTarget::Value {
             self.kvs = self.kvs.iter().map(KeyValue::without_value).collect();
         }
@@ -106,7 +143,9 @@ impl RangeCursor {
             return;
         };
         self.count += 1;
-        if !self.op.count_only && self.kvs.len() < self.wanted {
+        if !self.op.count_only && self.wanted > 0 {
+            // What is taken before the end still counts against the limit.
+            self.wanted -= 1;
             let mut kv = KeyValue {
                 key: entry.key().clone(),
                 tail: tail.clone(),
@@ -116,6 +155,10 @@ impl RangeCursor {
                 kv = kv.without_value_and_lease();
             }
             self.bytes += kv.key.len() + kv.tail.len();
+            if self.kvs.len() == PART {
+                let part = Vec::with_capacity(PART);
+                self.full.push(std::mem::replace(&mut self.kvs, part));
+            }
             self.kvs.push(kv);
         }
     }
@@ -171,6 +214,8 @@ impl<W> Engine<W> {
             next: None,
             wanted,
             kvs: Vec::new(),
+            full: Vec::new(),
+            taken: 0,
             count: 0,
             bytes: 0,
             done: false,

@@ -11,7 +11,8 @@ use crate::error::Error;
 use crate::lock::{Footprint, LANES, Locks};
 use crate::op::{KeyRange, Outcome, Reply, Write};
 use crate::plan::{self, Effects, Step, View};
-use crate::record::{Effect, Record};
+use crate::record::{Effect, Record, Revision};
+use crate::waiting::{Waiting, WaitingQueue};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -25,19 +26,12 @@ struct Pending<W> {
 
 #[derive(Debug)]
 enum Plan {
+    /// A put.
+    Put { effect: Effect, prev_kv: bool },
     /// Steps over effects; one revision.
     Effects { step: Step, effects: Vec<Effect> },
     /// Anything else, as its record says.
     Other(Record),
-}
-
-/// A write that waits for others on its keys.
-#[derive(Debug)]
-struct Waiting<W> {
-    write: Write,
-    footprint: Footprint,
-    waiter: W,
-    deadline_ms: u64,
 }
 
 /// A closed batch, for the journal.
@@ -65,8 +59,7 @@ pub(crate) struct Sequencer<W> {
     lanes: [Lane<W>; LANES],
     next_ticket: u64,
     locks: Locks,
-    waiting: VecDeque<Waiting<W>>,
-    waiting_locks: Locks,
+    waiting: WaitingQueue<W>,
 }
 
 /// Answers to hand out: who waits, and for what.
@@ -84,8 +77,7 @@ impl<W> Sequencer<W> {
             lanes: [lane(), lane()],
             next_ticket: 1,
             locks: Locks::default(),
-            waiting: VecDeque::new(),
-            waiting_locks: Locks::default(),
+            waiting: WaitingQueue::new(),
         }
     }
 }
@@ -114,14 +106,13 @@ impl<W> Engine<W> {
         let footprint = self.footprint(&write, lane);
         let s = &self.seq;
         if s.locks.conflicts(&footprint, false)
-            || (!s.waiting.is_empty() && s.waiting_locks.conflicts(&footprint, true))
+            || (!s.waiting.is_empty() && s.waiting.locks.conflicts(&footprint, true))
         {
             if s.waiting.len() >= self.limits.max_waiting {
                 return Some((waiter, Err(Error::TooManyRequests)));
             }
-            self.seq.waiting_locks.add(&footprint);
             let deadline_ms = now_ms.saturating_add(self.limits.wait_timeout_ms);
-            self.seq.waiting.push_back(Waiting {
+            self.seq.waiting.push(Waiting {
                 write,
                 footprint,
                 waiter,
@@ -170,8 +161,8 @@ impl<W> Engine<W> {
                 f.lease_changed = Some(*id);
                 for key in self.leases.keys(*id) {
                     let key = KeyRange::one(Bytes::copy_from_slice(&key));
-                    f.reads.push(key.clone());
-                    f.writes.push(key);
+                    f.read(key.clone());
+                    f.write(key);
                 }
             }
             Write::Compact { .. } => f.compacts = true,
@@ -186,6 +177,10 @@ impl<W> Engine<W> {
             Err(e) => return Admitted::Answered(waiter, Err(e)),
         };
         let (plan, record) = match planned {
+            Plan::Put { effect, prev_kv } => {
+                let record = Record::Txn(vec![effect.clone()]);
+                (Plan::Put { effect, prev_kv }, record)
+            }
             Plan::Effects { step, effects } if effects.is_empty() => {
                 let outcome = self.execute(step, Vec::new());
                 return Admitted::Answered(waiter, Ok(outcome));
@@ -194,7 +189,7 @@ impl<W> Engine<W> {
                 // The keys that a range delete takes are locked one by one (see `lock`).
                 for e in &effects {
                     if let Effect::Delete { key } = e {
-                        footprint.writes.push(KeyRange::one(key.clone()));
+                        footprint.write(KeyRange::one(key.clone()));
                     }
                 }
                 let record = Record::Txn(effects.clone());
@@ -223,7 +218,10 @@ impl<W> Engine<W> {
         };
         let mut effects = Effects::default();
         let step = match write {
-            Write::Put(op) => view.put(op, &mut effects)?,
+            Write::Put(op) => {
+                let (effect, prev_kv) = (view.put(op)?, op.prev_kv);
+                return Ok(Plan::Put { effect, prev_kv });
+            }
             Write::Delete(op) => view.delete(op, &mut effects),
             Write::Txn(op) => view.txn(op, &mut effects)?,
             Write::LeaseGrant { id, ttl_s } => {
@@ -311,15 +309,20 @@ impl<W> Engine<W> {
         let Some(batch) = self.take_in_flight(ticket) else {
             return;
         };
+        let mut released = Vec::new();
         for p in batch {
             let outcome = match p.plan {
+                Plan::Put { effect, prev_kv } => self.execute_put(&effect, prev_kv),
                 Plan::Effects { step, effects } => self.execute(step, effects),
                 Plan::Other(record) => self.apply_other(record),
             };
             self.seq.locks.remove(&p.footprint);
             answers.push((p.waiter, Ok(outcome)));
+            if !self.seq.waiting.is_empty() {
+                released.push(p.footprint);
+            }
         }
-        self.admit_waiting(answers);
+        self.admit_waiting(&released, answers);
     }
 
     /// The journal could not take a batch: nothing of it happened.
@@ -327,11 +330,13 @@ impl<W> Engine<W> {
         let Some(batch) = self.take_in_flight(ticket) else {
             return;
         };
+        let mut released = Vec::new();
         for p in batch {
             self.seq.locks.remove(&p.footprint);
             answers.push((p.waiter, Err(error)));
+            released.push(p.footprint);
         }
-        self.admit_waiting(answers);
+        self.admit_waiting(&released, answers);
     }
 
     fn take_in_flight(&mut self, ticket: u64) -> Option<Vec<Pending<W>>> {
@@ -346,18 +351,15 @@ impl<W> Engine<W> {
 
     /// Answers operations that have waited longer than their time.
     pub fn expire_waiting(&mut self, now_ms: u64, answers: &mut Answers<W>) {
-        if self.seq.waiting.iter().all(|w| w.deadline_ms > now_ms) {
-            return;
+        let late = self.seq.waiting.late(now_ms);
+        let mut released = Vec::new();
+        for n in late {
+            if let Some(w) = self.seq.waiting.remove(n) {
+                answers.push((w.waiter, Err(Error::TimedOut)));
+                released.push(w.footprint);
+            }
         }
-        let waiting = std::mem::take(&mut self.seq.waiting);
-        let (late, rest) = waiting.into_iter().partition(|w| w.deadline_ms <= now_ms);
-        self.seq.waiting = rest;
-        let late: VecDeque<Waiting<W>> = late;
-        for w in late {
-            self.seq.waiting_locks.remove(&w.footprint);
-            answers.push((w.waiter, Err(Error::TimedOut)));
-        }
-        self.admit_waiting(answers);
+        self.admit_waiting(&released, answers);
     }
 
     /// Refuses everything that is open or waiting, before a stop. Batches that are with
@@ -372,8 +374,7 @@ impl<W> Engine<W> {
                 answers.push((p.waiter, Err(error)));
             }
         }
-        s.waiting_locks = Locks::default();
-        answers.extend(s.waiting.drain(..).map(|w| (w.waiter, Err(error))));
+        answers.extend(s.waiting.drain().map(|w| (w.waiter, Err(error))));
     }
 
     /// Whether nothing is pending, waiting or locked.
@@ -381,7 +382,7 @@ impl<W> Engine<W> {
         self.pending() == 0
             && self.seq.waiting.is_empty()
             && self.seq.locks.is_empty()
-            && self.seq.waiting_locks.is_empty()
+            && self.seq.waiting.locks.is_empty()
     }
 
     /// Number of operations that wait for others on their keys.
@@ -396,31 +397,44 @@ impl<W> Engine<W> {
         self.seq.lanes.iter().map(lane).sum()
     }
 
-    fn admit_waiting(&mut self, answers: &mut Answers<W>) {
-        if self.seq.waiting.is_empty() {
+    /// Admits what waited for `released`.
+    fn admit_waiting(&mut self, released: &[Footprint], answers: &mut Answers<W>) {
+        if self.seq.waiting.is_empty() || released.is_empty() {
+            return;
+        }
+        let all_keys = released.iter().all(|f| f.only_key().is_some());
+        if all_keys && !self.seq.waiting.has_others() {
+            for key in released.iter().filter_map(Footprint::only_key) {
+                while let Some((n, w)) = self.seq.waiting.first_at(key)
+                    && !self.seq.locks.conflicts(&w.footprint, false)
+                    && let Some(w) = self.seq.waiting.remove(n)
+                {
+                    self.admit_again(*w, answers);
+                }
+            }
             return;
         }
         // In order of arrival; who must still wait holds back who came later.
-        let waiting = std::mem::take(&mut self.seq.waiting);
-        self.seq.waiting_locks = Locks::default();
-        for mut w in waiting {
-            if let Some(error) = self.refuses(&w.write) {
-                answers.push((w.waiter, Err(error)));
-                continue;
-            }
+        for mut w in self.seq.waiting.drain() {
             if matches!(w.write, Write::LeaseRevoke { .. }) {
                 // Its keys may have changed while it waited.
                 w.footprint = self.footprint(&w.write, w.footprint.lane);
             }
             if self.seq.locks.conflicts(&w.footprint, false)
-                || self.seq.waiting_locks.conflicts(&w.footprint, true)
+                || self.seq.waiting.locks.conflicts(&w.footprint, true)
             {
-                self.seq.waiting_locks.add(&w.footprint);
-                self.seq.waiting.push_back(w);
-            } else if let Admitted::Answered(waiter, a) = self.admit(w.write, w.footprint, w.waiter)
-            {
-                answers.push((waiter, a));
+                self.seq.waiting.push(*w);
+            } else {
+                self.admit_again(*w, answers);
             }
+        }
+    }
+
+    fn admit_again(&mut self, w: Waiting<W>, answers: &mut Answers<W>) {
+        if let Some(error) = self.refuses(&w.write) {
+            answers.push((w.waiter, Err(error)));
+        } else if let Admitted::Answered(waiter, a) = self.admit(w.write, w.footprint, w.waiter) {
+            answers.push((waiter, a));
         }
     }
 
@@ -440,6 +454,26 @@ impl<W> Engine<W> {
         Outcome {
             revision: self.revision,
             reply,
+        }
+    }
+
+    /// Executes a put at the next revision.
+    fn execute_put(&mut self, effect: &Effect, prev_kv: bool) -> Outcome {
+        let at = Revision {
+            main: self.revision + 1,
+            sub: 0,
+        };
+        let mut prev = None;
+        if let Effect::Put { key, value, lease } = effect {
+            if prev_kv {
+                prev = self.index.live_kv(key);
+            }
+            self.put_key(key, value, *lease, at);
+            self.revision = at.main;
+        }
+        Outcome {
+            revision: self.revision,
+            reply: Reply::Put { prev },
         }
     }
 
@@ -512,9 +546,9 @@ struct Run {
 }
 
 impl Run {
-    fn next(&mut self) -> crate::record::Revision {
+    fn next(&mut self) -> Revision {
         self.sub += 1;
-        crate::record::Revision {
+        Revision {
             main: self.main,
             sub: self.sub - 1,
         }

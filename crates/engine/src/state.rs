@@ -46,6 +46,8 @@ pub struct Engine<W> {
     pub(crate) compaction_hashes: CompactionHashes,
     pub(crate) seq: Sequencer<W>,
     pub(crate) now_ms: u64,
+    /// For encoding, so that it allocates once.
+    scratch: Vec<u8>,
 }
 
 impl<W> Engine<W> {
@@ -66,6 +68,7 @@ impl<W> Engine<W> {
             compaction_hashes: CompactionHashes::default(),
             seq: Sequencer::new(),
             now_ms: 0,
+            scratch: Vec::new(),
         }
     }
 
@@ -188,18 +191,22 @@ impl<W> Engine<W> {
     pub(crate) fn put_key(&mut self, key: &[u8], value: &[u8], lease: i64, at: Revision) {
         let mut old_lease = 0;
         let mut new = None;
+        let scratch = &mut self.scratch;
         let pushed = self.index.push(key, at, |old| {
             let old = old.map(|t| tail::decode(t));
             old_lease = old.map_or(0, |o| o.lease);
             let (create_revision, version) =
                 old.map_or((at.main, 1), |o| (o.create_revision, o.version + 1));
-            let tail = tail::encode(&Fields {
-                create_revision,
-                mod_revision: at.main,
-                version,
-                value,
-                lease,
-            });
+            let tail = tail::encode_with(
+                scratch,
+                &Fields {
+                    create_revision,
+                    mod_revision: at.main,
+                    version,
+                    value,
+                    lease,
+                },
+            );
             new = Some(tail.clone());
             Some(tail)
         });

@@ -62,7 +62,12 @@ fn take_varint(bytes: &mut &[u8]) -> u64 {
 
 /// Encodes a version. Fields at their default are left out, as protobuf does.
 pub fn encode(f: &Fields<'_>) -> Arc<[u8]> {
-    let mut buf = Vec::with_capacity(f.value.len() + 48);
+    encode_with(&mut Vec::with_capacity(f.value.len() + 48), f)
+}
+
+/// The same, by way of a buffer that the caller keeps for it.
+pub(crate) fn encode_with(buf: &mut Vec<u8>, f: &Fields<'_>) -> Arc<[u8]> {
+    buf.clear();
     for (tag, v) in [
         (CREATE, f.create_revision),
         (MOD, f.mod_revision),
@@ -70,19 +75,19 @@ pub fn encode(f: &Fields<'_>) -> Arc<[u8]> {
     ] {
         if v != 0 {
             buf.push(tag);
-            put_varint(&mut buf, v as u64);
+            put_varint(buf, v as u64);
         }
     }
     if !f.value.is_empty() {
         buf.push(VALUE);
-        put_varint(&mut buf, f.value.len() as u64);
+        put_varint(buf, f.value.len() as u64);
         buf.extend_from_slice(f.value);
     }
     if f.lease != 0 {
         buf.push(LEASE);
-        put_varint(&mut buf, f.lease as u64);
+        put_varint(buf, f.lease as u64);
     }
-    Arc::from(buf)
+    Arc::from(buf.as_slice())
 }
 
 /// Decodes what [`encode`] made.

@@ -97,7 +97,8 @@ fn limits(r: &mut ChaCha8Rng) -> Limits {
 
 /// A read under way, with the answer that it must give.
 enum Reading {
-    Range(RangeCursor, Answer),
+    /// With what was taken before the end.
+    Range(Box<RangeCursor>, Vec<Kv>, Answer),
     Hash(HashCursor, i64, u32),
     Snapshot(SnapshotCursor, i64, Vec<SnapshotItem>, Box<Oracle>),
 }
@@ -240,7 +241,8 @@ impl Model {
                     (Ok(cursor), Ok(want)) => {
                         assert_eq!(cursor.header_revision, now);
                         self.engine.pin(cursor.revision);
-                        self.readings.push(Reading::Range(cursor, want));
+                        let cursor = Box::new(cursor);
+                        self.readings.push(Reading::Range(cursor, Vec::new(), want));
                     }
                     (got, want) => assert_eq!(got.map(|_| ()).unwrap_err(), want.unwrap_err()),
                 }
@@ -251,9 +253,14 @@ impl Model {
     /// Reads on by a slice; checks the answer at the end.
     fn step_reading(&mut self, i: usize) {
         let slice = self.r.random_range(0..4);
+        // Some plain reads are taken in pieces.
+        let plain = matches!(&self.readings[i], Reading::Range(c, ..) if c.is_plain());
         let finished = match &mut self.readings[i] {
-            Reading::Range(c, _) => {
+            Reading::Range(c, taken, _) => {
                 self.engine.range_step(c, slice);
+                if plain && slice == 2 {
+                    taken.extend(c.take_collected().iter().map(kv));
+                }
                 c.is_done()
             }
             Reading::Hash(c, ..) => self.engine.hash_step(c, slice),
@@ -268,9 +275,14 @@ impl Model {
             return;
         }
         match self.readings.swap_remove(i) {
-            Reading::Range(c, want) => {
+            Reading::Range(c, mut taken, want) => {
                 self.engine.unpin(c.revision);
-                assert_eq!(range_answer(&c.finish()), want);
+                let mut got = range_answer(&c.finish());
+                if let Answer::Range { kvs, .. } = &mut got {
+                    taken.append(kvs);
+                    *kvs = taken;
+                }
+                assert_eq!(got, want);
             }
             Reading::Hash(c, pin, want) => {
                 self.engine.unpin(pin);
