@@ -7,18 +7,19 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::grpc::Budget;
 use crate::handler::{Handler, Peer};
+use crate::io::Io;
 use crate::listener::Serves;
 use crate::local::{Flag, WakerSet};
 use crate::service::{Connection, WorkerState, serve};
@@ -83,6 +84,9 @@ pub(crate) async fn handle<H: Handler>(
     worker: Rc<WorkerState<H>>,
     accepted: Accepted,
 ) -> Result<(), Rejected> {
+    if worker.closing.is_raised() {
+        return Ok(());
+    }
     let Accepted { socket, listener } = accepted;
     match socket {
         AcceptedSocket::Tcp(socket, address) => {
@@ -112,8 +116,11 @@ async fn begin<H: Handler, S: Transport>(
         return run(worker, &listener, stream, peer).await;
     };
     let limit = worker.config.handshake_timeout;
-    let stream = timeout(limit, tls.acceptor().accept(stream))
-        .await
+    let handshake = timeout(limit, tls.acceptor().accept(stream));
+    let Some(shaken) = unless_closing(&worker.closing, handshake).await else {
+        return Ok(());
+    };
+    let stream = shaken
         .map_err(|_| Rejected::SlowHandshake(limit.as_secs()))?
         .map_err(Rejected::Handshake)?;
     let tls = Some(tls.check_client(stream.get_ref().1.peer_certificates())?);
@@ -127,9 +134,11 @@ async fn run<H: Handler, S: Transport>(
     peer: Peer,
 ) -> Result<(), Rejected> {
     let limit = worker.config.first_bytes_timeout;
-    let (lead, protocol) = timeout(limit, detect(&mut stream, peer.tls.is_some()))
-        .await
-        .map_err(|_| Rejected::Silent(limit.as_secs()))??;
+    let detected = timeout(limit, detect(&mut stream, peer.tls.is_some()));
+    let Some(detected) = unless_closing(&worker.closing, detected).await else {
+        return Ok(());
+    };
+    let (lead, protocol) = detected.map_err(|_| Rejected::Silent(limit.as_secs()))??;
     let connection = Rc::new(Connection {
         peer: Rc::new(peer),
         serves: listener.serves,
@@ -137,17 +146,17 @@ async fn run<H: Handler, S: Transport>(
         partial_budget: Budget::new(worker.config.max_partial_bytes),
         worker: Rc::clone(&worker),
     });
-    let io = TokioIo::new(Rewound {
-        lead,
-        read: 0,
-        stream,
-    });
-    let service = service_fn(|request| serve(Rc::clone(&connection), request));
+    let io = Io::new(stream, lead);
+    let service = service_fn(|request| serve(&connection, request));
     match protocol {
         Protocol::Nothing => {}
         Protocol::Http2 => {
-            let served = http2_builder(&worker.config).serve_connection(io, service);
-            closable(&worker.closing, served, |conn| conn.graceful_shutdown()).await;
+            let served =
+                http2_builder(&worker.config).serve_connection(TokioIo::new(io.clone()), service);
+            drive(&worker.closing, &io, served, |conn| {
+                conn.graceful_shutdown()
+            })
+            .await;
         }
         Protocol::Http1 if !listener.serves.http => return Err(Rejected::Http1ToGrpc),
         Protocol::Http1 => {
@@ -155,11 +164,23 @@ async fn run<H: Handler, S: Transport>(
                 .timer(TokioTimer::new())
                 .header_read_timeout(limit)
                 .max_buf_size(64 * 1024)
-                .serve_connection(io, service);
-            closable(&worker.closing, served, |conn| conn.graceful_shutdown()).await;
+                .serve_connection(TokioIo::new(io.clone()), service);
+            drive(&worker.closing, &io, served, |conn| {
+                conn.graceful_shutdown()
+            })
+            .await;
         }
     }
     Ok(())
+}
+
+/// `None` if the worker closes first: a connection without a request need not be waited for.
+async fn unless_closing<T>(closing: &Flag, future: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        value = future => Some(value),
+        () = closing.wait() => None,
+    }
 }
 
 fn http2_builder(config: &Config) -> http2::Builder<LocalExecutor> {
@@ -183,12 +204,12 @@ fn http2_builder(config: &Config) -> http2::Builder<LocalExecutor> {
 }
 
 /// Runs a connection; once the worker closes, asks it to finish what is under way.
-async fn closable<C>(closing: &Flag, conn: C, shut: impl Fn(Pin<&mut C>))
+async fn drive<C, S: Transport>(closing: &Flag, io: &Io<S>, conn: C, shut: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {
     let mut conn = pin!(conn);
-    let mut key = Registration {
+    let mut registration = Registration {
         set: &closing.waiting,
         key: None,
     };
@@ -198,11 +219,15 @@ where
             told = true;
             shut(conn.as_mut());
         }
-        if key.key.is_none() {
+        if registration.key.is_none() {
             // A task's waker stays the same: once is enough.
-            key.set.register(&mut key.key, cx.waker());
+            registration.set.register(&mut registration.key, cx.waker());
         }
-        conn.as_mut().poll(cx)
+        let ended = conn.as_mut().poll(cx).map_err(|error| error.to_string());
+        match io.poll_drain(cx) {
+            Poll::Ready(Err(error)) if ended.is_pending() => Poll::Ready(Err(error.to_string())),
+            _ => ended,
+        }
     });
     if let Err(error) = ended.await {
         // Clients come and go; their broken connections are no event.
@@ -266,60 +291,6 @@ async fn detect(
         if lead.len() == PREFACE.len() {
             return Ok((lead, Protocol::Http2));
         }
-    }
-}
-
-/// A stream whose first bytes were read already and are read again first.
-struct Rewound<S> {
-    lead: Vec<u8>,
-    read: usize,
-    stream: S,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.read < self.lead.len() {
-            let rest = &self.lead[self.read..];
-            let take = rest.len().min(buf.remaining());
-            buf.put_slice(&rest[..take]);
-            self.read += take;
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -16,6 +16,7 @@ mod conn;
 mod error;
 mod grpc;
 mod handler;
+mod io;
 mod listener;
 mod local;
 pub mod mailbox;
@@ -23,6 +24,7 @@ mod server;
 mod service;
 mod stream;
 mod tls;
+mod unary;
 mod worker;
 
 pub use config::Config;

@@ -94,6 +94,11 @@ impl Flag {
     pub(crate) fn is_raised(&self) -> bool {
         self.raised.get()
     }
+
+    /// Waits until it is raised.
+    pub(crate) async fn wait(&self) {
+        self.waiting.wait(|| self.is_raised().then_some(())).await;
+    }
 }
 
 /// Tells a handler that the server is shutting down.

@@ -1,11 +1,11 @@
-//! From an HTTP request to the handler and back: routing, unary calls, streams, plain HTTP.
+//! From an HTTP request to the handler and back: routing, streams, plain HTTP.
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request, Response, StatusCode, Version};
@@ -14,11 +14,12 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Config;
-use crate::grpc::{self, Assembler, Budget, Code, Encoding, PREFIX_BYTES, Status};
-use crate::handler::{Call, Event, Handler, HttpRequest, Kind, Method, Peer, Reply};
+use crate::grpc::{self, Assembler, Budget, Code, Encoding, Status};
+use crate::handler::{Call, Event, Handler, HttpRequest, Kind, LocalFuture, Method, Peer};
 use crate::listener::Serves;
 use crate::local::Flag;
 use crate::stream::{Body, Inbound, Observer, StreamBody};
+use crate::unary::Unary;
 
 /// Finds methods by path.
 #[derive(Debug)]
@@ -72,54 +73,80 @@ pub(crate) struct Connection<H> {
     pub(crate) partial_budget: Rc<Budget>,
 }
 
-/// Answers one request.
-pub(crate) async fn serve<H: Handler>(
-    connection: Rc<Connection<H>>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, std::convert::Infallible> {
-    let _open = OpenCall::new(&connection.open_calls);
-    let is_grpc = request.version() == Version::HTTP_2 && grpc::is_grpc(request.headers());
-    Ok(if is_grpc && connection.serves.grpc {
-        serve_grpc(&connection, request).await
-    } else if connection.serves.http {
-        serve_http(&connection, request).await
-    } else {
-        // As Go's gRPC answers on a port that speaks nothing else.
-        let given = request.headers().get(http::header::CONTENT_TYPE);
-        let given = given.map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()));
-        let text = format!("invalid gRPC request content-type {given:?}");
-        let mut response = trailers_only(&Status::new(Code::InvalidArgument, text));
-        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        response
-    })
+/// The future of one answer. It becomes a task and is moved a few times on the way: keep it small.
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one")]
+pub(crate) enum Serving<H: Handler> {
+    Known(Option<Response<Body>>),
+    Unary(Unary<H>),
+    Boxed(LocalFuture<Response<Body>>),
 }
 
-async fn serve_grpc<H: Handler>(
+impl<H: Handler> Future for Serving<H> {
+    type Output = Result<Response<Body>, std::convert::Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Serving::Known(response) => match response.take() {
+                Some(response) => Poll::Ready(Ok(response)),
+                None => Poll::Pending,
+            },
+            Serving::Unary(call) => call.poll(cx).map(Ok),
+            Serving::Boxed(future) => future.as_mut().poll(cx).map(Ok),
+        }
+    }
+}
+
+/// Answers one request.
+pub(crate) fn serve<H: Handler>(
     connection: &Rc<Connection<H>>,
     request: Request<Incoming>,
-) -> Response<Body> {
+) -> Serving<H> {
+    let is_grpc = request.version() == Version::HTTP_2 && grpc::is_grpc(request.headers());
+    if is_grpc && connection.serves.grpc {
+        return serve_grpc(connection, request);
+    }
+    if connection.serves.http {
+        return Serving::Boxed(Box::pin(serve_http(Rc::clone(connection), request)));
+    }
+    // As Go's gRPC answers on a port that speaks nothing else.
+    let given = request.headers().get(http::header::CONTENT_TYPE);
+    let given = given.map_or("".into(), |value| String::from_utf8_lossy(value.as_bytes()));
+    let text = format!("invalid gRPC request content-type {given:?}");
+    let mut response = trailers_only(&Status::new(Code::InvalidArgument, text));
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    Serving::Known(Some(response))
+}
+
+fn serve_grpc<H: Handler>(
+    connection: &Rc<Connection<H>>,
+    request: Request<Incoming>,
+) -> Serving<H> {
+    let known = |response| Serving::Known(Some(response));
     let (head, body) = request.into_parts();
     if head.method != HttpMethod::POST {
-        let text = format!(
-            "Received a HEADERS frame with :method {:?} which should be POST",
-            head.method.as_str()
-        );
+        let given = head.method.as_str();
+        let text = format!("Received a HEADERS frame with :method {given:?} which should be POST");
         let mut response = trailers_only(&Status::new(Code::Internal, text));
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-        return response;
+        return known(response);
     }
     let worker = &connection.worker;
     let method = match worker.routes.find(head.uri.path()) {
         Ok(method) => method,
-        Err(status) => return trailers_only(&status),
+        Err(status) => return known(trailers_only(&status)),
     };
     let started = Instant::now();
     let mut observed = Observed::start(Rc::clone(&worker.handler), method, started);
     match begin(connection, method, head.headers, started) {
-        Err(status) => observed.fail(&status),
+        Err(status) => known(observed.fail(&status)),
         Ok((call, assembler)) => match method.kind {
-            Kind::Unary => unary(connection, call, assembler, body, observed).await,
-            Kind::Stream => stream(connection, call, assembler, body, observed).await,
+            Kind::Unary => Serving::Unary(Unary::new(connection, call, assembler, body, observed)),
+            Kind::Stream => {
+                let connection = Rc::clone(connection);
+                Serving::Boxed(Box::pin(stream(
+                    connection, call, assembler, body, observed,
+                )))
+            }
         },
     }
 }
@@ -132,7 +159,7 @@ fn begin<H: Handler>(
     started: Instant,
 ) -> Result<(Call, Assembler), Status> {
     let worker = &connection.worker;
-    if connection.open_calls.get() > worker.config.max_calls_per_connection {
+    if connection.open_calls.get() >= worker.config.max_calls_per_connection {
         return Err(Status::new(
             Code::ResourceExhausted,
             "too many calls are open on this connection: close some, or use more connections",
@@ -171,109 +198,17 @@ fn begin<H: Handler>(
     ))
 }
 
-async fn unary<H: Handler>(
-    connection: &Rc<Connection<H>>,
-    call: Call,
-    assembler: Assembler,
-    body: Incoming,
-    mut observed: Observed<H>,
-) -> Response<Body> {
-    let deadline = call.deadline;
-    let message = match read_message(connection, assembler, body, &call).await {
-        Ok(message) => message,
-        Err(status) => return observed.fail(&status),
-    };
-    observed.tell(Event::Received {
-        bytes: message.len(),
-    });
-    let result = match connection.worker.handler.unary(call, message) {
-        Reply::Now(result) => result,
-        Reply::Later(reply) => within(deadline, reply).await,
-    };
-    match result {
-        Ok(frame) => {
-            observed.tell(Event::Sent {
-                bytes: frame.len() - PREFIX_BYTES,
-            });
-            observed.end(Code::Ok);
-            grpc_response(Body::Unary(Some(frame.into_bytes()), false))
-        }
-        Err(status) => observed.fail(&status),
-    }
-}
-
-/// The reply, unless the deadline passes first. The timer is made only if the reply has to wait.
-async fn within<T>(
-    deadline: Option<Instant>,
-    mut reply: Pin<Box<dyn Future<Output = Result<T, Status>>>>,
-) -> Result<T, Status> {
-    let Some(deadline) = deadline else {
-        return reply.await;
-    };
-    if let Some(result) = poll_once(reply.as_mut()).await {
-        return result;
-    }
-    timeout_at(deadline, reply)
-        .await
-        .unwrap_or_else(|_| Err(Status::deadline_exceeded()))
-}
-
-async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output>
-where
-    F: ?Sized,
-{
-    std::future::poll_fn(|cx| {
-        Poll::Ready(match future.as_mut().poll(cx) {
-            Poll::Ready(value) => Some(value),
-            Poll::Pending => None,
-        })
-    })
-    .await
-}
-
-/// The one message of a unary request, within the limits on size, memory and time.
-async fn read_message<H: Handler>(
-    connection: &Connection<H>,
-    mut assembler: Assembler,
-    mut body: Incoming,
-    call: &Call,
-) -> Result<Bytes, Status> {
-    let config = &connection.worker.config;
-    let mut read = std::pin::pin!(async {
-        while let Some(frame) = next_frame(&mut body).await {
-            let Ok(frame) = frame else {
-                return Err(Status::canceled());
-            };
-            let Ok(chunk) = frame.into_data() else {
-                continue;
-            };
-            assembler.push(chunk);
-            if let Some(message) = assembler.next()? {
-                return Ok(message);
-            }
-        }
-        Err(Status::new(Code::Internal, "unexpected EOF"))
-    });
-    if let Some(result) = poll_once(read.as_mut()).await {
-        return result;
-    }
-    let limit = call.started + config.body_timeout;
-    let limit = call.deadline.map_or(limit, |deadline| deadline.min(limit));
-    timeout_at(limit, read)
-        .await
-        .unwrap_or_else(|_| Err(Status::deadline_exceeded()))
-}
-
 async fn next_frame(body: &mut Incoming) -> Option<Result<http_body::Frame<Bytes>, hyper::Error>> {
     std::future::poll_fn(|cx| Pin::new(&mut *body).poll_frame(cx)).await
 }
 
+/// Runs a streaming call as a task beside its response.
 async fn stream<H: Handler>(
-    connection: &Rc<Connection<H>>,
+    connection: Rc<Connection<H>>,
     call: Call,
     assembler: Assembler,
     body: Incoming,
-    observed: Observed<H>,
+    mut observed: Observed<H>,
 ) -> Response<Body> {
     let worker = &connection.worker;
     let observer: Observer = {
@@ -283,13 +218,17 @@ async fn stream<H: Handler>(
     let inbound = Inbound::new(body, assembler, Rc::clone(&observer));
     let (outbound, mut stream) = StreamBody::pair(worker.config.stream_queue_bytes, observer);
     let deadline = call.deadline;
-    let open = Rc::clone(connection);
     let future = worker.handler.stream(call, inbound, outbound.clone());
+    let open = OpenCall::new(&connection);
     let task = tokio::task::spawn_local(async move {
-        // The response may outlive this task, and this task the request's: count it by itself.
-        let _open = OpenCall::new(&open.open_calls);
-        let mut observed = observed;
-        let status = within(deadline, future).await.err().unwrap_or(Status::OK);
+        let _open = open;
+        let result = match deadline {
+            None => future.await,
+            Some(deadline) => timeout_at(deadline, future)
+                .await
+                .unwrap_or_else(|_| Err(Status::deadline_exceeded())),
+        };
+        let status = result.err().unwrap_or(Status::OK);
         observed.end(status.code);
         outbound.finish(status);
     });
@@ -301,7 +240,7 @@ async fn stream<H: Handler>(
 }
 
 async fn serve_http<H: Handler>(
-    connection: &Connection<H>,
+    connection: Rc<Connection<H>>,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let config = &connection.worker.config;
@@ -342,7 +281,7 @@ async fn serve_http<H: Handler>(
     response.map(|bytes| Body::Full((!bytes.is_empty()).then_some(bytes)))
 }
 
-fn grpc_response(body: Body) -> Response<Body> {
+pub(crate) fn grpc_response(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     response.headers_mut().insert(
         http::header::CONTENT_TYPE,
@@ -352,14 +291,14 @@ fn grpc_response(body: Body) -> Response<Body> {
 }
 
 /// A response that is only a status: what gRPC sends for a call without messages.
-fn trailers_only(status: &Status) -> Response<Body> {
+pub(crate) fn trailers_only(status: &Status) -> Response<Body> {
     let mut response = grpc_response(Body::Empty);
     status.write_to(response.headers_mut());
     response
 }
 
 /// Tells the handler's metrics that a call started, and exactly once how it ended.
-struct Observed<H: Handler> {
+pub(crate) struct Observed<H: Handler> {
     handler: Rc<H>,
     method: &'static Method,
     started: Instant,
@@ -367,7 +306,7 @@ struct Observed<H: Handler> {
 }
 
 impl<H: Handler> Observed<H> {
-    fn start(handler: Rc<H>, method: &'static Method, started: Instant) -> Self {
+    pub(crate) fn start(handler: Rc<H>, method: &'static Method, started: Instant) -> Self {
         handler.observe(method, Event::Started);
         Observed {
             handler,
@@ -377,11 +316,11 @@ impl<H: Handler> Observed<H> {
         }
     }
 
-    fn tell(&self, event: Event) {
+    pub(crate) fn tell(&self, event: Event) {
         self.handler.observe(self.method, event);
     }
 
-    fn end(&mut self, code: Code) {
+    pub(crate) fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.ended, true) {
             self.tell(Event::Handled {
                 code,
@@ -390,7 +329,7 @@ impl<H: Handler> Observed<H> {
         }
     }
 
-    fn fail(&mut self, status: &Status) -> Response<Body> {
+    pub(crate) fn fail(&mut self, status: &Status) -> Response<Body> {
         self.end(status.code);
         trailers_only(status)
     }
@@ -402,18 +341,26 @@ impl<H: Handler> Drop for Observed<H> {
     }
 }
 
-/// Counts a call as open while it lives.
-struct OpenCall<'a>(&'a Cell<usize>);
+/// Counts a call as open on its connection while it lives.
+pub(crate) struct OpenCall<H>(Rc<Connection<H>>);
 
-impl<'a> OpenCall<'a> {
-    fn new(count: &'a Cell<usize>) -> Self {
-        count.set(count.get() + 1);
-        OpenCall(count)
+impl<H> OpenCall<H> {
+    pub(crate) fn new(connection: &Rc<Connection<H>>) -> Self {
+        connection.open_calls.set(connection.open_calls.get() + 1);
+        OpenCall(Rc::clone(connection))
     }
 }
 
-impl Drop for OpenCall<'_> {
+impl<H> std::ops::Deref for OpenCall<H> {
+    type Target = Connection<H>;
+
+    fn deref(&self) -> &Connection<H> {
+        &self.0
+    }
+}
+
+impl<H> Drop for OpenCall<H> {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.open_calls.set(self.open_calls.get() - 1);
     }
 }

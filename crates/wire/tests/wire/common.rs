@@ -257,16 +257,19 @@ pub fn wire_bytes(payload: &[u8]) -> Bytes {
 
 impl Client {
     pub async fn connect(address: SocketAddr) -> Client {
-        Client::over(TcpStream::connect(address).await.unwrap()).await
+        Client::try_over(TcpStream::connect(address).await.unwrap())
+            .await
+            .unwrap()
     }
 
-    pub async fn over(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Client {
+    /// Over any transport; errors if the server closes it at once.
+    pub async fn try_over(
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> hyper::Result<Client> {
         let (send, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io))
-                .await
-                .unwrap();
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await?;
         tokio::spawn(connection);
-        Client { send }
+        Ok(Client { send })
     }
 
     pub async fn send(

@@ -1,0 +1,156 @@
+//! A connection's bytes between hyper and its socket: writes of one turn leave together.
+//!
+//! hyper's HTTP/2 writes and flushes each DATA frame above 256 bytes by itself, so that eight
+//! replies of a turn would cost eight system calls. Here a flush only promises; the connection's
+//! task keeps the promise at the end of each of its turns ([`Io::poll_drain`]).
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that wait for the socket at most; above it a writer has to wait.
+const PENDING_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// An empty buffer to reuse. A connection that keeps up holds it for one turn only, so one is
+    /// enough for a worker, and idle connections hold none.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// A handle on a connection's transport; one is hyper's, one its task's.
+pub(crate) struct Io<S>(Rc<RefCell<Inner<S>>>);
+
+struct Inner<S> {
+    stream: S,
+    /// Bytes that were read to detect the protocol, to be read again first.
+    lead: Vec<u8>,
+    lead_read: usize,
+    pending: Vec<u8>,
+    /// Of `pending`, what the socket has taken.
+    written: usize,
+}
+
+impl<S> Clone for Io<S> {
+    fn clone(&self) -> Self {
+        Io(Rc::clone(&self.0))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
+    pub(crate) fn new(stream: S, lead: Vec<u8>) -> Self {
+        let pending = Vec::new();
+        Io(Rc::new(RefCell::new(Inner {
+            stream,
+            lead,
+            lead_read: 0,
+            pending,
+            written: 0,
+        })))
+    }
+
+    /// Hands everything that was written to the socket. If it is not ready for all, the task is
+    /// woken when it is.
+    pub(crate) fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.borrow_mut().poll_drain(cx)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Inner<S> {
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.pending.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.written < self.pending.len() {
+            let rest = &self.pending[self.written..];
+            let taken = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            if taken == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += taken;
+        }
+        self.written = 0;
+        let mut spare = std::mem::take(&mut self.pending);
+        spare.clear();
+        SPARE.set(spare);
+        // TLS may hold records of its own.
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_append(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.pending.len() >= PENDING_BYTES_MAX {
+            ready!(self.poll_drain(cx))?;
+        }
+        if self.pending.capacity() == 0 {
+            self.pending = SPARE.take();
+        }
+        let mut taken = 0;
+        for buf in bufs {
+            let room = PENDING_BYTES_MAX - self.pending.len();
+            let part = &buf[..buf.len().min(room)];
+            self.pending.extend_from_slice(part);
+            taken += part.len();
+        }
+        Poll::Ready(Ok(taken))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let inner = &mut *self.0.borrow_mut();
+        let rest = &inner.lead[inner.lead_read..];
+        if !rest.is_empty() {
+            let part = &rest[..rest.len().min(buf.remaining())];
+            buf.put_slice(part);
+            inner.lead_read += part.len();
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut inner.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.0
+            .borrow_mut()
+            .poll_append(cx, &[io::IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_append(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // See the module's text: `poll_drain` follows in the same turn.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let inner = &mut *self.0.borrow_mut();
+        ready!(inner.poll_drain(cx))?;
+        Pin::new(&mut inner.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,147 @@
+//! A unary call, from its headers to its answer: the hot path.
+//!
+//! Written as a state machine by hand: the compiler's for an `async fn` is six times as large, and
+//! every request's future is moved several times on its way into its task.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::grpc::{Assembler, Code, Frame, PREFIX_BYTES, Status};
+use crate::handler::{Call, Event, Handler, LocalFuture, Reply};
+use crate::service::{Connection, Observed, OpenCall, grpc_response, trailers_only};
+use crate::stream::Body;
+
+pub(crate) struct Unary<H: Handler> {
+    connection: OpenCall<H>,
+    observed: Observed<H>,
+    stage: Stage,
+    deadline: Option<Instant>,
+    /// Made only if the call has to wait.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "every call passes through the large one"
+)]
+enum Stage {
+    /// The request's message is not complete.
+    Reading(Call, Assembler, Incoming),
+    /// The handler's answer is not ready.
+    Waiting(LocalFuture<Result<Frame, Status>>),
+    Done,
+}
+
+impl<H: Handler> Unary<H> {
+    pub(crate) fn new(
+        connection: &Rc<Connection<H>>,
+        call: Call,
+        assembler: Assembler,
+        body: Incoming,
+        observed: Observed<H>,
+    ) -> Self {
+        Unary {
+            connection: OpenCall::new(connection),
+            observed,
+            deadline: call.deadline,
+            stage: Stage::Reading(call, assembler, body),
+            timer: None,
+        }
+    }
+
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        let result = match self.advance(cx) {
+            Poll::Ready(result) => result,
+            Poll::Pending => {
+                ready!(self.poll_timer(cx));
+                self.stage = Stage::Done;
+                Err(Status::deadline_exceeded())
+            }
+        };
+        Poll::Ready(match result {
+            Ok(frame) => {
+                self.observed.tell(Event::Sent {
+                    bytes: frame.len() - PREFIX_BYTES,
+                });
+                self.observed.end(Code::Ok);
+                grpc_response(Body::Unary(Some(frame.into_bytes()), false))
+            }
+            Err(status) => {
+                self.observed.end(status.code);
+                trailers_only(&status)
+            }
+        })
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, Status>> {
+        if let Stage::Reading(_, assembler, body) = &mut self.stage {
+            let message = match ready!(poll_message(assembler, body, cx)) {
+                Ok(message) => message,
+                Err(status) => return Poll::Ready(Err(status)),
+            };
+            // What the body may still bring has no meaning.
+            let Stage::Reading(call, ..) = std::mem::replace(&mut self.stage, Stage::Done) else {
+                return Poll::Pending;
+            };
+            self.timer = None;
+            self.observed.tell(Event::Received {
+                bytes: message.len(),
+            });
+            match self.connection.worker.handler.unary(call, message) {
+                Reply::Now(result) => return Poll::Ready(result),
+                Reply::Later(reply) => self.stage = Stage::Waiting(reply),
+            }
+        }
+        match &mut self.stage {
+            Stage::Waiting(reply) => reply.as_mut().poll(cx),
+            Stage::Reading(..) | Stage::Done => Poll::Pending,
+        }
+    }
+
+    /// Ready once the call may wait no longer.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = match &self.stage {
+            Stage::Reading(call, ..) => {
+                let body = call.started + self.connection.worker.config.body_timeout;
+                Some(self.deadline.map_or(body, |deadline| deadline.min(body)))
+            }
+            Stage::Waiting(_) | Stage::Done => self.deadline,
+        };
+        let Some(limit) = limit else {
+            return Poll::Pending;
+        };
+        self.timer
+            .get_or_insert_with(|| Box::pin(sleep_until(limit)))
+            .as_mut()
+            .poll(cx)
+    }
+}
+
+/// The one message of the request, within the limits on size and memory.
+fn poll_message(
+    assembler: &mut Assembler,
+    body: &mut Incoming,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Bytes, Status>> {
+    while let Some(frame) = ready!(Pin::new(&mut *body).poll_frame(cx)) {
+        let Ok(frame) = frame else {
+            return Poll::Ready(Err(Status::canceled()));
+        };
+        let Ok(chunk) = frame.into_data() else {
+            continue;
+        };
+        assembler.push(chunk);
+        if let Some(result) = assembler.next().transpose() {
+            return Poll::Ready(result);
+        }
+    }
+    Poll::Ready(Err(Status::new(Code::Internal, "unexpected EOF")))
+}

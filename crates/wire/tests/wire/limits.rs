@@ -1,0 +1,282 @@
+//! Hostile and clumsy clients: they get limits and errors, and others get their service.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use wire::{Address, Config, ListenerConfig, Serves, TlsConfig};
+
+use crate::certs::Authority;
+use crate::common::{
+    Client, Running, eventually, next_chunk, request, start, start_on, whole, wire_bytes,
+};
+
+/// Everyone else's service goes on, and in good time.
+async fn others_are_served(running: &Running) {
+    let begun = Instant::now();
+    let mut client = Client::connect(running.address).await;
+    assert_eq!(
+        client.unary("Echo", b"fine").await.body,
+        wire_bytes(b"fine")
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "took {:?}",
+        begun.elapsed()
+    );
+}
+
+/// Reads until the server closes; bytes that came.
+async fn read_to_close(socket: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = socket.read_to_end(&mut bytes);
+    // A reset is a close too.
+    let _ = tokio::time::timeout(Duration::from_secs(10), read)
+        .await
+        .expect("it stayed open");
+    bytes
+}
+
+#[tokio::test]
+async fn silent_connections_are_closed() {
+    let config = Config {
+        first_bytes_timeout: Duration::from_millis(200),
+        ..Config::default()
+    };
+    let running = start(config);
+    let mut silent = TcpStream::connect(running.address).await.unwrap();
+    let mut half_preface = TcpStream::connect(running.address).await.unwrap();
+    half_preface.write_all(b"PRI * HT").await.unwrap();
+    let mut half_head = TcpStream::connect(running.address).await.unwrap();
+    half_head
+        .write_all(b"GET / HTTP/1.1\r\nhost")
+        .await
+        .unwrap();
+    others_are_served(&running).await;
+    for socket in [&mut silent, &mut half_preface, &mut half_head] {
+        read_to_close(socket).await;
+    }
+    eventually("all are gone", || running.server.connections() <= 1).await;
+}
+
+#[tokio::test]
+async fn garbage_is_refused() {
+    let authority = Authority::new();
+    let server = authority.issue("server", "server", &["localhost"], 1);
+    let address = Address::Tcp("127.0.0.1:0".to_owned());
+    let tls = Some(TlsConfig::new(&server.cert, &server.key));
+    let config = Config {
+        handshake_timeout: Duration::from_millis(300),
+        ..Config::default()
+    };
+    let secure = start_on(config, ListenerConfig::new(address, tls));
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 4096],
+        b"\x16\x03\x01\x40\x00garbage",
+    ] {
+        let mut socket = TcpStream::connect(secure.address).await.unwrap();
+        socket.write_all(garbage).await.unwrap();
+        read_to_close(&mut socket).await;
+    }
+    let mut slow = TcpStream::connect(secure.address).await.unwrap();
+    read_to_close(&mut slow).await;
+
+    let plain = start(Config::default());
+    let huge_frame = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), vec![0xff; 64]].concat();
+    for garbage in [
+        &[0u8; 100][..],
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        &huge_frame,
+    ] {
+        let mut socket = TcpStream::connect(plain.address).await.unwrap();
+        socket.write_all(garbage).await.unwrap();
+        read_to_close(&mut socket).await;
+    }
+    others_are_served(&plain).await;
+    eventually("all are gone", || secure.server.connections() == 0).await;
+}
+
+#[tokio::test]
+async fn connections_over_the_limit_are_closed() {
+    let running = start(Config {
+        max_connections: 3,
+        ..Config::default()
+    });
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::connect(running.address).await;
+        assert_eq!(client.unary("Echo", b"").await.code(), 0);
+        kept.push(client);
+    }
+    let mut fourth = TcpStream::connect(running.address).await.unwrap();
+    assert!(read_to_close(&mut fourth).await.is_empty());
+    assert_eq!(kept[0].unary("Echo", b"").await.code(), 0);
+    kept.clear();
+    eventually("there is room", || running.server.connections() == 0).await;
+    others_are_served(&running).await;
+}
+
+#[tokio::test]
+async fn calls_over_the_limit_are_refused() {
+    let running = start(Config {
+        max_calls_per_connection: 10,
+        ..Config::default()
+    });
+    let mut client = Client::connect(running.address).await;
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        let (tx, opening) = client.stream("Wait").await;
+        open.push((tx, opening.await.unwrap()));
+    }
+    let answer = client.unary("Echo", b"").await;
+    assert_eq!(answer.code(), 8);
+    assert!(
+        answer.text().starts_with("too many calls"),
+        "{}",
+        answer.text()
+    );
+    others_are_served(&running).await;
+    open.pop();
+    eventually("one is gone", || {
+        running.counts.streams_open.load(Ordering::SeqCst) == 9
+    })
+    .await;
+    assert_eq!(client.unary("Echo", b"").await.code(), 0);
+}
+
+#[tokio::test]
+async fn thousands_of_idle_streams_hurt_nobody() {
+    let running = start(Config::default());
+    let mut client = Client::connect(running.address).await;
+    let mut open = Vec::new();
+    for _ in 0..3000 {
+        let (tx, opening) = client.stream("Bidi").await;
+        open.push((tx, tokio::spawn(opening)));
+    }
+    eventually("all are open", || {
+        running.counts.streams_open.load(Ordering::SeqCst) == 3000
+    })
+    .await;
+    others_are_served(&running).await;
+    for (_, task) in &open {
+        task.abort();
+    }
+    eventually("all are gone", || {
+        running.counts.streams_open.load(Ordering::SeqCst) == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn slow_readers_cost_a_bounded_queue() {
+    let queue = 512 * 1024;
+    let running = start(Config {
+        stream_queue_bytes: queue,
+        ..Config::default()
+    });
+    let mut kept = Vec::new();
+    for _ in 0..20 {
+        let mut client = Client::connect(running.address).await;
+        let (tx, opening) = client.stream("Flood").await;
+        let mut body = opening.await.unwrap().into_body();
+        next_chunk(&mut body).await.unwrap().unwrap();
+        kept.push((tx, body, client));
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let sent = || running.counts.sent_bytes.load(Ordering::SeqCst);
+    let before = sent();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(sent(), before, "the queues are full, yet more is queued");
+    assert!(running.counts.flood_queued_max.load(Ordering::SeqCst) <= queue);
+    others_are_served(&running).await;
+    drop(kept);
+    eventually("all are gone", || {
+        running.counts.streams_open.load(Ordering::SeqCst) == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn incomplete_requests_are_bounded_in_size_and_time() {
+    let running = start(Config {
+        max_partial_bytes: 100_000,
+        body_timeout: Duration::from_millis(300),
+        ..Config::default()
+    });
+    let mut client = Client::connect(running.address).await;
+    // Each announces 1 MB, sends 30 kB and stalls.
+    let mut part = b"\0\0\x0f\0\0".to_vec();
+    part.resize(30_000, b'x');
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        let (tx, opening) = client.stream("Echo").await;
+        tx.send(Bytes::from(part.clone())).unwrap();
+        open.push((tx, tokio::spawn(opening)));
+    }
+    let mut codes = Vec::new();
+    for (_tx, task) in open {
+        let head = task.await.unwrap().unwrap();
+        codes.push(head.headers()["grpc-status"].to_str().unwrap().to_owned());
+    }
+    codes.sort();
+    // Three fit into the budget and time out; seven did not fit.
+    assert_eq!(codes, [vec!["4"; 3], vec!["8"; 7]].concat());
+    assert_eq!(client.unary("Echo", b"fine").await.code(), 0);
+}
+
+#[tokio::test]
+async fn rapid_resets_end_the_connection_or_do_no_harm() {
+    let running = start(Config::default());
+    let mut client = Client::connect(running.address).await;
+    for _ in 0..5000 {
+        let asked = request("/test.Echo/Hang")
+            .body(whole(wire_bytes(b"x")))
+            .unwrap();
+        if client.send.ready().await.is_err() {
+            break;
+        }
+        drop(client.send.send_request(asked));
+        if client.send.is_closed() {
+            break;
+        }
+    }
+    others_are_served(&running).await;
+    drop(client);
+    eventually("all calls ended", || {
+        running.counts.started.load(Ordering::SeqCst)
+            == running.counts.handled.load(Ordering::SeqCst)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn split_listeners_serve_their_half_only() {
+    let listener = |grpc, http| ListenerConfig {
+        serves: Serves { grpc, http },
+        ..ListenerConfig::new(Address::Tcp("127.0.0.1:0".to_owned()), None)
+    };
+    let grpc_only = start_on(Config::default(), listener(true, false));
+    let mut socket = TcpStream::connect(grpc_only.address).await.unwrap();
+    socket
+        .write_all(b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(read_to_close(&mut socket).await.is_empty());
+    let mut client = Client::connect(grpc_only.address).await;
+    assert_eq!(client.unary("Echo", b"").await.code(), 0);
+    let asked = http::Request::get("http://a/health")
+        .body(whole(Bytes::new()))
+        .unwrap();
+    let answer = client.ask(asked).await;
+    assert_eq!((answer.http.as_u16(), answer.code()), (415, 3));
+    assert_eq!(answer.text(), "invalid gRPC request content-type \"\"");
+
+    let http_only = start_on(Config::default(), listener(false, true));
+    let mut client = Client::connect(http_only.address).await;
+    let answer = client.unary("Echo", b"").await;
+    assert!(answer.headers.get("grpc-status").is_none());
+    assert!(answer.body.starts_with(b"POST http://test/test.Echo/Echo"));
+}
