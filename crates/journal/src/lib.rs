@@ -11,15 +11,18 @@
 //! `revision_before` and `mark`, in record kinds kept free, and in recovery's notes.
 
 mod allocator;
+mod chain;
 mod check;
 pub mod dir;
 mod error;
 mod frame;
 pub mod fs;
+mod open;
 mod record;
 mod recovery;
 mod segment;
 mod snapshot;
+mod window;
 mod writer;
 
 pub use allocator::{Allocator, Retired};
@@ -27,10 +30,11 @@ pub use check::{CheckReport, check};
 pub use dir::{DirState, Identity, NewDirectory, inspect};
 pub use error::{CommitError, Damage, OpenError, SnapshotError};
 pub use fs::real::fs_warning;
+pub use open::{Guards, OpenReport, Options};
 pub use record::{DecodeError, decode_record};
 pub use recovery::Replay;
 pub use snapshot::{SnapshotInfo, SnapshotWriter, decode_block_items};
-pub use writer::{CommitInfo, Guards, Journal, OpenReport, Options};
+pub use writer::{CommitInfo, Journal};
 
 /// Log sequence number: frames count from 1, without gaps; 0 is before all of them.
 pub type Lsn = u64;

@@ -17,19 +17,20 @@
 //! here; stamps would replace the revision that a frame's records follow from; an open
 //! epoch would turn an untrusted end into a jump of the revision.
 
+use crate::chain::{Headers, Link, check_chain, choose_snapshot, read_headers};
 use crate::dir::{self, Format, Layout};
 use crate::error::OpenError;
 use crate::frame::{self, FLAG_CLOSE, FrameHeader, HEADER, PAGE};
-use crate::fs::{File, FileSystem, read_full};
+use crate::fs::{FileSystem, read_full};
+use crate::open::Guards;
 use crate::record::{self, DecodeError};
-use crate::segment::{self, FirstPage, SegmentHeader};
+use crate::segment;
 use crate::snapshot::{self, Snapshot};
-use crate::writer::Guards;
+use crate::window::Window;
 use crate::{Lsn, Position};
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 /// Takes what a journal holds, in order. An error ends the start with its text.
 pub trait Replay {
@@ -57,94 +58,6 @@ pub trait Replay {
     fn record(&mut self, record: Record) -> Result<(), String>;
     /// The store's revision now. Compared with what each frame says came before it.
     fn revision(&self) -> i64;
-}
-
-/// Bytes read at a time.
-const CHUNK_BYTES: usize = 1 << 20;
-
-/// Reads a file front to back through a window of memory.
-struct Window {
-    file: Arc<dyn File>,
-    length: u64,
-    start: u64,
-    bytes: Vec<u8>,
-}
-
-impl Window {
-    fn new(file: Arc<dyn File>) -> io::Result<Self> {
-        Ok(Window {
-            length: file.len()?,
-            file,
-            start: 0,
-            bytes: Vec::new(),
-        })
-    }
-
-    /// Up to `length` bytes from `offset`; fewer at the end of the file.
-    fn get(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
-        let end = self.start + self.bytes.len() as u64;
-        if offset < self.start || offset + length as u64 > end {
-            let left = self.length.saturating_sub(offset);
-            self.bytes
-                .resize(length.max(CHUNK_BYTES).min(left as usize), 0);
-            let n = read_full(&*self.file, &mut self.bytes, offset)?;
-            self.bytes.truncate(n);
-            self.start = offset;
-        }
-        let from = (offset - self.start) as usize;
-        let to = (from + length).min(self.bytes.len());
-        Ok(&self.bytes[from.min(to)..to])
-    }
-
-    /// The frame of `segment` at `offset` with its checksum and payload, if a good one is there.
-    fn frame(
-        &mut self,
-        offset: u64,
-        segment: u64,
-        format: &Format,
-        guards: Guards,
-    ) -> io::Result<Option<(FrameHeader, u32, &[u8])>> {
-        let room = self.length.saturating_sub(offset);
-        let Some(header) = frame::peek(self.get(offset, HEADER)?, segment, room) else {
-            return Ok(None);
-        };
-        let bytes = self.get(offset, HEADER + header.payload_bytes as usize)?;
-        if bytes.len() < HEADER + header.payload_bytes as usize {
-            return Ok(None);
-        }
-        let crc = frame::verify(bytes, format.salt, guards.checksum);
-        Ok(crc.map(|crc| (header, crc, &bytes[HEADER..])))
-    }
-
-    /// The first frame at `offset` or later that proves `lsn` synced.
-    fn find_mark(
-        &mut self,
-        mut offset: u64,
-        lsn: Lsn,
-        segment: u64,
-        format: &Format,
-        guards: Guards,
-    ) -> io::Result<Option<FrameHeader>> {
-        while offset < self.length {
-            offset += match self.frame(offset, segment, format, guards)? {
-                Some((header, ..)) if header.mark >= lsn => return Ok(Some(header)),
-                Some((header, ..)) => header.frame_bytes(),
-                None => PAGE,
-            };
-        }
-        Ok(None)
-    }
-}
-
-/// A segment file that a header was read from.
-pub(crate) struct Link {
-    pub(crate) header: SegmentHeader,
-    pub(crate) path: PathBuf,
-    pub(crate) file: Arc<dyn File>,
-    /// Last LSN in it, `first_lsn - 1` if it has none. Set by the replay.
-    pub(crate) last_lsn: Lsn,
-    /// Where its frames end. Set by the replay.
-    pub(crate) end_offset: u64,
 }
 
 /// A frame that nothing later proves synced.
@@ -206,7 +119,11 @@ pub(crate) fn read(
         }
     }
     let files = dir::list_log(fs, layout)?;
-    let (mut started, unused, damaged) = read_headers(fs, layout, format, &files)?;
+    let Headers {
+        mut started,
+        unused,
+        damaged,
+    } = read_headers(fs, layout, format, &files)?;
     let (snapshots, snapshot_leftovers) =
         snapshot::list(fs, layout).map_err(OpenError::io("list", &layout.snap))?;
     let mut warnings = Vec::new();
@@ -250,196 +167,6 @@ pub(crate) fn read(
     }
     .run(&mut found, &damaged)?;
     Ok(found)
-}
-
-/// Reads every segment's first page: those in use by id, those unused, those damaged.
-fn read_headers(
-    fs: &dyn FileSystem,
-    layout: &Layout,
-    format: &Format,
-    files: &dir::LogFiles,
-) -> Result<(Vec<Link>, Vec<u64>, Vec<u64>), OpenError> {
-    let (mut started, mut unused, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
-    let mut in_use = Vec::new();
-    for &id in &files.segments {
-        let path = segment::path(&layout.log, id);
-        let read = || -> io::Result<_> {
-            let file = fs.open(&path, false)?;
-            let mut page = vec![0; PAGE as usize];
-            let n = read_full(&*file, &mut page, 0)?;
-            page.truncate(n);
-            let bytes = file.len()?;
-            Ok((file, page, bytes))
-        };
-        let (file, page, bytes) = read().map_err(OpenError::io("read", &path))?;
-        match segment::parse(&page, format.salt) {
-            FirstPage::Damaged if page.len() < segment::HEADER => {
-                return Err(cut_off(&path, bytes, "more"));
-            }
-            FirstPage::Damaged => damaged.push(id),
-            FirstPage::UnknownVersion(version) => {
-                return Err(OpenError::UnknownVersion {
-                    path,
-                    found: version.to_string(),
-                    known: segment::VERSION,
-                });
-            }
-            FirstPage::Header(header) => {
-                if header.id != id || header.cluster_id != format.identity.cluster_id {
-                    return Err(OpenError::mismatch(
-                        &path,
-                        format!(
-                            "it is segment {} of cluster {:016x}, and its name or its directory \
-                             says otherwise: it was renamed, copied while orlop was running, or \
-                             comes from another directory; restore a copy of the whole directory",
-                            header.id, header.cluster_id
-                        ),
-                    ));
-                }
-                if header.first_lsn == 0 {
-                    in_use.push((path, header.previous));
-                    unused.push(id);
-                    continue;
-                }
-                if bytes < header.bytes {
-                    return Err(cut_off(&path, bytes, &header.bytes.to_string()));
-                }
-                let (last_lsn, end_offset) = (header.first_lsn - 1, PAGE);
-                started.push(Link {
-                    header,
-                    path,
-                    file,
-                    last_lsn,
-                    end_offset,
-                });
-            }
-        }
-    }
-    let newest = started.last().map_or(0, |link| link.header.id);
-    for (path, id) in in_use {
-        // Superseded segments go, the last one in use never does.
-        if id > newest && !files.segments.contains(&id) && !files.spares.contains(&id) {
-            return Err(OpenError::mismatch(
-                path,
-                format!(
-                    "it was made while segment {id} was in use, and that one is missing, with the \
-                     newest frames: restore a copy of the whole directory, made while orlop was \
-                     stopped"
-                ),
-            ));
-        }
-    }
-    Ok((started, unused, damaged))
-}
-
-fn cut_off(path: &Path, bytes: u64, of: &str) -> OpenError {
-    OpenError::damaged(
-        path,
-        bytes,
-        format!("the file is cut off: {bytes} bytes of {of} are left"),
-        "what was in the rest of it",
-    )
-}
-
-/// The newest snapshot that is whole and that the log joins, and the index of the first
-/// segment needed with it.
-fn choose_snapshot(
-    fs: &dyn FileSystem,
-    layout: &Layout,
-    format: &Format,
-    snapshots: &[Lsn],
-    started: &[Link],
-    damaged: &[u64],
-    warnings: &mut Vec<String>,
-) -> Result<(Option<Snapshot>, usize), OpenError> {
-    let first_for = |lsn: Lsn| started.iter().rposition(|l| l.header.first_lsn <= lsn + 1);
-    let mut first_error = None;
-    for &lsn in snapshots.iter().rev() {
-        let path = snapshot::path(&layout.snap, lsn);
-        match snapshot::open(fs, &path) {
-            Ok(found)
-                if found.header.lsn != lsn
-                    || found.header.cluster_id != format.identity.cluster_id =>
-            {
-                return Err(OpenError::mismatch(
-                    path,
-                    "it was renamed, or comes from another directory; restore a copy of the whole \
-                     directory",
-                ));
-            }
-            Ok(found) => {
-                if let Some(first) = first_for(lsn) {
-                    return Ok((Some(found), first));
-                }
-            }
-            Err(error @ OpenError::Damaged(_)) => {
-                warnings.push(format!("passed over a snapshot: {error}"));
-                first_error.get_or_insert(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    match (first_for(0), first_error) {
-        (Some(first), _) => Ok((None, first)),
-        (None, Some(error)) => Err(error),
-        (None, None) => {
-            let reach = snapshots.last().map_or_else(
-                || "there is no snapshot".to_owned(),
-                |lsn| format!("the newest snapshot ends with frame {lsn}"),
-            );
-            let log = started.first().map_or_else(
-                || {
-                    if damaged.is_empty() {
-                        "there is no segment in use".to_owned()
-                    } else {
-                        "no segment has a readable header".to_owned()
-                    }
-                },
-                |link| format!("the log begins with frame {}", link.header.first_lsn),
-            );
-            Err(OpenError::mismatch(
-                &layout.dir,
-                format!(
-                    "{reach}, but {log}: files are missing; restore a copy of the whole directory, \
-                     made while orlop was stopped"
-                ),
-            ))
-        }
-    }
-}
-
-/// Every segment has to follow the one before it.
-fn check_chain(layout: &Layout, chain: &[Link], damaged: &[u64]) -> Result<(), OpenError> {
-    for pair in chain.windows(2) {
-        let (before, after) = (&pair[0].header, &pair[1].header);
-        if after.previous == before.id && after.first_lsn >= before.first_lsn {
-            continue;
-        }
-        let lost = format!(
-            "frames from {} to {}",
-            before.first_lsn,
-            after.first_lsn - 1
-        );
-        if damaged.contains(&after.previous) {
-            let path = segment::path(&layout.log, after.previous);
-            return Err(OpenError::damaged(
-                path,
-                0,
-                "the segment's header cannot be read",
-                lost,
-            ));
-        }
-        return Err(OpenError::mismatch(
-            &pair[1].path,
-            format!(
-                "it follows segment {}, and the segment before it here is {} ({lost} may be \
-                 missing): a segment is missing, or old and new files are mixed; restore a copy of \
-                 the whole directory, made while orlop was stopped",
-                after.previous, before.id
-            ),
-        ));
-    }
-    Ok(())
 }
 
 /// Why a frame's records were not taken.

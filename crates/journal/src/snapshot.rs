@@ -348,11 +348,8 @@ pub(crate) fn open(fs: &dyn FileSystem, path: &Path) -> Result<Snapshot, OpenErr
             crc: u32_at(&header, 48),
         };
         let mut items = 0;
-        let bytes = each_block(&*file, |block, footer| {
-            if let Some(count) = footer {
-                items = count;
-            }
-            drop(block);
+        let bytes = each_block(&*file, |_, footer| {
+            items = footer.unwrap_or(items);
             Ok::<_, Fault>(())
         })?;
         Ok(Snapshot {

@@ -108,7 +108,7 @@ struct FileState {
     /// As the platter has it.
     durable: Arc<Vec<u8>>,
     /// Versions since the last sync, of sectors that a sync would write.
-    dirty: BTreeMap<usize, Vec<Box<Sector>>>,
+    dirty: BTreeMap<usize, Vec<Sector>>,
     /// The length changed since the last sync.
     length_dirty: bool,
     reserved: u64,
@@ -127,7 +127,7 @@ impl FileState {
 
     fn note(&mut self, from: usize, to: usize) {
         for index in from / SECTOR..to.div_ceil(SECTOR) {
-            let sector = Box::new(Self::sector(&self.current, index));
+            let sector = Self::sector(&self.current, index);
             let versions = self.dirty.entry(index).or_default();
             if versions.len() == 4 {
                 versions.remove(0);

@@ -1,5 +1,6 @@
 //! Tests of the journal through its public face, on the simulated and the real file system.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // the helpers of tests are tests
 mod basic;
 mod crash;
 mod damage;

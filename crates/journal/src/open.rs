@@ -1,0 +1,362 @@
+//! Opening a directory for writing: making a new one, or making what was read last and
+//! cleaning up.
+
+use crate::allocator::{Closed, Shared};
+use crate::chain::Link;
+use crate::dir::{self, Format, Identity, Layout, NewDirectory, Opened};
+use crate::error::{CommitError, OpenError};
+use crate::frame::PAGE;
+use crate::fs::{FileSystem, Kind, read_full};
+use crate::recovery::{self, Recovered, Replay};
+use crate::{Journal, Lsn, Position, segment, snapshot};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
+/// The first segment of a start without a spare one: small, so that the start is quick.
+const FIRST_SEGMENT_BYTES: u64 = 16 << 20;
+const MIN_SEGMENT_BYTES: u64 = 4 * PAGE;
+
+/// Protections that tests switch off, one at a time, to see a test fail without them.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Guards {
+    /// Frames are taken only with a right checksum.
+    pub checksum: bool,
+    /// Marks tell a torn end from damage.
+    pub mark: bool,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        Guards {
+            checksum: true,
+            mark: true,
+        }
+    }
+}
+
+/// How to open a journal.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the directory gets if it is new.
+    pub new: NewDirectory,
+    /// Size of a segment in bytes, default 64 MiB, at least 16 KiB. A larger commit gets a
+    /// segment of its own size.
+    pub segment_bytes: u64,
+    /// Retired segments kept to be used again, default 2.
+    pub spare_segments: usize,
+    /// Commits are not synced: a power loss loses what the system had not yet written, as
+    /// with etcd's `--unsafe-no-fsync`. Default false.
+    pub no_fsync: bool,
+    #[doc(hidden)]
+    pub guards: Guards,
+}
+
+impl Options {
+    /// The defaults.
+    pub fn new(new: NewDirectory) -> Self {
+        Options {
+            new,
+            segment_bytes: DEFAULT_SEGMENT_BYTES,
+            spare_segments: 2,
+            no_fsync: false,
+            guards: Guards::default(),
+        }
+    }
+}
+
+/// What a start found and did.
+#[derive(Clone, Debug)]
+pub struct OpenReport {
+    /// Whose directory it is.
+    pub identity: Identity,
+    /// Whether it was made by this start.
+    pub created: bool,
+    /// The snapshot that it started from, 0 for none.
+    pub snapshot_lsn: Lsn,
+    /// Frames applied after the snapshot.
+    pub frames: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Their bytes on disk.
+    pub bytes: u64,
+    /// The log's end.
+    pub position: Position,
+    /// Whether the last process closed it.
+    pub closed: bool,
+    /// A sentence if the log ended in a frame that was not whole, and that nobody was told of.
+    pub cut_short: Option<String>,
+    /// There was no room for a next segment: commits fail with [`CommitError::NoSpace`]
+    /// until there is.
+    pub no_space: bool,
+    /// Sentences on what was wrong without harm.
+    pub warnings: Vec<String>,
+}
+
+impl Journal {
+    /// Opens or makes a data directory: reads all that it holds into `store`, makes what was
+    /// read last on disk, and readies a new segment.
+    ///
+    /// # Errors
+    /// [`OpenError`], in sentences for an operator.
+    pub fn open(
+        fs: Arc<dyn FileSystem>,
+        dir: &Path,
+        options: Options,
+        store: &mut dyn Replay,
+    ) -> Result<(Journal, OpenReport), OpenError> {
+        let opened = dir::open(&*fs, dir)?;
+        match opened.format.clone() {
+            None => create(fs, opened, options, store),
+            Some(format) => {
+                let found = recovery::read(&*fs, &opened.layout, &format, options.guards, store)?;
+                resume(fs, opened, format, options, found)
+            }
+        }
+    }
+}
+
+/// A commit error of the start.
+fn open_error(error: CommitError) -> OpenError {
+    match error {
+        CommitError::NoSpace { path } => OpenError::NoSpace { path },
+        CommitError::Poisoned { file, source } => OpenError::Io {
+            action: "write",
+            path: file,
+            source: io::Error::new(source.kind(), source.to_string()),
+        },
+        CommitError::TooLarge { bytes, limit } => {
+            OpenError::mismatch("", format!("{bytes} bytes are over {limit}"))
+        }
+    }
+}
+
+fn new_shared(
+    fs: Arc<dyn FileSystem>,
+    layout: Layout,
+    format: &Format,
+    options: &Options,
+    next_id: u64,
+    in_use: u64,
+) -> Shared {
+    let segment_bytes = options
+        .segment_bytes
+        .max(MIN_SEGMENT_BYTES)
+        .next_multiple_of(PAGE);
+    let sizes = (segment_bytes, options.spare_segments);
+    let identity = (format.identity.cluster_id, format.salt);
+    Shared::new(fs, layout, identity, sizes, next_id, in_use)
+}
+
+/// Makes a directory: first a segment whose header is on disk, then the format file. So a
+/// directory with a format file always has a segment in use, and one without has no data.
+fn create(
+    fs: Arc<dyn FileSystem>,
+    opened: Opened,
+    options: Options,
+    store: &mut dyn Replay,
+) -> Result<(Journal, OpenReport), OpenError> {
+    let Opened { layout, lock, .. } = opened;
+    dir::lay_out(&*fs, &layout)?;
+    let format = dir::new_format(&options.new);
+    let shared = new_shared(fs.clone(), layout.clone(), &format, &options, 1, 0);
+    let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
+    let first = options
+        .segment_bytes
+        .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);
+    journal
+        .shared
+        .prepare(first.next_multiple_of(PAGE))
+        .map_err(open_error)?;
+    journal
+        .begin_segment(MIN_SEGMENT_BYTES, store.revision())
+        .map_err(open_error)?;
+    journal.write_header().map_err(open_error)?;
+    let format = dir::write_format(&*fs, &layout, &options.new)?;
+    let report = OpenReport {
+        identity: format.identity,
+        created: true,
+        snapshot_lsn: 0,
+        frames: 0,
+        records: 0,
+        bytes: 0,
+        position: journal.position(),
+        closed: true,
+        cut_short: None,
+        no_space: false,
+        warnings: Vec::new(),
+    };
+    Ok((journal, report))
+}
+
+/// Makes what was read safe to build on, cleans up, and readies the next segment.
+fn resume(
+    fs: Arc<dyn FileSystem>,
+    opened: Opened,
+    format: Format,
+    options: Options,
+    found: Recovered,
+) -> Result<(Journal, OpenReport), OpenError> {
+    let Opened { layout, lock, .. } = opened;
+    rewrite_tail(&*fs, &found)?;
+    // Names too may be readable and not on disk, if the last process died before its sync.
+    for path in [&layout.dir, &layout.log, &layout.snap] {
+        fs.sync_dir(path).map_err(OpenError::io("sync", path))?;
+    }
+
+    let ids = found.files.segments.iter().chain(&found.files.spares);
+    let next_id = ids.max().copied().unwrap_or(0) + 1;
+    let in_use = found.chain.last().map_or(0, |link| link.header.id);
+    let shared = new_shared(fs, layout, &format, &options, next_id, in_use);
+    let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
+    journal.lsn = found.end.lsn;
+    journal.crc = found.end.crc;
+    journal.synced = found.end.lsn;
+    journal.marked = found.end.lsn;
+    journal.bytes = found.end.bytes;
+    adopt(&mut journal, &found)?;
+    let report = OpenReport {
+        identity: format.identity,
+        created: false,
+        snapshot_lsn: found.snapshot_lsn(),
+        frames: found.frames,
+        records: found.records,
+        bytes: found.bytes,
+        position: journal.position(),
+        closed: found.closed,
+        cut_short: found.cut_short,
+        no_space: ready_first(&journal, &options)?,
+        warnings: found.warnings,
+    };
+    Ok((journal, report))
+}
+
+/// Writes again, and syncs, what nothing in the log proves synced: after a failed sync the
+/// system may show bytes as written that are not on disk, and never write them by itself.
+fn rewrite_tail(fs: &dyn FileSystem, found: &Recovered) -> Result<(), OpenError> {
+    let last = found.chain.len() - 1;
+    for (index, link) in found.chain.iter().enumerate() {
+        let frames: Vec<_> = found
+            .tail
+            .iter()
+            .filter(|tail| tail.link == index)
+            .collect();
+        if frames.is_empty() && index != last {
+            continue;
+        }
+        let rewrite = || -> io::Result<()> {
+            let file = fs.open(&link.path, true)?;
+            let pages = frames.iter().map(|tail| (tail.offset, tail.bytes));
+            // The first page too: it came with the first frame.
+            for (offset, bytes) in std::iter::once((0, PAGE)).chain(pages) {
+                let mut buffer = vec![0; bytes as usize];
+                let n = read_full(&*file, &mut buffer, offset)?;
+                file.write_at(&buffer[..n], offset)?;
+            }
+            file.sync_data()
+        };
+        rewrite().map_err(OpenError::io("rewrite the end of", &link.path))?;
+    }
+    Ok(())
+}
+
+/// Takes over the files that were found; removes or sets aside those without use.
+fn adopt(journal: &mut Journal, found: &Recovered) -> Result<(), OpenError> {
+    let shared = &journal.shared;
+    let (fs, layout) = (&*shared.fs, &shared.layout);
+    for path in found
+        .files
+        .temporary
+        .iter()
+        .chain(&found.snapshot_leftovers)
+    {
+        fs.remove(path).map_err(OpenError::io("remove", path))?;
+    }
+    let snapshot_lsn = found.snapshot_lsn();
+    let outdated = found.snapshots.iter().filter(|lsn| **lsn != snapshot_lsn);
+    for path in outdated.map(|lsn| snapshot::path(&layout.snap, *lsn)) {
+        fs.remove(&path).map_err(OpenError::io("remove", &path))?;
+    }
+    for id in &found.superseded {
+        let path = segment::path(&layout.log, *id);
+        fs.remove(&path).map_err(OpenError::io("remove", &path))?;
+    }
+    let mut total = 0;
+    let closed = |link: &Link| Closed {
+        id: link.header.id,
+        last_lsn: link.last_lsn,
+        bytes: link.end_offset,
+        whole: false,
+    };
+    let Some((last, before)) = found.chain.split_last() else {
+        return Ok(());
+    };
+    for link in before {
+        total += link.end_offset;
+        shared.add_closed(closed(link));
+    }
+    // What is left of it would only take room: a process that starts often and writes
+    // little would fill the disk.
+    let punched = fs
+        .open(&last.path, true)
+        .and_then(|file| file.punch(last.end_offset));
+    match punched {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => {
+            return Err(OpenError::io("cut off", &last.path)(error));
+        }
+        _ => {}
+    }
+    let last = closed(last);
+    total += last.bytes;
+    let spare_limit = shared.spare_limit();
+    let unused = found
+        .unused
+        .iter()
+        .map(|id| (*id, segment::path(&layout.log, *id)));
+    let spares = found
+        .files
+        .spares
+        .iter()
+        .map(|id| (*id, dir::spare_path(&layout.log, *id)));
+    let mut keep = Vec::new();
+    // The last first, each made to last: a segment made ahead names the one before it, which
+    // must not seem lost.
+    for (id, path) in unused.rev().chain(spares) {
+        let kind = fs.kind(&path).map_err(OpenError::io("look at", &path))?;
+        let spare = dir::spare_path(&layout.log, id);
+        match kind {
+            Some(Kind::File(bytes)) if shared.fits_spare(bytes) && keep.len() < spare_limit => {
+                if path != spare {
+                    fs.rename(&path, &spare)
+                        .map_err(OpenError::io("rename", &path))?;
+                }
+                keep.push((id, bytes));
+                total += bytes;
+            }
+            _ => fs.remove(&path).map_err(OpenError::io("remove", &path))?,
+        }
+    }
+    fs.sync_dir(&layout.log)
+        .map_err(OpenError::io("sync", &layout.log))?;
+    keep.into_iter()
+        .for_each(|(id, bytes)| shared.add_spare(id, bytes));
+    shared.log_bytes.store(total, Ordering::Relaxed);
+    journal.previous = Some(last);
+    Ok(())
+}
+
+/// Readies a segment for the first commit; true if there is no room for one.
+fn ready_first(journal: &Journal, options: &Options) -> Result<bool, OpenError> {
+    let shared = &journal.shared;
+    let first = options
+        .segment_bytes
+        .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);
+    match shared.prepare(first.next_multiple_of(PAGE)) {
+        Ok(()) => Ok(false),
+        Err(CommitError::NoSpace { .. }) => Ok(true),
+        Err(error) => Err(open_error(error)),
+    }
+}
