@@ -64,16 +64,12 @@ impl RangeCursor {
         self.bytes
     }
 
-    /// Takes what has been collected so far, for an answer in pieces; only for a read in
-    /// key order without filters. All pieces and what [`RangeCursor::finish`] returns hold
-    /// no more than the limit.
+    /// Takes what has been collected so far, for an answer in pieces; only for a plain read
+    /// ([`RangeCursor::is_plain`]). With a limit, all pieces together hold one key more than
+    /// it if there is more.
     pub fn take_collected(&mut self) -> Vec<KeyValue> {
         self.bytes = 0;
-        let mut kvs = self.collected();
-        let allowed = self.allowed();
-        if kvs.len() > allowed {
-            self.kvs = kvs.split_off(allowed);
-        }
+        let kvs = self.collected();
         self.taken += kvs.len();
         kvs
     }
