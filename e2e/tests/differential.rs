@@ -2,8 +2,8 @@
 //! sequences of operations.
 //!
 //! `ORLOP_DIFF_SEED` runs one seed instead of those of every run, `ORLOP_DIFF_STEPS`
-//! sets how many operations a seed has, and `ORLOP_DIFF_SECONDS` goes on with new
-//! seeds for that long.
+//! sets how many operations a seed has, `ORLOP_DIFF_SECONDS` goes on with new seeds
+//! for that long, and `ORLOP_DIFF_TOLERATE` only prints that many differences.
 
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,7 @@ async fn compare(left: Kind, right: Kind, seed: u64, steps: usize) -> Result<()>
     let mut right = Store::start(right, "right", dir.path(), None, &FLAGS).await?;
     let began = Instant::now();
     let mut pair = Pair::connect(&left, &right).await?;
+    pair.tolerate(variable("ORLOP_DIFF_TOLERATE")?.unwrap_or(0) as usize);
     match pair.run(seed, steps, EXPIRIES).await {
         Ok(summary) => {
             let seconds = began.elapsed().as_secs_f32();

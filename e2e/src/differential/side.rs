@@ -20,6 +20,9 @@ use crate::kube::{Result, fail};
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a lease of the shortest life may live.
 const EXPIRY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Leases are listed in the order of their ends, which are moments of whatever
+/// resolution; so no two leases get theirs at once.
+const LEASE_PAUSE: Duration = Duration::from_millis(3);
 /// Responses may be larger than requests: a watch that starts far back gets much
 /// at once.
 const MAX_RESPONSE_BYTES: usize = 256 << 20;
@@ -77,6 +80,9 @@ impl Side {
     /// # Errors
     /// If the store does not answer at all. A refusal is an answer.
     pub async fn apply(&mut self, op: &Op, state: &State) -> Result<Vec<Answer>> {
+        if matches!(op, Op::LeaseGrant(_) | Op::LeaseKeepAlive { .. }) {
+            tokio::time::sleep(LEASE_PAUSE).await;
+        }
         let answer = match op {
             Op::Range(request) => call(self.kv.range(request.clone()), Answer::Range).await?,
             Op::RangeStream(request) => self.range_stream(request).await?,
