@@ -30,7 +30,7 @@ struct Noop {
 /// for, a value, for a reply as large as a range's.
 fn put_response(value_bytes: usize) -> Frame {
     Frame::encode(40 + value_bytes, |buf| {
-        buf.put_slice(b"\x0a\x1c\x08\xd9\x96\xa7\xe3\xd2\xc4\xb1\x91\xd3\x01");
+        buf.put_slice(b"\x0a\x1b\x08\xd9\x96\xa7\xe3\xd2\xc4\xb1\x91\xd3\x01");
         buf.put_slice(b"\x10\xc3\x95\xa2\xf1\xe4\xd7\xb2\xe8\x5b\x18\xc0\x84\x3d\x20\x02");
         if value_bytes > 0 {
             buf.put_slice(&[0x12, value_bytes as u8 | 0x80, (value_bytes >> 7) as u8]);

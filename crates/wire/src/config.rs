@@ -34,6 +34,9 @@ pub struct Config {
     pub keepalive_interval: Duration,
     /// How long a pinged client may take to answer (etcd: `--grpc-keepalive-timeout`).
     pub keepalive_timeout: Duration,
+    /// Shortest time between a client's pings (etcd: `--grpc-keepalive-min-time`); a client that
+    /// keeps pinging faster loses its connection, with Go's `too_many_pings`. Any pace if zero.
+    pub keepalive_min_time: Duration,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
     /// How long a new connection may take to show what protocol it speaks, and an HTTP/1.1 one to
@@ -61,6 +64,7 @@ impl Default for Config {
             max_header_bytes: 64 * 1024,
             keepalive_interval: Duration::from_secs(2 * 3600),
             keepalive_timeout: Duration::from_secs(20),
+            keepalive_min_time: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(10),
             first_bytes_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),

@@ -22,6 +22,7 @@ use crate::handler::{Handler, Peer};
 use crate::io::Io;
 use crate::listener::Serves;
 use crate::local::{Flag, WakerSet};
+use crate::pings::PingPolicy;
 use crate::service::{Connection, WorkerState, serve};
 use crate::tls::{ClientRefused, TlsSource};
 
@@ -146,7 +147,9 @@ async fn run<H: Handler, S: Transport>(
         partial_budget: Budget::new(worker.config.max_partial_bytes),
         worker: Rc::clone(&worker),
     });
-    let io = Io::new(stream, lead);
+    let min_time = worker.config.keepalive_min_time;
+    let judged = matches!(protocol, Protocol::Http2) && !min_time.is_zero();
+    let io = Io::new(stream, lead, judged.then(|| PingPolicy::new(min_time)));
     let service = service_fn(|request| serve(&connection, request));
     match protocol {
         Protocol::Nothing => {}

@@ -9,8 +9,11 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::pings::{PingPolicy, TOO_MANY_PINGS};
 
 /// Bytes that wait for the socket at most; above it a writer has to wait.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
@@ -29,6 +32,7 @@ struct Inner<S> {
     /// Bytes that were read to detect the protocol, to be read again first.
     lead: Vec<u8>,
     lead_read: usize,
+    pings: Option<PingPolicy>,
     pending: Vec<u8>,
     /// Of `pending`, what the socket has taken.
     written: usize,
@@ -41,13 +45,14 @@ impl<S> Clone for Io<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
-    pub(crate) fn new(stream: S, lead: Vec<u8>) -> Self {
-        let pending = Vec::new();
+    /// `lead` was read already and is read again first; `pings` judges what comes after it.
+    pub(crate) fn new(stream: S, lead: Vec<u8>, pings: Option<PingPolicy>) -> Self {
         Io(Rc::new(RefCell::new(Inner {
             stream,
             lead,
             lead_read: 0,
-            pending,
+            pings,
+            pending: Vec::new(),
             written: 0,
         })))
     }
@@ -91,14 +96,16 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         if self.pending.capacity() == 0 {
             self.pending = SPARE.take();
         }
-        let mut taken = 0;
+        let begin = self.pending.len();
         for buf in bufs {
             let room = PENDING_BYTES_MAX - self.pending.len();
-            let part = &buf[..buf.len().min(room)];
-            self.pending.extend_from_slice(part);
-            taken += part.len();
+            self.pending.extend_from_slice(&buf[..buf.len().min(room)]);
         }
-        Poll::Ready(Ok(taken))
+        let taken = &self.pending[begin..];
+        if let Some(pings) = &mut self.pings {
+            pings.on_sent(taken);
+        }
+        Poll::Ready(Ok(taken.len()))
     }
 }
 
@@ -116,7 +123,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
             inner.lead_read += part.len();
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut inner.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
+        if let Some(pings) = &mut inner.pings
+            && pings.on_received(&buf.filled()[before..], Instant::now)
+        {
+            if pings.may_send() {
+                // The error ends hyper's part; the task still drains this.
+                inner.pending.extend_from_slice(TOO_MANY_PINGS);
+            }
+            return Poll::Ready(Err(io::Error::other("the client pings too often")));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

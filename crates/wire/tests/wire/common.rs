@@ -91,6 +91,7 @@ impl Handler for Echo {
                     format!("{name}@{}#{worker}", call.peer.address).as_bytes(),
                 )))
             }
+            _ if &message[..] == b"panic now" => panic!("a handler's fault"),
             _ => Reply::Now(Ok(frame(&message))),
         }
     }

@@ -1,6 +1,7 @@
 //! Start and end: Unix sockets, graceful shutdown.
 
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -96,4 +97,32 @@ async fn shutdown_does_not_wait_beyond_its_grace() {
     assert!(waited >= Duration::from_millis(300) && waited < Duration::from_secs(4));
     call.await.unwrap().unwrap_err();
     assert_eq!(running.counts.canceled.load(Ordering::SeqCst), 1);
+}
+
+/// Set for the copy of this test program that is to die.
+const CHILD: &str = "WIRE_TEST_PANICKING_CHILD";
+
+#[test]
+fn a_panic_in_a_handler_ends_the_process() {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "lifecycle::panicking_child", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+
+    let text = String::from_utf8_lossy(&child.stderr);
+    // SIGABRT, after the usual message.
+    assert_eq!(child.status.signal(), Some(6), "{text}");
+    assert!(text.contains("a handler's fault"), "{text}");
+}
+
+/// The other half of the test above; by itself it shows that a calm server does not die.
+#[tokio::test]
+async fn panicking_child() {
+    let running = start(Config::default());
+    let mut client = Client::connect(running.address).await;
+    assert_eq!(client.unary("Echo", b"calm").await.code(), 0);
+    if std::env::var_os(CHILD).is_some() {
+        client.unary("Echo", b"panic now").await;
+    }
 }

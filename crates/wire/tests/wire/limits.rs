@@ -280,3 +280,27 @@ async fn split_listeners_serve_their_half_only() {
     assert!(answer.headers.get("grpc-status").is_none());
     assert!(answer.body.starts_with(b"POST http://test/test.Echo/Echo"));
 }
+
+#[tokio::test]
+async fn clients_that_ping_too_often_are_told_to_calm_down() {
+    let running = start(Config::default());
+    let mut socket = TcpStream::connect(running.address).await.unwrap();
+    let ping = b"\0\0\x08\x06\0\0\0\0\0pingpong";
+    let hello = [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..],
+        ping,
+    ]
+    .concat();
+    socket.write_all(&hello).await.unwrap();
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        socket.write_all(ping).await.unwrap();
+    }
+    let bytes = read_to_close(&mut socket).await;
+    let goaway = b"\0\0\0\x0btoo_many_pings";
+    assert!(
+        bytes.windows(goaway.len()).any(|part| part == goaway),
+        "{bytes:?}"
+    );
+    others_are_served(&running).await;
+}
