@@ -6,7 +6,7 @@ use crate::shared::{CLUSTER_VERSION, ETCD_VERSION, Shared};
 use crate::status;
 use crate::store::{Pin, SLICE_KEYS};
 use bytes::Bytes;
-use engine::hash::HashCursor;
+use engine::hash::KvHash;
 use engine::op::Write;
 use etcd_api::etcdserverpb as pb;
 use etcd_api::etcdserverpb::alarm_request::AlarmAction;
@@ -127,9 +127,9 @@ impl Service {
         let this = self.clone();
         Reply::Later(Box::pin(async move {
             let started = Instant::now();
-            let (cursor, hash) = this.hash_at(0).await?;
+            let (hash, revision) = this.hash_at(0).await?;
             this.shared.metrics.hash.observe(started.elapsed());
-            let header = Some(this.header_at(cursor.1));
+            let (header, hash) = (Some(this.header_at(revision)), hash.hash);
             Ok(encode::message(&pb::HashResponse { header, hash }))
         }))
     }
@@ -142,41 +142,42 @@ impl Service {
         let this = self.clone();
         Reply::Later(Box::pin(async move {
             let started = Instant::now();
-            let ((hash_revision, revision, compact_revision), hash) =
-                this.hash_at(r.revision).await?;
+            let cached = {
+                let engine = this.shared.store.lock();
+                engine.hash_cached(r.revision).map(|h| (h, engine.revision()))
+            };
+            let (hash, revision) = match cached {
+                Some(found) => found,
+                None => this.hash_at(r.revision).await?,
+            };
             this.shared.metrics.hash_rev.observe(started.elapsed());
             Ok(encode::message(&pb::HashKvResponse {
                 header: Some(this.header_at(revision)),
-                hash,
-                compact_revision,
-                hash_revision,
+                hash: hash.hash,
+                compact_revision: hash.compact_revision,
+                hash_revision: hash.revision,
             }))
         }))
     }
 
-    /// (hashed, store's, compact) revisions, and the hash.
-    async fn hash_at(&self, revision: i64) -> Result<((i64, i64, i64), u32), Status> {
+    /// The hash at a revision (0: now), and the store's revision.
+    async fn hash_at(&self, revision: i64) -> Result<(KvHash, i64), Status> {
         let store = &self.shared.store;
-        let (cursor, pin) = {
+        let (mut cursor, pin) = {
             let mut engine = store.lock();
             let cursor = engine.hash_open(revision).map_err(status::of)?;
-            let pin = Pin::new(store, &mut engine, cursor.compact_revision.max(0));
+            let pin = Pin::new(store, &mut engine, cursor.pin());
             (cursor, pin)
         };
-        let at = (
-            cursor.revision,
-            cursor.header_revision,
-            cursor.compact_revision,
-        );
+        let revision = cursor.header_revision;
         let store = store.clone();
         // Gigabytes may go through the CRC: on a thread of its own, the store in slices.
         let hash = tokio::task::spawn_blocking(move || {
-            let mut cursor: HashCursor = cursor;
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {}
             drop(pin);
-            cursor.finish()
+            cursor.finish_hash()
         });
-        Ok((at, hash.await.map_err(|_| status::stopped())?))
+        Ok((hash.await.map_err(|_| status::stopped())?, revision))
     }
 
     pub(crate) fn move_leader(&self, message: Bytes) -> Result<Frame, Status> {

@@ -106,6 +106,7 @@ impl Server {
             tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
         }
         let mut engine = feed.engine;
+        engine.set_compaction_hashes(true);
         engine.renew_leases(0);
         engine.set_disk_full(report.no_space);
         engine.check_quota();

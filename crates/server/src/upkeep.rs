@@ -11,6 +11,7 @@ use engine::sequencer::Answers;
 use journal::{SnapshotError, SnapshotWriter};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How often upkeep looks around.
@@ -30,6 +31,7 @@ pub(crate) struct Upkeep {
     samples: VecDeque<(Instant, i64)>,
     sampled_at: Instant,
     forced: Option<i64>,
+    hashing: Option<JoinHandle<()>>,
 }
 
 impl Upkeep {
@@ -41,6 +43,7 @@ impl Upkeep {
             samples: VecDeque::new(),
             sampled_at: Instant::now(),
             forced: None,
+            hashing: None,
         }
     }
 
@@ -51,6 +54,7 @@ impl Upkeep {
             self.expire_waiting();
             self.keep_history_in_budget();
             self.compact_by_schedule();
+            self.hash_compaction();
             if !self.compact() {
                 std::thread::sleep(TICK);
             }
@@ -174,6 +178,23 @@ impl Upkeep {
             Some(Err(Error::Compacted)) => {}
             Some(Err(error)) => tracing::warn!(%error, "automatic compaction was refused"),
         }
+    }
+
+    /// As etcd, keeps the hash of what is about to be compacted, for HashKV; what it needs
+    /// is freed after it. On a thread of its own, since it reads everything.
+    fn hash_compaction(&mut self) {
+        if self.hashing.as_ref().is_some_and(|t| !t.is_finished()) {
+            return;
+        }
+        let Some(mut cursor) = self.shared.store.lock().compaction_hash_open() else { return };
+        let store = self.shared.store.clone();
+        let body = move || {
+            while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {}
+            let hash = cursor.finish_hash();
+            store.lock().compaction_hash_done(hash);
+        };
+        // Without a thread it is tried again at the next tick.
+        self.hashing = std::thread::Builder::new().name("hash".into()).spawn(body).ok();
     }
 
     /// Frees a slice of what compaction made unreachable; true if there is more.
