@@ -36,7 +36,7 @@ enum Command {
     /// Verify a data directory that no server uses, and say in plain words what is there.
     Check(check::Args),
     /// Measure an etcd v3 endpoint, or this server beside etcd.
-    Bench(loadgen::cli::Args),
+    Bench(Box<loadgen::cli::Args>),
 }
 
 fn main() -> ExitCode {

@@ -144,7 +144,9 @@ impl Service {
             let started = Instant::now();
             let cached = {
                 let engine = this.shared.store.lock();
-                engine.hash_cached(r.revision).map(|h| (h, engine.revision()))
+                engine
+                    .hash_cached(r.revision)
+                    .map(|h| (h, engine.revision()))
             };
             let (hash, revision) = match cached {
                 Some(found) => found,

@@ -186,7 +186,9 @@ impl Upkeep {
         if self.hashing.as_ref().is_some_and(|t| !t.is_finished()) {
             return;
         }
-        let Some(mut cursor) = self.shared.store.lock().compaction_hash_open() else { return };
+        let Some(mut cursor) = self.shared.store.lock().compaction_hash_open() else {
+            return;
+        };
         let store = self.shared.store.clone();
         let body = move || {
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {}
@@ -194,7 +196,10 @@ impl Upkeep {
             store.lock().compaction_hash_done(hash);
         };
         // Without a thread it is tried again at the next tick.
-        self.hashing = std::thread::Builder::new().name("hash".into()).spawn(body).ok();
+        self.hashing = std::thread::Builder::new()
+            .name("hash".into())
+            .spawn(body)
+            .ok();
     }
 
     /// Frees a slice of what compaction made unreachable; true if there is more.
