@@ -128,9 +128,16 @@ impl Shared {
         first
     }
 
+    /// Ends all work on files, that under way included: the next owner of the directory is
+    /// not to meet it.
     pub(crate) fn stop(&self) {
         self.state().stopped = true;
         self.wake.notify_all();
+        drop(self.work());
+    }
+
+    fn stopped(&self) -> bool {
+        self.state().stopped
     }
 
     pub(crate) fn add_closed(&self, closed: Closed) {
@@ -189,6 +196,9 @@ impl Shared {
         }
         let outgrown = {
             let mut state = self.state();
+            if state.stopped {
+                return Ok(());
+            }
             match &state.ready {
                 Some(ready) if ready.bytes >= bytes => return Ok(()),
                 _ => state.ready.take(),
@@ -211,6 +221,7 @@ impl Shared {
                 state.no_space = false;
                 Ok(())
             }
+            Err(_) if self.stopped() => Ok(()),
             Err(error) if is_no_space(&error) => {
                 self.state().no_space = true;
                 Err(CommitError::NoSpace { path: failed_on })
@@ -300,6 +311,9 @@ impl Shared {
         let zeros = vec![0; ZERO_BYTES.min(bytes as usize)];
         let mut offset = 0;
         while offset < bytes {
+            if self.stopped() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let piece = (bytes - offset).min(zeros.len() as u64) as usize;
             file.write_at(&zeros[..piece], offset)?;
             if offset == 0 {
@@ -314,6 +328,9 @@ impl Shared {
     /// Sets segments that end at or before `upto`, and older snapshots, aside.
     pub(crate) fn retire(&self, upto: Position) -> io::Result<Retired> {
         let _work = self.work();
+        if self.stopped() {
+            return Err(io::Error::other("the journal is closed"));
+        }
         let fs = &*self.fs;
         let mut retired = Retired::default();
         if fs

@@ -5,8 +5,9 @@ use crate::dir::{self, Format, Layout};
 use crate::error::OpenError;
 use crate::frame::PAGE;
 use crate::fs::{File, FileSystem, read_full};
+use crate::load::{self, Snapshot};
 use crate::segment::{self, FirstPage, SegmentHeader};
-use crate::snapshot::{self, Snapshot};
+use crate::snapshot;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -145,7 +146,7 @@ pub(crate) fn choose_snapshot(
     let mut first_error = None;
     for &lsn in snapshots.iter().rev() {
         let path = snapshot::path(&layout.snap, lsn);
-        match snapshot::open(fs, &path) {
+        match load::open(fs, &path) {
             Ok(found)
                 if found.header.lsn != lsn
                     || found.header.cluster_id != format.identity.cluster_id =>

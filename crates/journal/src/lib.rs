@@ -17,6 +17,7 @@ pub mod dir;
 mod error;
 mod frame;
 pub mod fs;
+mod load;
 mod open;
 mod record;
 mod recovery;
@@ -30,10 +31,11 @@ pub use check::{CheckReport, check};
 pub use dir::{DirState, Identity, NewDirectory, inspect};
 pub use error::{CommitError, Damage, OpenError, SnapshotError};
 pub use fs::real::fs_warning;
+pub use load::decode_block_items;
 pub use open::{Guards, OpenReport, Options};
 pub use record::{DecodeError, decode_record};
 pub use recovery::Replay;
-pub use snapshot::{SnapshotInfo, SnapshotWriter, decode_block_items};
+pub use snapshot::{SnapshotInfo, SnapshotWriter};
 pub use writer::{CommitInfo, Journal};
 
 /// Log sequence number: frames count from 1, without gaps; 0 is before all of them.
