@@ -17,11 +17,11 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::grpc::Budget;
 use crate::handler::{Handler, Peer};
 use crate::io::Io;
 use crate::listener::Serves;
 use crate::local::{Flag, WakerSet};
+use crate::message::Budget;
 use crate::pings::PingPolicy;
 use crate::service::{Connection, WorkerState, serve};
 use crate::tls::{ClientRefused, TlsSource};

@@ -20,6 +20,7 @@ mod io;
 mod listener;
 mod local;
 pub mod mailbox;
+mod message;
 mod pings;
 mod server;
 mod service;

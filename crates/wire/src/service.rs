@@ -14,10 +14,11 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Config;
-use crate::grpc::{self, Assembler, Budget, Code, Encoding, Status};
+use crate::grpc::{self, Code, Status};
 use crate::handler::{Call, Event, Handler, HttpRequest, Kind, LocalFuture, Method, Peer};
 use crate::listener::Serves;
 use crate::local::Flag;
+use crate::message::{Assembler, Budget, Encoding};
 use crate::stream::{Body, Inbound, Observer, StreamBody};
 use crate::unary::Unary;
 

@@ -12,9 +12,10 @@ use http_body::{Body as _, Frame as BodyFrame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::AbortHandle;
 
-use crate::grpc::{Assembler, Code, Frame, PREFIX_BYTES, Status};
+use crate::grpc::{Code, Frame, PREFIX_BYTES, Status};
 use crate::handler::Event;
 use crate::local::WakerSet;
+use crate::message::Assembler;
 
 /// Told of a stream's messages.
 pub(crate) type Observer = Rc<dyn Fn(Event)>;
@@ -22,7 +23,8 @@ pub(crate) type Observer = Rc<dyn Fn(Event)>;
 /// The client's messages of a streaming call.
 ///
 /// The client may send as fast as messages are taken from here: what is not read stays within the
-/// HTTP/2 windows.
+/// HTTP/2 windows. Do read: thousands of small messages left unread on one connection make h2 close
+/// it, to bound their memory.
 pub struct Inbound {
     body: Incoming,
     assembler: Assembler,

@@ -14,8 +14,9 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::grpc::{Assembler, Code, Frame, PREFIX_BYTES, Status};
+use crate::grpc::{Code, Frame, PREFIX_BYTES, Status};
 use crate::handler::{Call, Event, Handler, LocalFuture, Reply};
+use crate::message::Assembler;
 use crate::service::{Connection, Observed, OpenCall, grpc_response, trailers_only};
 use crate::stream::Body;
 
