@@ -21,55 +21,56 @@ pub struct Event {
     pub prev: Option<Arc<[u8]>>,
 }
 
-impl Event {
-    /// Bytes that dropping this event, and the version that it replaced, would free.
-    pub fn history_bytes(&self) -> usize {
-        EVENT_OVERHEAD_BYTES
-            + self
-                .prev
-                .as_ref()
-                .map_or(0, |p| p.len() + crate::index::VERSION_OVERHEAD_BYTES)
-            + if self.tail.is_none() {
-                crate::index::VERSION_OVERHEAD_BYTES
-            } else {
-                0
-            }
-    }
-}
-
 /// Bytes that an event in the ring costs beyond the versions that it shares.
 pub const EVENT_OVERHEAD_BYTES: usize = 96;
 
-/// The ring.
+/// Events in a block.
+const BLOCK: usize = 1024;
+
+/// The ring, in blocks: it never copies all of itself to grow or to shrink.
 #[derive(Debug, Default)]
 pub struct History {
-    events: VecDeque<Arc<Event>>,
+    /// All but the first and the last are full; none is empty.
+    blocks: VecDeque<VecDeque<Arc<Event>>>,
+    len: usize,
 }
 
 impl History {
     /// Number of events retained.
     pub fn len(&self) -> usize {
-        self.events.len()
+        self.len
     }
 
     /// Whether nothing is retained.
     pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
+        self.len == 0
     }
 
     /// Bytes that the ring itself costs.
     pub fn bytes(&self) -> usize {
-        self.events.len() * EVENT_OVERHEAD_BYTES
+        self.len * EVENT_OVERHEAD_BYTES
     }
 
     /// Appends an event; revisions must rise.
     pub fn push(&mut self, event: Event) {
-        debug_assert!(
-            self.events
-                .back()
-                .is_none_or(|e| e.revision < event.revision)
-        );
-        self.events.push_back(Arc::new(event));
+        debug_assert!(self.last().is_none_or(|e| e.revision < event.revision));
+        self.append(Arc::new(event));
+    }
+
+    fn append(&mut self, event: Arc<Event>) {
+        match self.blocks.back_mut() {
+            Some(block) if block.len() < BLOCK => block.push_back(event),
+            _ => {
+                let mut block = VecDeque::with_capacity(BLOCK);
+                block.push_back(event);
+                self.blocks.push_back(block);
+            }
+        }
+        self.len += 1;
+    }
+
+    fn last(&self) -> Option<&Arc<Event>> {
+        self.blocks.back()?.back()
     }
 
     /// Appends to `out` the events from revision `from` on: whole revisions, until there
@@ -82,9 +83,9 @@ impl History {
         max_events: usize,
         out: &mut Vec<Arc<Event>>,
     ) {
-        let start = self.events.partition_point(|e| e.revision.main < from);
+        let start = self.first_at(from);
         let mut last = None;
-        for (n, e) in self.events.range(start..).enumerate() {
+        for (n, e) in (start..self.len).filter_map(|i| self.get(i)).enumerate() {
             if last.is_some_and(|main| main != e.revision.main) && n >= max_events {
                 break;
             }
@@ -104,32 +105,105 @@ impl History {
 
     /// Takes the events of a restored store, in revision order.
     pub(crate) fn restore(&mut self, events: Vec<Arc<Event>>) {
-        self.events = events.into();
+        *self = History::default();
+        events.into_iter().for_each(|e| self.append(e));
+    }
+
+    /// Position of the first event at or above a revision.
+    fn first_at(&self, from: i64) -> usize {
+        let (mut low, mut high) = (0, self.len);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.get(middle).is_some_and(|e| e.revision.main < from) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
     }
 
     /// The event at position `i` from the front.
     pub(crate) fn get(&self, i: usize) -> Option<&Arc<Event>> {
-        self.events.get(i)
+        let first = self.blocks.front()?;
+        match i.checked_sub(first.len()) {
+            None => first.get(i),
+            Some(i) => self.blocks.get(1 + i / BLOCK)?.get(i % BLOCK),
+        }
     }
 
     /// Drops the event at the front.
     pub(crate) fn pop_front(&mut self) {
-        self.events.pop_front();
-        if self.events.capacity() > 4 * self.events.len() + 1024 {
-            self.events.shrink_to(2 * self.events.len());
+        let Some(block) = self.blocks.front_mut() else {
+            return;
+        };
+        if block.pop_front().is_some() {
+            self.len -= 1;
+        }
+        if block.is_empty() {
+            self.blocks.pop_front();
         }
     }
 
-    /// The lowest revision to compact at so that about `bytes` of history go: the one
-    /// after that of the last event to go, since the events at a compact revision stay.
-    pub fn revision_to_free(&self, bytes: usize) -> Option<i64> {
-        let mut freed = 0;
-        for e in &self.events {
-            freed += e.history_bytes();
-            if freed >= bytes {
-                return Some(e.revision.main + 1);
+    /// The lowest revision to compact at so that about `share` (0 to 1) of the events go:
+    /// the one after that of the last event to go, since those at a compact revision stay.
+    pub(crate) fn revision_to_free(&self, share: f64) -> Option<i64> {
+        let n = (self.len as f64 * share) as usize;
+        let last = self.get(n.min(self.len.checked_sub(1)?))?;
+        Some(last.revision.main + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(main: i64, sub: i64) -> Event {
+        Event {
+            revision: Revision { main, sub },
+            key: Key::from(&b"k"[..]),
+            tail: None,
+            prev: None,
+        }
+    }
+
+    #[test]
+    fn blocks_act_as_one_list() {
+        let mut history = History::default();
+        let mut want: VecDeque<Revision> = VecDeque::new();
+        let mut main = 2;
+        for round in 0..40 {
+            for _ in 0..100 + round * 3 {
+                // Every third revision has two events.
+                for sub in 0..1 + i64::from(main % 3 == 0) {
+                    history.push(event(main, sub));
+                    want.push_back(Revision { main, sub });
+                }
+                main += 1;
+            }
+            for _ in 0..round * 5 {
+                history.pop_front();
+                want.pop_front();
+            }
+            assert_eq!(history.len(), want.len());
+            for i in (0..want.len()).step_by(97) {
+                assert_eq!(history.get(i).map(|e| e.revision), want.get(i).copied());
+            }
+            assert!(history.get(want.len()).is_none());
+            for from in [0, main / 2, main - 1, main] {
+                let mut got = Vec::new();
+                history.since(from, -1, 10, &mut got);
+                let got: Vec<Revision> = got.iter().map(|e| e.revision).collect();
+                let from = want.iter().position(|r| r.main >= from);
+                let rest = want.iter().skip(from.unwrap_or(want.len()));
+                let whole = rest.clone().take(10).next_back().map_or(0, |r| r.main);
+                let rest: Vec<Revision> = rest.take_while(|r| r.main <= whole).copied().collect();
+                assert_eq!(got, rest);
             }
         }
-        self.events.back().map(|e| e.revision.main + 1)
+        while !history.is_empty() {
+            history.pop_front();
+        }
+        assert!(history.blocks.is_empty());
     }
 }

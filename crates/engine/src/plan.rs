@@ -47,11 +47,16 @@ pub(crate) struct Effects {
 
 impl View<'_> {
     /// What a put does; checks what etcd checks before it executes anything.
-    pub(crate) fn put(&self, op: &PutOp) -> Result<Effect, Error> {
-        self.check_put(op)?;
-        let (mut value, mut lease) = (op.value.clone(), op.lease);
+    pub(crate) fn put(&self, op: PutOp) -> Result<Effect, Error> {
+        self.check_put(&op)?;
+        let PutOp {
+            key,
+            mut value,
+            mut lease,
+            ..
+        } = op;
         if op.ignore_value || op.ignore_lease {
-            let old = self.index.live(&op.key).map(|(_, t)| tail::decode(t));
+            let old = self.index.live(&key).map(|(_, t)| tail::decode(t));
             let old = old.ok_or(Error::KeyNotFound)?;
             if op.ignore_value {
                 value = Bytes::copy_from_slice(old.value);
@@ -60,11 +65,7 @@ impl View<'_> {
                 lease = old.lease;
             }
         }
-        Ok(Effect::Put {
-            key: op.key.clone(),
-            value,
-            lease,
-        })
+        Ok(Effect::Put { key, value, lease })
     }
 
     fn check_put(&self, op: &PutOp) -> Result<(), Error> {
@@ -146,7 +147,7 @@ impl View<'_> {
             .map(|o| match o {
                 Op::Range(r) => Ok(Step::Range(r.clone())),
                 Op::Put(p) => {
-                    effects.list.push(self.put(p)?);
+                    effects.list.push(self.put(p.clone())?);
                     if effects.track {
                         effects.exists.insert(p.key.clone(), true);
                     }

@@ -172,7 +172,7 @@ impl<W> Engine<W> {
     }
 
     fn admit(&mut self, write: Write, mut footprint: Footprint, waiter: W) -> Admitted<W> {
-        let planned = match self.plan(&write) {
+        let planned = match self.plan(write) {
             Ok(p) => p,
             Err(e) => return Admitted::Answered(waiter, Err(e)),
         };
@@ -209,7 +209,7 @@ impl<W> Engine<W> {
         Admitted::Logged
     }
 
-    fn plan(&self, write: &Write) -> Result<Plan, Error> {
+    fn plan(&self, write: Write) -> Result<Plan, Error> {
         let view = View {
             index: &self.index,
             leases: &self.leases,
@@ -219,45 +219,41 @@ impl<W> Engine<W> {
         let mut effects = Effects::default();
         let step = match write {
             Write::Put(op) => {
-                let (effect, prev_kv) = (view.put(op)?, op.prev_kv);
+                let prev_kv = op.prev_kv;
+                let effect = view.put(op)?;
                 return Ok(Plan::Put { effect, prev_kv });
             }
-            Write::Delete(op) => view.delete(op, &mut effects),
-            Write::Txn(op) => view.txn(op, &mut effects)?,
+            Write::Delete(op) => view.delete(&op, &mut effects),
+            Write::Txn(op) => view.txn(&op, &mut effects)?,
             Write::LeaseGrant { id, ttl_s } => {
-                if *ttl_s > crate::lease::MAX_TTL_S {
+                if ttl_s > crate::lease::MAX_TTL_S {
                     return Err(Error::LeaseTtlTooLarge);
                 }
-                if self.leases.contains(*id) {
+                if self.leases.contains(id) {
                     return Err(Error::LeaseExists);
                 }
-                let ttl_s = (*ttl_s).max(self.limits.min_lease_ttl_s);
-                return Ok(Plan::Other(Record::LeaseGrant { id: *id, ttl_s }));
+                let ttl_s = ttl_s.max(self.limits.min_lease_ttl_s);
+                return Ok(Plan::Other(Record::LeaseGrant { id, ttl_s }));
             }
             Write::LeaseRevoke { id } => {
-                if !self.leases.contains(*id) {
+                if !self.leases.contains(id) {
                     return Err(Error::LeaseNotFound);
                 }
-                let keys = self.leases.keys(*id);
+                let keys = self.leases.keys(id);
                 let keys = keys.iter().map(|k| Bytes::copy_from_slice(k)).collect();
-                return Ok(Plan::Other(Record::LeaseRevoke { id: *id, keys }));
+                return Ok(Plan::Other(Record::LeaseRevoke { id, keys }));
             }
             Write::Compact { revision } => {
-                if *revision <= self.compact_revision {
+                if revision <= self.compact_revision {
                     return Err(Error::Compacted);
                 }
-                if *revision > self.revision {
+                if revision > self.revision {
                     return Err(Error::FutureRevision);
                 }
-                return Ok(Plan::Other(Record::Compact {
-                    revision: *revision,
-                }));
+                return Ok(Plan::Other(Record::Compact { revision }));
             }
             Write::Alarm { alarm, active } => {
-                return Ok(Plan::Other(Record::Alarm {
-                    alarm: *alarm,
-                    active: *active,
-                }));
+                return Ok(Plan::Other(Record::Alarm { alarm, active }));
             }
         };
         Ok(Plan::Effects {

@@ -99,11 +99,12 @@ impl<W> Engine<W> {
         }
     }
 
-    /// The revision to compact at so that about `bytes` of history go; at most the current
-    /// one. `None` if a compaction would free nothing. Takes time in proportion to what it
-    /// frees.
+    /// The revision to compact at so that about `bytes` of history go, taking its events
+    /// for equally large; at most the current one. `None` if a compaction would free
+    /// nothing.
     pub fn revision_to_free(&self, bytes: usize) -> Option<i64> {
-        let r = self.history.revision_to_free(bytes)?.min(self.revision);
+        let share = bytes as f64 / self.sizes().history_bytes.max(1) as f64;
+        let r = self.history.revision_to_free(share)?.min(self.revision);
         (r > self.compact_revision).then_some(r)
     }
 

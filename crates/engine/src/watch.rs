@@ -135,4 +135,44 @@ mod tests {
         set.find(b"z", &mut got);
         assert!(got.is_empty());
     }
+
+    fn text() -> impl proptest::strategy::Strategy<Value = Bytes> {
+        use proptest::strategy::Strategy;
+        proptest::collection::vec(proptest::sample::select(&b"\0abc"[..]), 0..3)
+            .prop_map(Bytes::from)
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn finds_what_a_scan_finds(
+            ranges in proptest::collection::vec((text(), text(), proptest::bool::ANY), 0..20),
+            keys in proptest::collection::vec(text(), 1..10),
+        ) {
+            let mut set = RangeSet::default();
+            let mut held = Vec::new();
+            for (i, (key, end, stays)) in ranges.into_iter().enumerate() {
+                let range = KeyRange { key, end };
+                set.insert(range.clone(), i as u64);
+                held.push((range, i as u64, stays));
+            }
+            for pass in 0..2 {
+                for key in &keys {
+                    let mut got = Vec::new();
+                    set.find(key, &mut got);
+                    got.sort_unstable();
+                    let want: Vec<u64> = held
+                        .iter()
+                        .filter(|(r, _, stays)| (pass == 0 || *stays) && r.contains(key))
+                        .map(|x| x.1)
+                        .collect();
+                    proptest::prop_assert_eq!(got, want);
+                }
+                for (r, i, stays) in &held {
+                    if !stays {
+                        set.remove(r, *i);
+                    }
+                }
+            }
+        }
+    }
 }

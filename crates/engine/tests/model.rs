@@ -29,7 +29,7 @@ use rand_chacha::ChaCha8Rng;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-const RUNS: u64 = 4000;
+const RUNS: u64 = 3000;
 
 fn kv(kv: &KeyValue) -> Kv {
     kv_of(&kv.key, &kv.tail)
