@@ -21,8 +21,9 @@ pub enum Op {
     DeleteRange(pb::DeleteRangeRequest),
     /// KV.Txn.
     Txn(pb::TxnRequest),
-    /// KV.Compact, after [`Op::Settle`]: whether a watch that is behind sees an
-    /// event or the compaction is a race in any store.
+    /// KV.Compact, after [`Op::Settle`], because whether a watch that is behind sees
+    /// an event or the compaction is a race in any store, and once earlier
+    /// compactions are physically done.
     Compact(pb::CompactionRequest),
     /// Maintenance.HashKV, once earlier compactions are physically done.
     HashKv(pb::HashKvRequest),
@@ -160,7 +161,7 @@ impl State {
                 self.compact_revision = request.revision;
                 self.compacting = !request.physical;
             }
-            (Op::HashKv(_), _) => self.compacting = false,
+            (Op::Compact(_) | Op::HashKv(_), _) => self.compacting = false,
             (Op::LeaseGrant(_), [Answer::LeaseGrant(response)]) => {
                 self.leases.insert(response.id);
             }
