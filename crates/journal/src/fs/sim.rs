@@ -142,7 +142,7 @@ impl State {
         for directory in self.directories.values() {
             live.extend(directory.current.values().chain(directory.durable.values()));
             live.extend(directory.changes.iter().filter_map(|change| match change {
-                Change::Create(_, inode) => Some(*inode),
+                Change::Create(_, inode) | Change::Rename(_, _, inode) => Some(*inode),
                 _ => None,
             }));
         }
@@ -644,8 +644,8 @@ impl FileSystem for SimFs {
         self.call(Call::Rename, |state| {
             let (parent, from_name) = State::split(from)?;
             let (_, to_name) = State::split(to)?;
-            state.inode(from)?;
-            state.change(&parent, Change::Rename(from_name, to_name))
+            let inode = state.inode(from)?;
+            state.change(&parent, Change::Rename(from_name, to_name, inode))
         })
     }
 

@@ -127,7 +127,8 @@ impl FileState {
 #[derive(Clone)]
 pub(super) enum Change {
     Create(String, Inode),
-    Rename(String, String),
+    /// From, to, and the file: another of the same name is not meant.
+    Rename(String, String, Inode),
     Remove(String),
 }
 
@@ -136,10 +137,11 @@ pub(super) fn apply(entries: &mut BTreeMap<String, Inode>, change: &Change) {
         Change::Create(name, inode) => {
             entries.insert(name.clone(), *inode);
         }
-        Change::Rename(from, to) => {
-            if let Some(inode) = entries.remove(from) {
-                entries.insert(to.clone(), inode);
+        Change::Rename(from, to, inode) => {
+            if entries.get(from) == Some(inode) {
+                entries.remove(from);
             }
+            entries.insert(to.clone(), *inode);
         }
         Change::Remove(name) => {
             entries.remove(name);
