@@ -38,6 +38,7 @@ pub fn against(
     if probe::is_in_memory(dir) {
         progress("the directory is in memory: syncs cost nothing there; choose another with --dir");
     }
+    let load_average = procfs::load_average();
     let disk = probe::disk(dir)?;
     let mut versions = BTreeMap::new();
     let mut rows = Vec::new();
@@ -57,6 +58,7 @@ pub fn against(
     }
     Ok(Report {
         machine: procfs::machine(),
+        load_average,
         disk: Some(disk),
         versions,
         rows,
@@ -75,6 +77,7 @@ pub fn endpoint(
     interrupt: &Interrupt,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Report, Error> {
+    let load_average = procfs::load_average();
     let name = endpoints.join(",");
     let mut versions = BTreeMap::new();
     let mut rows = Vec::new();
@@ -94,6 +97,7 @@ pub fn endpoint(
     }
     Ok(Report {
         machine: procfs::machine(),
+        load_average,
         disk: None,
         versions,
         rows,

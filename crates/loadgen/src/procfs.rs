@@ -55,6 +55,16 @@ fn parse_kib(status: &str, name: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Processes that wanted a processor, on average over the last minute.
+pub(crate) fn load_average() -> Option<f64> {
+    fs::read_to_string("/proc/loadavg")
+        .ok()?
+        .split_ascii_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}
+
 /// Model of the processor, number of processors, kernel release.
 pub(crate) fn machine() -> String {
     let model = fs::read_to_string("/proc/cpuinfo")
@@ -97,5 +107,6 @@ mod tests {
         let (now, peak) = memory(me).unwrap();
         assert!(now > 100_000 && peak >= now / 2);
         assert!(cpu(u32::MAX).is_none());
+        assert!(load_average().unwrap() >= 0.0);
     }
 }

@@ -12,6 +12,8 @@ use std::fmt;
 pub struct Report {
     /// Processor and kernel.
     pub machine: String,
+    /// Of the minute before the first round: what else the machine did.
+    pub load_average: Option<f64>,
     /// Appending 1 KiB and fdatasync on the disk of a comparison, without any server.
     pub disk: Option<Latency>,
     /// The etcd version that each server claims.
@@ -237,6 +239,9 @@ fn cell(value: Option<f64>, decimals: usize) -> String {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}; client and server share it", self.machine)?;
+        if let Some(load) = self.load_average {
+            writeln!(f, "load average before the first round: {load:.2}")?;
+        }
         if let Some(disk) = self.disk {
             writeln!(
                 f,
@@ -417,6 +422,7 @@ mod tests {
         }
         Report {
             machine: "a test".into(),
+            load_average: None,
             disk: None,
             versions: BTreeMap::new(),
             rows,
