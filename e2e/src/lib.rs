@@ -1,4 +1,6 @@
 //! End-to-end tests of orlop with real clients.
 
 pub mod differential;
+pub mod hostile;
 pub mod kube;
+pub mod recorder;
