@@ -115,9 +115,10 @@ impl View<'_> {
     pub(crate) fn txn(&self, op: &TxnOp, effects: &mut Effects) -> Result<Step, Error> {
         self.check_txn(op)?;
         let ops = op.success.iter().chain(&op.failure);
-        let may_meet = |o: &&Op| matches!(o, Op::Delete(_) | Op::Txn(_));
-        effects.track = ops.clone().filter(may_meet).count() > 1
-            || ops.clone().any(|o| matches!(o, Op::Txn(_)));
+        // A delete may meet an earlier operation's key: etcd's check for duplicates lets a
+        // range that ends at `\0` pass, and the branches of nested transactions.
+        let may_meet = |o: &Op| matches!(o, Op::Delete(_) | Op::Txn(_));
+        effects.track = ops.clone().count() > 1 && ops.clone().any(may_meet);
         self.branch(op, effects)
     }
 
@@ -169,14 +170,20 @@ impl View<'_> {
             lease: 0,
         };
         let mut any = false;
-        for v in self
-            .index
-            .range_of(&c.range)
-            .filter_map(|e| e.newest_tail())
-        {
-            any = true;
-            if !compare(c, &tail::decode(v)) {
-                return false;
+        if c.range.is_one() {
+            if let Some((_, tail)) = self.index.live(&c.range.key) {
+                return compare(c, &tail::decode(tail));
+            }
+        } else {
+            for tail in self
+                .index
+                .range_of(&c.range)
+                .filter_map(|e| e.newest_tail())
+            {
+                any = true;
+                if !compare(c, &tail::decode(tail)) {
+                    return false;
+                }
             }
         }
         // A value compare on a key that is not there never holds: no value is not "".

@@ -187,11 +187,17 @@ impl<W> Engine<W> {
                     before = last.take();
                 }
                 if v.revision.main >= self.compact_revision {
+                    let created = v
+                        .fields()
+                        .is_some_and(|f| f.create_revision == f.mod_revision);
                     events.push(Arc::new(Event {
                         revision: v.revision,
                         key: entry.key().clone(),
                         tail: v.tail.clone(),
-                        prev: before.as_ref().and_then(|p| p.tail.clone()),
+                        prev: before
+                            .as_ref()
+                            .filter(|_| !created)
+                            .and_then(|p| p.tail.clone()),
                     }));
                 }
                 last = Some(v);

@@ -193,8 +193,10 @@ impl<W> Engine<W> {
         let mut old_lease = 0;
         let mut new = None;
         let scratch = &mut self.scratch;
+        let mut created = false;
         let pushed = self.index.push(key, at, |old| {
             let old = old.map(|t| tail::decode(t));
+            created = old.is_none();
             old_lease = old.map_or(0, |o| o.lease);
             let (create_revision, version) =
                 old.map_or((at.main, 1), |o| (o.create_revision, o.version + 1));
@@ -223,7 +225,8 @@ impl<W> Engine<W> {
             revision: at,
             key: pushed.key,
             tail: new,
-            prev: pushed.prev,
+            // As in etcd, a create has none, also if the same transaction deleted the key.
+            prev: pushed.prev.filter(|_| !created),
         });
     }
 
