@@ -193,7 +193,8 @@ impl Service {
     pub(crate) fn downgrade(&self, message: Bytes) -> Result<Frame, Status> {
         let r = pb::DowngradeRequest::decode(message).map_err(|e| status::undecodable(&e))?;
         match r.action() {
-            DowngradeAction::Cancel => Err(status::no_inflight_downgrade()),
+            // There is none to cancel; etcd says so by success.
+            DowngradeAction::Cancel => Ok(self.downgrade_answer()),
             action => {
                 let (major, minor) =
                     major_minor(&r.version).ok_or_else(status::wrong_downgrade_format)?;
@@ -203,13 +204,16 @@ impl Service {
                 if action == DowngradeAction::Enable {
                     return Err(status::no_downgrade());
                 }
-                let header = self.header();
-                Ok(encode::message(&pb::DowngradeResponse {
-                    header,
-                    version: CLUSTER_VERSION.into(),
-                }))
+                Ok(self.downgrade_answer())
             }
         }
+    }
+
+    fn downgrade_answer(&self) -> Frame {
+        encode::message(&pb::DowngradeResponse {
+            header: self.header(),
+            version: CLUSTER_VERSION.trim_end_matches(".0").into(),
+        })
     }
 
     pub(crate) fn member_list(&self) -> Result<Frame, Status> {

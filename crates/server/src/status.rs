@@ -33,7 +33,6 @@ statuses! {
     bad_leader_transferee = FailedPrecondition, "etcdserver: bad leader transferee";
     wrong_downgrade_format = InvalidArgument, "etcdserver: wrong downgrade target version format";
     invalid_downgrade_target = InvalidArgument, "etcdserver: invalid downgrade target version";
-    no_inflight_downgrade = FailedPrecondition, "etcdserver: no inflight downgrade job";
     stream_sort = Unimplemented, "RangeStream does not support custom sort orders";
     stream_filters = Unimplemented, "RangeStream does not support revision filters";
     /// Not etcd's: why members cannot change.

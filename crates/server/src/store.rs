@@ -54,31 +54,42 @@ impl Store {
     }
 
     /// Submits a write of a call; the answer comes at once or through the slot.
+    ///
+    /// The committer is told at the end of the worker's turn: what else the turn brings
+    /// shares its sync. Told at once, it would sync the first write alone.
     pub(crate) async fn write(&self, write: Write, slots: &Slots<Answer>) -> Answer {
         let (slot, pending) = slots.slot();
         let waiter = Waiter::Call(slots.worker(), slot);
-        match self.submit(write, waiter) {
-            Some(answer) => answer,
-            None => pending.await,
+        let (answer, open) = self.submit(write, waiter);
+        if let Some(answer) = answer {
+            if open {
+                self.commit.raise();
+            }
+            return answer;
         }
+        if open {
+            // Told also if the caller goes away meanwhile: the write is in the batch.
+            let _told = RaiseOnDrop(&self.commit);
+            tokio::task::yield_now().await;
+        }
+        pending.await
     }
 
     /// Submits a write of the server's own.
     pub(crate) fn write_unattended(&self, write: Write) -> Option<Answer> {
-        self.submit(write, Waiter::Nobody)
-    }
-
-    fn submit(&self, write: Write, waiter: Waiter) -> Option<Answer> {
-        let now_ms = self.now_ms();
-        let (answer, open) = {
-            let mut engine = self.lock();
-            let answer = engine.submit(write, 0, waiter, now_ms);
-            (answer, engine.has_open(0))
-        };
+        let (answer, open) = self.submit(write, Waiter::Nobody);
         if open {
             self.commit.raise();
         }
-        answer.map(|(_, a)| a)
+        answer
+    }
+
+    /// The answer if there is one at once, and whether the committer has something to do.
+    fn submit(&self, write: Write, waiter: Waiter) -> (Option<Answer>, bool) {
+        let now_ms = self.now_ms();
+        let mut engine = self.lock();
+        let answer = engine.submit(write, 0, waiter, now_ms);
+        (answer.map(|(_, a)| a), engine.has_open(0))
     }
 
     /// Hands answers to those who wait, one wake a worker.
@@ -115,6 +126,14 @@ impl Store {
             }
         });
         Ok(Read { cursor, pin })
+    }
+}
+
+struct RaiseOnDrop<'a>(&'a Signal);
+
+impl Drop for RaiseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.raise();
     }
 }
 

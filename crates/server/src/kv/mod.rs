@@ -198,13 +198,9 @@ impl Service {
             let write = Write::Compact {
                 revision: request.revision,
             };
-            let outcome = this
-                .shared
-                .store
-                .write(write, &this.slots)
-                .await
-                .map_err(status::of)?;
-            // Physical: answer when what it frees has been freed.
+            let answer = this.shared.store.write(write, &this.slots).await;
+            // Physical: answer when what compactions free has been freed, also if this one
+            // comes too late to free anything.
             while request.physical && this.shared.store.lock().compaction_due() {
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;
             }
@@ -212,7 +208,7 @@ impl Service {
             m.request_duration
                 .get(RequestType::Compaction, true)
                 .observe(started.elapsed());
-            // etcd answers with the revision of the store.
+            let outcome = answer.map_err(status::of)?;
             Ok(encode::reply(
                 &this.shared.ids,
                 outcome.revision,
@@ -230,14 +226,15 @@ impl Service {
         apply_op: ApplyOp,
         build: impl FnOnce(R, &Service) -> Result<Write, Status>,
     ) -> Reply {
-        if message.len() + ENVELOPE_BYTES > self.shared.max_request_bytes {
-            return Reply::Now(Err(status::request_too_large()));
-        }
+        let too_large = message.len() + ENVELOPE_BYTES > self.shared.max_request_bytes;
         let write = R::decode(message).map_err(|e| status::undecodable(&e));
         let write = match write.and_then(|r| build(r, self)) {
             Ok(w) => w,
             Err(s) => return Reply::Now(Err(s)),
         };
+        if too_large {
+            return Reply::Now(Err(status::request_too_large()));
+        }
         let this = self.clone();
         let started = call.started.into_std();
         Reply::Later(Box::pin(async move {
