@@ -92,6 +92,12 @@ impl Store {
         (answer.map(|(_, a)| a), engine.has_open(0))
     }
 
+    /// Whether a compaction still has something to hash or to free.
+    pub(crate) fn compacting(&self) -> bool {
+        let engine = self.lock();
+        engine.compaction_hash_open().is_some() || engine.compaction_due()
+    }
+
     /// Hands answers to those who wait, one wake a worker.
     pub(crate) fn deliver(&self, answers: &mut engine::sequencer::Answers<Waiter>) {
         let mut by_worker: Vec<Vec<(SlotId, Answer)>> = Vec::new();

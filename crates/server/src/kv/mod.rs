@@ -201,7 +201,7 @@ impl Service {
             let answer = this.shared.store.write(write, &this.slots).await;
             // Physical: answer when what compactions free has been freed, also if this one
             // comes too late to free anything.
-            while request.physical && this.shared.store.lock().compaction_due() {
+            while request.physical && this.shared.store.compacting() {
                 tokio::time::sleep(std::time::Duration::from_millis(2)).await;
             }
             let m = &this.shared.metrics;
