@@ -75,13 +75,23 @@ async fn kubernetes_1_37(dir: &std::path::Path) -> Result<()> {
     let flags = ["--event-ttl=20s", "--etcd-compaction-interval=15s"];
     let mut plane = ControlPlane::start(dir, "kube-1.37", &store, &flags).await?;
     steps.done("kube-apiserver is ready");
+    let result = everything(&mut store, &mut plane, &flags, &mut steps).await;
+    plane.explain(result)
+}
+
+async fn everything(
+    store: &mut Store,
+    plane: &mut ControlPlane,
+    flags: &[&str],
+    steps: &mut Steps,
+) -> Result<()> {
     plane.start_component("kube-controller-manager", "kube-controller-manager")?;
     plane.start_component("kube-scheduler", "kube-scheduler")?;
     let api = plane.api();
     scenarios::create_crd(&api).await?;
     let nodes = Nodes::start(Arc::clone(&api), 3).await?;
     let event = scenarios::create_event(&api, "expires").await?;
-    plane.add_apiserver(&flags).await?;
+    plane.add_apiserver(flags).await?;
     let apis: Vec<Arc<Api>> = plane
         .apiservers
         .iter()
@@ -109,7 +119,7 @@ async fn kubernetes_1_37(dir: &std::path::Path) -> Result<()> {
     plane.check_running()?;
     steps.done("Deployments, Jobs, custom resources, a namespace's end, pages, streams");
 
-    features_in_use(&store, &apis).await?;
+    features_in_use(store, &apis).await?;
     steps.done("features are in use");
 
     plane.start_component("kube-scheduler", "kube-scheduler-2")?;
@@ -175,12 +185,12 @@ async fn kubernetes_1_37(dir: &std::path::Path) -> Result<()> {
         })?;
     }
     for api in &apis {
-        caches_match_store(&store, api).await?;
+        caches_match_store(store, api).await?;
     }
     steps.done("nothing is lost, clients and caches match the store");
 
     expired(&api, &event).await?;
-    compacted(&store)?;
+    compacted(store)?;
     plane.check_running()?;
     store.check_running()?;
     steps.done("an event of before the restarts has expired, history is compacted");
@@ -206,6 +216,15 @@ async fn kubernetes_1_30(dir: &std::path::Path) -> Result<()> {
     };
     let mut store = Store::start(Kind::under_test()?, "store", dir, Some(tls), &[]).await?;
     let mut plane = ControlPlane::start(dir, "kube-1.30", &store, &[]).await?;
+    let result = the_same_shorter(&mut store, &mut plane, &mut steps).await;
+    plane.explain(result)
+}
+
+async fn the_same_shorter(
+    store: &mut Store,
+    plane: &mut ControlPlane,
+    steps: &mut Steps,
+) -> Result<()> {
     plane.start_component("kube-controller-manager", "kube-controller-manager")?;
     plane.start_component("kube-scheduler", "kube-scheduler")?;
     let api = plane.api();
@@ -233,7 +252,7 @@ async fn kubernetes_1_30(dir: &std::path::Path) -> Result<()> {
     steps.done("a clean restart and a kill -9 under load");
     println!("load: {:?}", load.finish(&api).await?);
     nodes.pods().check()?;
-    caches_match_store(&store, &api).await?;
+    caches_match_store(store, &api).await?;
     store.check_running()
 }
 

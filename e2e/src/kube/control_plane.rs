@@ -11,12 +11,14 @@ use super::api::Api;
 use super::pki::{Authority, Pair, write_key};
 use super::proc::{Process, free_port};
 use super::store::Store;
-use super::{Result, binaries, ensure};
+use super::{Result, binaries, ensure, fail};
 
 /// A debug-built store, two cores and a cold cache are no excuse beyond this.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long a component may take to end after SIGTERM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an apiserver may take to end before it is killed.
+const APISERVER_GRACE: Duration = Duration::from_secs(3);
 /// What a panic looks like in a component's log, recovered from or not.
 const PANIC_SIGNS: [&str; 3] = [
     "Observed a panic",
@@ -41,6 +43,14 @@ pub struct ApiServer {
     pub api: Arc<Api>,
 }
 
+/// kube-controller-manager or kube-scheduler.
+#[derive(Debug)]
+struct Component {
+    name: String,
+    program: String,
+    process: Process,
+}
+
 /// A control plane on a store. Its parts end when it is dropped.
 #[derive(Debug)]
 pub struct ControlPlane {
@@ -51,8 +61,7 @@ pub struct ControlPlane {
     store_flags: Vec<String>,
     /// Its apiservers; controllers talk to the first.
     pub apiservers: Vec<ApiServer>,
-    /// kube-controller-manager and kube-scheduler, by name.
-    components: Vec<(String, Process)>,
+    components: Vec<Component>,
 }
 
 fn token(user: &str) -> String {
@@ -114,13 +123,15 @@ impl ControlPlane {
         self.start_apiserver(number - 1, flags).await
     }
 
-    /// Stops an apiserver with SIGTERM and starts it again with other flags.
+    /// Stops an apiserver and starts it again with other flags. As a kubelet does,
+    /// it asks first and kills after a while: an apiserver waits up to a minute for
+    /// watches that clients hold open.
     ///
     /// # Errors
-    /// If it does not end, or does not become ready.
+    /// If it does not become ready.
     pub async fn restart_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
         if let Some(mut process) = self.apiservers[index].process.take() {
-            process.terminate(STOP_TIMEOUT)?;
+            let _ = process.terminate(APISERVER_GRACE);
         }
         self.start_apiserver(index, flags).await
     }
@@ -205,8 +216,21 @@ impl ControlPlane {
                 ));
         }
         let process = Process::start(name, &self.dir, &mut command)?;
-        self.components.push((name.to_owned(), process));
+        let (name, program) = (name.to_owned(), program.to_owned());
+        self.components.push(Component {
+            name,
+            program,
+            process,
+        });
         Ok(())
+    }
+
+    fn component(&self, name: &str) -> Result<usize> {
+        let found = self
+            .components
+            .iter()
+            .position(|component| component.name == name);
+        found.map_or_else(|| fail(format!("{name} was not started")), Ok)
     }
 
     /// Stops a component with SIGTERM.
@@ -214,10 +238,58 @@ impl ControlPlane {
     /// # Errors
     /// If it does not end.
     pub fn stop_component(&mut self, name: &str) -> Result<()> {
-        if let Some(at) = self.components.iter().position(|(found, _)| found == name) {
-            self.components.remove(at).1.terminate(STOP_TIMEOUT)?;
+        let at = self.component(name)?;
+        self.components
+            .remove(at)
+            .process
+            .terminate(STOP_TIMEOUT)
+            .map(|_| ())
+    }
+
+    /// Waits until a component has ended by itself, as one does that lost its leader
+    /// lease. It is gone then, until it is started again.
+    ///
+    /// # Errors
+    /// If it runs on for longer than `timeout`.
+    pub async fn wait_for_end(&mut self, name: &str, timeout: Duration) -> Result<()> {
+        let began = Instant::now();
+        let at = self.component(name)?;
+        while self.components[at].process.ended()?.is_none() {
+            ensure(began.elapsed() < timeout, || format!("{name} runs on"))?;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.components.remove(at);
+        Ok(())
+    }
+
+    /// Starts components again that have ended, as a kubelet does. Only for tests in
+    /// which a leader is bound to lose its lease; elsewhere an end is a failure.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    pub fn revive(&mut self) -> Result<()> {
+        let mut ended = Vec::new();
+        for component in &mut self.components {
+            if component.process.ended()?.is_some() {
+                ended.push((component.program.clone(), component.name.clone()));
+            }
+        }
+        for (program, name) in ended {
+            self.components.retain(|component| component.name != name);
+            self.start_component(&program, &name)?;
         }
         Ok(())
+    }
+
+    /// Adds to a failure what else is wrong: most often a component has ended.
+    ///
+    /// # Errors
+    /// If `result` is an error.
+    pub fn explain(&mut self, result: Result<()>) -> Result<()> {
+        match (result, self.check_running()) {
+            (Err(error), Err(other)) => fail(format!("{error}\nBesides: {other}")),
+            (result, _) => result,
+        }
     }
 
     /// Writes a kubeconfig for `user` and returns its path.
@@ -258,7 +330,11 @@ impl ControlPlane {
             .apiservers
             .iter_mut()
             .filter_map(|server| server.process.as_mut());
-        for process in servers.chain(self.components.iter_mut().map(|(_, process)| process)) {
+        for process in servers.chain(
+            self.components
+                .iter_mut()
+                .map(|component| &mut component.process),
+        ) {
             process.check_running()?;
             let log = std::fs::read(process.log())?;
             let log = String::from_utf8_lossy(&log);

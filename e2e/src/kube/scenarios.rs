@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 
 use super::api::{Api, items, revision};
 use super::reflector::watch;
@@ -455,14 +456,12 @@ pub async fn leader(api: &Api, component: &str) -> Result<(String, String)> {
 /// If it does not.
 pub async fn wait_for_leader(api: &Api, component: &str) -> Result<String> {
     let what = format!("a leader of {component} that renews its lease");
-    let (holder, first) = eventually(&what, CONVERGENCE, || async {
-        let found = leader(api, component).await?;
-        Ok((!found.0.is_empty()).then_some(found))
-    })
-    .await?;
+    let last = Mutex::new((String::new(), String::new()));
     eventually(&what, CONVERGENCE, || async {
-        let (now, renewed) = leader(api, component).await?;
-        Ok((now == holder && renewed > first).then_some(holder.clone()))
+        let (holder, renewed) = leader(api, component).await?;
+        let now = (holder.clone(), renewed.clone());
+        let before = std::mem::replace(&mut *last.lock().await, now);
+        Ok((!holder.is_empty() && before.0 == holder && before.1 < renewed).then_some(holder))
     })
     .await
 }
