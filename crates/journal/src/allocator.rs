@@ -308,14 +308,13 @@ impl Shared {
         }
         // Written, not only reserved: else each sync of a frame would have to note in the
         // file system's own journal that its blocks hold data now.
-        let zeros = vec![0; ZERO_BYTES.min(bytes as usize)];
         let mut offset = 0;
         while offset < bytes {
             if self.stopped() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let piece = (bytes - offset).min(zeros.len() as u64) as usize;
-            file.write_at(&zeros[..piece], offset)?;
+            let piece = (bytes - offset).min(ZERO_BYTES as u64) as usize;
+            file.write_zeros(offset, piece)?;
             if offset == 0 {
                 file.write_at(page, 0)?;
             }

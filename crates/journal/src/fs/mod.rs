@@ -34,6 +34,11 @@ pub trait File: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all of `bytes` at `offset`. After an error any part may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes `length_bytes` of zeros at `offset`, past the page cache where that is
+    /// possible: nobody reads them soon. Offset and length are multiples of 4 KiB.
+    fn write_zeros(&self, offset: u64, length_bytes: usize) -> io::Result<()> {
+        self.write_at(&vec![0; length_bytes], offset)
+    }
     /// Reserves room for `length_bytes` from the start, so that writes there cannot run out
     /// of space. `Unsupported` where the file system has no such thing.
     fn allocate(&self, length_bytes: u64) -> io::Result<()>;
