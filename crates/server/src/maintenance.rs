@@ -328,6 +328,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     let waiting = engine.waiting();
     drop(engine);
     let (journal_bytes, lag) = shared.journal_bytes();
+    let (connections, connections_refused) = shared.connections();
     metrics::ScrapeInput {
         has_leader: true,
         is_leader: true,
@@ -347,6 +348,8 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         alarm_nospace: alarms.contains(&(pb::AlarmType::Nospace as i32)),
         alarm_corrupt: alarms.contains(&(pb::AlarmType::Corrupt as i32)),
         leases: leases as u64,
+        connections,
+        connections_refused,
         waiting_operations: waiting as u64,
         data_bytes: sizes.data_bytes as u64,
         history_bytes: sizes.history_bytes as u64,

@@ -7,8 +7,8 @@ use journal::Allocator;
 use metrics::Metrics;
 use parking_lot::Mutex;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use telemetry::Throttle;
 
@@ -55,6 +55,7 @@ pub(crate) struct Shared {
     snapshot_wanted: AtomicBool,
     snapshots_done: AtomicU64,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    connections: OnceLock<wire::Counts>,
 }
 
 static SLOW_SYNC: Throttle = Throttle::new(Duration::from_secs(10));
@@ -114,6 +115,7 @@ impl Shared {
             snapshot_wanted: AtomicBool::new(false),
             snapshots_done: AtomicU64::new(0),
             threads: Mutex::new(Vec::new()),
+            connections: OnceLock::new(),
         }
     }
 
@@ -208,6 +210,18 @@ impl Shared {
 
     pub(crate) fn last_compaction_unix_s(&self) -> u64 {
         self.last_compaction_unix_s.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn serving(&self, connections: wire::Counts) {
+        // Set once: a server starts once.
+        let _ = self.connections.set(connections);
+    }
+
+    /// Open connections, and those refused so far.
+    pub(crate) fn connections(&self) -> (u64, u64) {
+        self.connections
+            .get()
+            .map_or((0, 0), |c| (c.open() as u64, c.refused()))
     }
 
     // --- log lines that more than one place writes

@@ -184,6 +184,7 @@ impl Server {
             ));
             service
         })?;
+        shared.serving(wire.counts());
         let started = Started {
             client_urls,
             metrics_urls,

@@ -38,7 +38,7 @@ pub use handler::{
 pub use listener::{Address, BoundListener, ListenerConfig, Serves, bind};
 pub use local::Closing;
 pub use mailbox::{Mailboxes, Pending, SlotId, Slots};
-pub use server::Server;
+pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
 pub use tls::{TlsConfig, TlsVersion};
 pub use worker::current_worker;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,6 +29,35 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
     acceptor: Option<Acceptor>,
     urls: Vec<String>,
+    counts: Counts,
+}
+
+/// Numbers of connections, readable from any thread.
+#[derive(Clone)]
+pub struct Counts {
+    workers: Arc<[WorkerHandle]>,
+    refused: Arc<AtomicU64>,
+}
+
+impl Counts {
+    /// Open connections.
+    pub fn open(&self) -> usize {
+        open_connections(&self.workers)
+    }
+
+    /// Connections closed at once because there were too many.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counts")
+            .field("open", &self.open())
+            .field("refused", &self.refused())
+            .finish()
+    }
 }
 
 struct Acceptor {
@@ -69,13 +98,18 @@ impl Server {
         }
         let workers: Arc<[WorkerHandle]> = workers.into();
         let urls = listeners.iter().map(BoundListener::url).collect();
-        let acceptor = start_acceptor(listeners, Arc::clone(&workers), max_connections)
-            .map_err(Error::Worker)?;
+        let counts = Counts {
+            workers: Arc::clone(&workers),
+            refused: Arc::default(),
+        };
+        let acceptor =
+            start_acceptor(listeners, counts.clone(), max_connections).map_err(Error::Worker)?;
         Ok(Server {
             workers,
             threads,
             acceptor: Some(acceptor),
             urls,
+            counts,
         })
     }
 
@@ -84,9 +118,9 @@ impl Server {
         &self.urls
     }
 
-    /// Open connections.
-    pub fn connections(&self) -> usize {
-        open_connections(&self.workers)
+    /// A handle on the numbers of connections, for metrics.
+    pub fn counts(&self) -> Counts {
+        self.counts.clone()
     }
 
     /// Stops: no new connections, the [`crate::Closing`] signal to handlers, GOAWAY to clients;
@@ -138,7 +172,7 @@ fn open_connections(workers: &[WorkerHandle]) -> usize {
 /// Accepts on a thread of its own, so that a busy worker does not keep new clients waiting.
 fn start_acceptor(
     listeners: Vec<BoundListener>,
-    workers: Arc<[WorkerHandle]>,
+    counts: Counts,
     max_connections: usize,
 ) -> std::io::Result<Acceptor> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
@@ -146,7 +180,7 @@ fn start_acceptor(
     let run = move || {
         runtime.block_on(async {
             for listener in listeners {
-                tokio::spawn(accept_all(listener, Arc::clone(&workers), max_connections));
+                tokio::spawn(accept_all(listener, counts.clone(), max_connections));
             }
             // Ends when the server drops its side.
             let _ = stopped.await;
@@ -179,7 +213,8 @@ impl Listening {
     }
 }
 
-async fn accept_all(listener: BoundListener, workers: Arc<[WorkerHandle]>, max_connections: usize) {
+async fn accept_all(listener: BoundListener, counts: Counts, max_connections: usize) {
+    let workers = &counts.workers;
     let url = listener.url();
     let shared = Arc::new(ListenerShared {
         url: url.clone(),
@@ -220,7 +255,8 @@ async fn accept_all(listener: BoundListener, workers: Arc<[WorkerHandle]>, max_c
                 continue;
             }
         };
-        if open_connections(&workers) >= max_connections {
+        if counts.open() >= max_connections {
+            counts.refused.fetch_add(1, Ordering::Relaxed);
             if let Some(unsaid) = refusals.allow() {
                 tracing::warn!(
                     listener = %url, remote_addr = %socket.remote(), max_connections, unsaid,

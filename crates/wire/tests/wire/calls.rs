@@ -72,7 +72,7 @@ async fn connections_spread_over_workers() {
         clients.push(client);
     }
     assert_eq!(seen.len(), 2);
-    assert_eq!(running.server.connections(), 4);
+    assert_eq!(running.server.counts().open(), 4);
 }
 
 #[tokio::test]
@@ -245,7 +245,10 @@ async fn lost_connections_end_their_streams() {
         running.counts.streams_open.load(Ordering::SeqCst) == 0
     })
     .await;
-    eventually("the connection ended", || running.server.connections() == 0).await;
+    eventually("the connection ended", || {
+        running.server.counts().open() == 0
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ async fn silent_connections_are_closed() {
     for socket in [&mut silent, &mut half_preface, &mut half_head] {
         read_to_close(socket).await;
     }
-    eventually("all are gone", || running.server.connections() <= 1).await;
+    eventually("all are gone", || running.server.counts().open() <= 1).await;
 }
 
 #[tokio::test]
@@ -96,7 +96,7 @@ async fn garbage_is_refused() {
         read_to_close(&mut socket).await;
     }
     others_are_served(&plain).await;
-    eventually("all are gone", || secure.server.connections() == 0).await;
+    eventually("all are gone", || secure.server.counts().open() == 0).await;
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn connections_over_the_limit_are_closed() {
     assert!(read_to_close(&mut fourth).await.is_empty());
     assert_eq!(kept[0].unary("Echo", b"").await.code(), 0);
     kept.clear();
-    eventually("there is room", || running.server.connections() == 0).await;
+    eventually("there is room", || running.server.counts().open() == 0).await;
     others_are_served(&running).await;
 }
 
