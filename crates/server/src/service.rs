@@ -14,19 +14,45 @@ use wire::{
     Call, Event, Handler, HttpRequest, Inbound, Kind, LocalFuture, Method, Outbound, Reply, Status,
 };
 
-/// The methods that the transport routes, by [`GrpcMethod`] id.
-pub(crate) static METHODS: [Method; GrpcMethod::ALL.len()] = methods();
+/// etcd's lock and election services: known, so that a sentence can say that they are not
+/// offered. (`etcdctl lock` and `elect` do not use them.)
+const NOT_OFFERED: [(&str, &str, Kind); 7] = [
+    ("v3lockpb.Lock", "Lock", Kind::Unary),
+    ("v3lockpb.Lock", "Unlock", Kind::Unary),
+    ("v3electionpb.Election", "Campaign", Kind::Unary),
+    ("v3electionpb.Election", "Proclaim", Kind::Unary),
+    ("v3electionpb.Election", "Leader", Kind::Unary),
+    ("v3electionpb.Election", "Resign", Kind::Unary),
+    ("v3electionpb.Election", "Observe", Kind::Stream),
+];
 
-const fn methods() -> [Method; GrpcMethod::ALL.len()] {
+const METHOD_COUNT: usize = GrpcMethod::ALL.len() + NOT_OFFERED.len();
+
+/// The methods that the transport routes, by [`GrpcMethod`] id; what has none is not
+/// offered.
+pub(crate) static METHODS: [Method; METHOD_COUNT] = methods();
+
+const fn methods() -> [Method; METHOD_COUNT] {
     const EMPTY: Method = Method {
         service: "",
         name: "",
         kind: Kind::Unary,
-        id: 0,
+        id: u16::MAX,
     };
-    let mut table = [EMPTY; GrpcMethod::ALL.len()];
+    let mut table = [EMPTY; METHOD_COUNT];
     let mut i = 0;
-    while i < table.len() {
+    while i < NOT_OFFERED.len() {
+        let (service, name, kind) = NOT_OFFERED[i];
+        table[GrpcMethod::ALL.len() + i] = Method {
+            service,
+            name,
+            kind,
+            id: u16::MAX,
+        };
+        i += 1;
+    }
+    i = 0;
+    while i < GrpcMethod::ALL.len() {
         let m = GrpcMethod::ALL[i];
         let kind = match m.kind() {
             metrics::GrpcKind::Unary => Kind::Unary,
@@ -80,7 +106,7 @@ impl Handler for Service {
             return Reply::Now(Err(s));
         }
         let Some(method) = GrpcMethod::from_id(call.method.id) else {
-            return Reply::Now(Err(status::no_auth()));
+            return Reply::Now(Err(status::no_lock_service()));
         };
         match method {
             M::KvRange => self.range(&call, message),
@@ -150,7 +176,8 @@ impl Handler for Service {
                 let message = inbound.next().await?.unwrap_or_default();
                 this.health_watch(call, message, outbound).await
             }),
-            _ => Box::pin(async { Err(status::no_snapshot()) }),
+            Some(GrpcMethod::MaintenanceSnapshot) => Box::pin(async { Err(status::no_snapshot()) }),
+            _ => Box::pin(async { Err(status::no_lock_service()) }),
         }
     }
 

@@ -41,6 +41,8 @@ statuses! {
     no_auth = Unimplemented, "orlop: users and roles are not offered; restrict access with client certificates (--client-cert-auth, --trusted-ca-file, --client-cert-allowed-cn)";
     /// Not etcd's: snapshots come in a later release.
     no_snapshot = Unimplemented, "orlop: Snapshot is not offered yet; stop the server and copy its data directory to back it up";
+    /// Not etcd's: its lock and election services are not offered.
+    no_lock_service = Unimplemented, "orlop: the services v3lock and v3election are not offered yet; use leases and transactions, as etcdctl lock and elect do";
     no_downgrade = Unimplemented, "orlop: there is no cluster to downgrade; to leave, run an older etcd beside it";
 }
 

@@ -12,7 +12,7 @@ use etcd_api::etcdserverpb as pb;
 use metrics::{ApplyOp, RequestType};
 use prost::Message;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wire::{Call, Frame, LocalFuture, Outbound, Reply, Status};
 
 /// An answer above this is encoded on a thread of its own, so that its worker's other
@@ -21,6 +21,9 @@ const LARGE_ANSWER_BYTES: usize = 1 << 20;
 
 /// A piece of a RangeStream is sent when it holds about so many bytes.
 const STREAM_PIECE_BYTES: usize = 512 << 10;
+
+/// Longest that a RangeStream waits for its client to read.
+const STREAM_STALL: Duration = Duration::from_secs(60);
 
 /// What etcd's raft envelope adds to a request, which its size limit includes.
 const ENVELOPE_BYTES: usize = 24;
@@ -130,7 +133,11 @@ impl Service {
                     header = Some((&self.shared.ids, read.cursor.header_revision));
                 }
                 let frame = encode::stream_piece(header, &piece);
-                outbound.send(frame).await.map_err(|_| status::stopped())?;
+                // A client that stops reading would keep history from being freed.
+                tokio::time::timeout(STREAM_STALL, outbound.send(frame))
+                    .await
+                    .map_err(|_| status::timed_out())?
+                    .map_err(|_| status::stopped())?;
                 if done {
                     return Ok(());
                 }
