@@ -18,6 +18,9 @@ pub(crate) const ALARM_NOSPACE: i32 = 1;
 /// CORRUPT.
 pub(crate) const ALARM_CORRUPT: i32 = 2;
 
+/// What an empty store takes, in bytes, roughly. Never 0: etcdctl divides by the size.
+const EMPTY_BYTES: usize = 4096;
+
 /// What the store holds, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
@@ -91,11 +94,11 @@ impl<W> Engine<W> {
     pub fn sizes(&self) -> Sizes {
         let data_bytes =
             self.index.live_bytes() + self.index.live_keys() * crate::index::VERSION_OVERHEAD_BYTES;
-        let total_bytes = self.index.total_bytes() + self.history.bytes();
+        let kept_bytes = self.index.total_bytes() + self.history.bytes();
         Sizes {
-            total_bytes,
+            total_bytes: EMPTY_BYTES + kept_bytes,
             data_bytes,
-            history_bytes: total_bytes.saturating_sub(data_bytes),
+            history_bytes: kept_bytes.saturating_sub(data_bytes),
         }
     }
 

@@ -168,11 +168,10 @@ fn print_version(personality: Personality) {
 }
 
 fn log_notice(n: &Notice) {
-    let fields: Vec<String> = n.fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let fields = fields.join(" ");
+    let fields: String = n.fields.iter().map(|(k, v)| format!(" {k}={v}")).collect();
     match n.level {
-        Level::Info => tracing::info!(fields, "{}", n.message),
-        Level::Warn => tracing::warn!(fields, "{}", n.message),
+        Level::Info => tracing::info!("{}{fields}", n.message),
+        Level::Warn => tracing::warn!("{}{fields}", n.message),
     }
 }
 
