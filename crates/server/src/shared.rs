@@ -20,6 +20,8 @@ pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
 
 /// The log grows by at least this much between snapshots, in bytes.
 const SNAPSHOT_MIN_BYTES: u64 = 256 << 20;
+/// And by at least so many segments.
+pub(crate) const SNAPSHOT_MIN_SEGMENTS: u64 = 4;
 
 /// Shared state.
 pub(crate) struct Shared {
@@ -277,7 +279,7 @@ impl Shared {
     /// byte is written more than about twice for it.
     pub(crate) fn snapshot_after_bytes(&self, data_bytes: u64) -> u64 {
         SNAPSHOT_MIN_BYTES
-            .max(4 * self.segment_bytes)
+            .max(SNAPSHOT_MIN_SEGMENTS * self.segment_bytes)
             .max(data_bytes)
     }
 

@@ -235,6 +235,8 @@ fn options(config: &Config) -> Options {
         salt: random(3),
     });
     options.segment_bytes = config.segment_bytes;
+    // What a snapshot frees is used again, instead of made anew.
+    options.spare_segments = crate::shared::SNAPSHOT_MIN_SEGMENTS as usize;
     options.no_fsync = config.unsafe_no_fsync;
     options
 }

@@ -13,6 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use telemetry::Throttle;
 
 /// How often upkeep looks around.
 const TICK: Duration = Duration::from_millis(50);
@@ -22,6 +23,9 @@ const REVOKES_PER_TICK: usize = 200;
 const REVOKE_RETRY_MS: u64 = 5_000;
 /// Events freed under the lock at a time.
 const COMPACT_EVENTS: usize = 256;
+
+/// Under steady load over the budget this would be said several times a second.
+static HISTORY_WARNING: Throttle = Throttle::new(Duration::from_secs(60));
 
 /// The upkeep thread's state.
 pub(crate) struct Upkeep {
@@ -128,7 +132,11 @@ impl Upkeep {
             .is_none()
         {
             self.shared.metrics.history_compactions_forced.inc();
+            let Some(suppressed) = HISTORY_WARNING.allow() else {
+                return;
+            };
             tracing::warn!(
+                suppressed,
                 "history-bytes" = sizes.history_bytes as u64,
                 "budget-bytes" = self.shared.history_budget_bytes,
                 "compact-revision" = revision,
