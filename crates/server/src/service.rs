@@ -74,12 +74,18 @@ pub(crate) struct Service {
     pub(crate) shared: Arc<Shared>,
     pub(crate) slots: Slots<Answer>,
     pub(crate) hub: Rc<RefCell<Hub>>,
+    pub(crate) large_answers: tokio::sync::Semaphore,
 }
 
 impl Service {
     pub(crate) fn new(shared: Arc<Shared>, slots: Slots<Answer>) -> Self {
         let hub = Rc::new(RefCell::new(Hub::new(shared.clone())));
-        Service { shared, slots, hub }
+        Service {
+            shared,
+            slots,
+            hub,
+            large_answers: tokio::sync::Semaphore::new(crate::kv::LARGE_ANSWERS_AT_ONCE),
+        }
     }
 
     fn count_client(&self, call: &Call, stream: bool) -> Result<(), Status> {
@@ -202,8 +208,12 @@ impl Handler for Service {
                 metrics.client_sent_bytes.add(bytes as u64);
             }
             Event::Handled { code, started } => {
+                let took = started.elapsed();
                 metrics.grpc.handled(m, code as u8);
-                metrics.grpc.handling(m, started.elapsed().as_secs_f64());
+                metrics.grpc.handling(m, took.as_secs_f64());
+                if method.kind == Kind::Unary && took > self.shared.warning_unary {
+                    self.shared.warn_slow_call(method, took);
+                }
             }
         }
     }

@@ -13,6 +13,11 @@ pub struct Config {
     pub max_http_body_bytes: usize,
     /// Bytes of incomplete unary requests that one connection may hold in memory.
     pub max_partial_bytes: usize,
+    /// Response bytes of unary calls that one connection may leave unread; over it, its further
+    /// calls wait. A connection that has read everything may always have one answer.
+    pub max_unread_bytes: usize,
+    /// The same for all connections of one worker.
+    pub max_worker_unread_bytes: usize,
     /// Response bytes that a stream's queue takes before it refuses more ([`crate::Outbound`]).
     pub stream_queue_bytes: usize,
     /// Open connections over all listeners; more are accepted and closed at once.
@@ -54,6 +59,8 @@ impl Default for Config {
             max_message_bytes: 1_572_864 + 512 * 1024,
             max_http_body_bytes: 1024 * 1024,
             max_partial_bytes: 64 * 1024 * 1024,
+            max_unread_bytes: 64 * 1024 * 1024,
+            max_worker_unread_bytes: 256 * 1024 * 1024,
             stream_queue_bytes: 4 * 1024 * 1024,
             max_connections: 20_000,
             max_concurrent_streams: u32::MAX,

@@ -25,6 +25,7 @@ use crate::message::Budget;
 use crate::pings::PingPolicy;
 use crate::service::{Connection, WorkerState, serve};
 use crate::tls::{ClientRefused, TlsSource};
+use crate::unread::Unread;
 
 /// How every HTTP/2 connection begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -145,6 +146,11 @@ async fn run<H: Handler, S: Transport>(
         serves: listener.serves,
         open_calls: Cell::new(0),
         partial_budget: Budget::new(worker.config.max_partial_bytes),
+        unread: Unread::new(
+            &worker.unread,
+            worker.config.max_unread_bytes,
+            worker.config.max_worker_unread_bytes,
+        ),
         worker: Rc::clone(&worker),
     });
     let min_time = worker.config.keepalive_min_time;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::grpc::{Code, Frame, Status};
 use crate::local::{Closing, Flag};
 use crate::stream::{Inbound, Outbound};
+use crate::unread::Unread;
 
 /// A boxed future that stays on its thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -125,9 +126,15 @@ pub struct Call {
     /// When the caller stops waiting, from `grpc-timeout`. The transport enforces it.
     pub deadline: Option<Instant>,
     pub(crate) closing: Rc<Flag>,
+    pub(crate) unread: Unread,
 }
 
 impl Call {
+    /// What the caller's connection has not read yet.
+    pub fn unread(&self) -> Unread {
+        self.unread.clone()
+    }
+
     /// The value of a header, if it is there and is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()

@@ -87,23 +87,24 @@ impl<T: Send + 'static> Mailboxes<T> {
         inbox.wake.notify_one();
     }
 
-    /// Tells a worker that something advanced, if one of its futures waits for that.
+    /// Tells every worker that something advanced, if one of its futures waits for that, and
+    /// posts to those that `batches`, by worker, has something for: one wake a worker in all.
     ///
     /// Publish what advanced before this call: who reads [`Slots::nudges`], then looks, then waits
     /// with that number misses nothing.
-    pub fn nudge(&self, worker: WorkerId) {
-        let Some(inbox) = self.inboxes.get(worker) else {
-            return;
-        };
-        inbox.nudges.fetch_add(1, Ordering::SeqCst);
-        if inbox.wants_nudge.swap(false, Ordering::SeqCst) {
-            inbox.wake.notify_one();
+    pub fn post_and_nudge(&self, batches: &mut [Vec<(SlotId, T)>]) {
+        for (worker, inbox) in self.inboxes.iter().enumerate() {
+            let posted = batches.get_mut(worker).is_some_and(|batch| {
+                !batch.is_empty() && {
+                    inbox.posts.lock().append(batch);
+                    true
+                }
+            });
+            inbox.nudges.fetch_add(1, Ordering::SeqCst);
+            if inbox.wants_nudge.swap(false, Ordering::SeqCst) || posted {
+                inbox.wake.notify_one();
+            }
         }
-    }
-
-    /// [`Mailboxes::nudge`] for every worker.
-    pub fn nudge_all(&self) {
-        (0..self.inboxes.len()).for_each(|worker| self.nudge(worker));
     }
 }
 
@@ -345,7 +346,9 @@ mod tests {
             let total = 10_000u64;
             let poster = {
                 let mailboxes = Arc::clone(&mailboxes);
-                std::thread::spawn(move || (0..total).for_each(|_| mailboxes.nudge_all()))
+                std::thread::spawn(move || {
+                    (0..total).for_each(|_| mailboxes.post_and_nudge(&mut []))
+                })
             };
             let mut seen = 0;
             while seen < total {

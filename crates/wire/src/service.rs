@@ -21,6 +21,7 @@ use crate::local::Flag;
 use crate::message::{Assembler, Budget, Encoding};
 use crate::stream::{Body, Inbound, Observer, StreamBody};
 use crate::unary::Unary;
+use crate::unread::{Unread, WorkerUnread};
 
 /// Finds methods by path.
 #[derive(Debug)]
@@ -63,6 +64,7 @@ pub(crate) struct WorkerState<H> {
     pub(crate) routes: std::sync::Arc<Routes>,
     pub(crate) config: std::sync::Arc<Config>,
     pub(crate) closing: Rc<Flag>,
+    pub(crate) unread: std::sync::Arc<WorkerUnread>,
 }
 
 /// What the calls of one connection share.
@@ -72,6 +74,7 @@ pub(crate) struct Connection<H> {
     pub(crate) serves: Serves,
     pub(crate) open_calls: Cell<usize>,
     pub(crate) partial_budget: Rc<Budget>,
+    pub(crate) unread: Unread,
 }
 
 /// The future of one answer. It becomes a task and is moved a few times on the way: keep it small.
@@ -194,6 +197,7 @@ fn begin<H: Handler>(
             started,
             deadline,
             closing,
+            unread: connection.unread.clone(),
         },
         assembler,
     ))

@@ -29,13 +29,11 @@ pub(crate) struct Unary<H: Handler> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "every call passes through the large one"
-)]
 enum Stage {
     /// The request's message is not complete.
     Reading(Call, Assembler, Incoming),
+    /// The client has too much unread to be given more.
+    Ready(Call, Bytes),
     /// The handler's answer is not ready.
     Waiting(LocalFuture<Result<Frame, Status>>),
     Done,
@@ -73,7 +71,8 @@ impl<H: Handler> Unary<H> {
                     bytes: frame.len() - PREFIX_BYTES,
                 });
                 self.observed.end(Code::Ok);
-                grpc_response(Body::Unary(Some(frame.into_bytes()), false))
+                let bytes = self.connection.unread.count(frame.into_bytes());
+                grpc_response(Body::Unary(Some(bytes), false))
             }
             Err(status) => {
                 self.observed.end(status.code);
@@ -96,14 +95,34 @@ impl<H: Handler> Unary<H> {
             self.observed.tell(Event::Received {
                 bytes: message.len(),
             });
-            match self.connection.worker.handler.unary(call, message) {
-                Reply::Now(result) => return Poll::Ready(result),
-                Reply::Later(reply) => self.stage = Stage::Waiting(reply),
+            if !self.connection.unread.poll_room(cx) {
+                self.stage = Stage::Ready(call, message);
+                return Poll::Pending;
             }
+            if let Some(result) = self.start(call, message) {
+                return Poll::Ready(result);
+            }
+        } else if let Stage::Ready(..) = &self.stage
+            && self.connection.unread.poll_room(cx)
+            && let Stage::Ready(call, message) = std::mem::replace(&mut self.stage, Stage::Done)
+            && let Some(result) = self.start(call, message)
+        {
+            return Poll::Ready(result);
         }
         match &mut self.stage {
             Stage::Waiting(reply) => reply.as_mut().poll(cx),
-            Stage::Reading(..) | Stage::Done => Poll::Pending,
+            Stage::Reading(..) | Stage::Ready(..) | Stage::Done => Poll::Pending,
+        }
+    }
+
+    /// Hands the request to the handler; its answer, if there is one at once.
+    fn start(&mut self, call: Call, message: Bytes) -> Option<Result<Frame, Status>> {
+        match self.connection.worker.handler.unary(call, message) {
+            Reply::Now(result) => Some(result),
+            Reply::Later(reply) => {
+                self.stage = Stage::Waiting(reply);
+                None
+            }
         }
     }
 
@@ -114,7 +133,7 @@ impl<H: Handler> Unary<H> {
                 let body = call.started + self.connection.worker.config.body_timeout;
                 Some(self.deadline.map_or(body, |deadline| deadline.min(body)))
             }
-            Stage::Waiting(_) | Stage::Done => self.deadline,
+            Stage::Ready(..) | Stage::Waiting(_) | Stage::Done => self.deadline,
         };
         let Some(limit) = limit else {
             return Poll::Pending;

@@ -78,6 +78,7 @@ pub(crate) fn spawn<H: Handler>(
                 routes,
                 config,
                 closing,
+                unread: Arc::default(),
             });
             serve_orders(state, inbox, count).await;
         });

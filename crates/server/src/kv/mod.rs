@@ -19,6 +19,9 @@ use wire::{Call, Frame, LocalFuture, Outbound, Reply, Status};
 /// connections do not wait for the copying.
 const LARGE_ANSWER_BYTES: usize = 1 << 20;
 
+/// So many large answers are encoded at once for one worker's connections.
+pub(crate) const LARGE_ANSWERS_AT_ONCE: usize = 2;
+
 /// A piece of a RangeStream is sent when it holds about so many bytes.
 const STREAM_PIECE_BYTES: usize = 512 << 10;
 
@@ -52,9 +55,18 @@ impl Service {
             self.range_done(started, true);
             return Reply::Now(Ok(encode::reply(&self.shared.ids, revision, &reply)));
         }
-        let this = self.clone();
+        let (this, unread) = (self.clone(), call.unread());
         Reply::Later(Box::pin(async move {
             let (revision, reply) = read.finish().await;
+            // Few at a time, so that the processors are not theirs alone; none for a client
+            // that leaves much unread, and none that holds up others meanwhile.
+            let _turn = loop {
+                unread.room().await;
+                let turn = this.large_answers.acquire().await;
+                if unread.has_room() {
+                    break turn;
+                }
+            };
             let ids = this.shared.ids;
             let frame =
                 off_thread(move || encode::reply(&ids, revision, &engine::op::Reply::Range(reply)));
