@@ -18,6 +18,9 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 const IDLE_MARK_AFTER: Duration = Duration::from_secs(5);
 /// How often a full disk is tried again.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
+/// After a snapshot of the journal that failed, the next is not tried sooner: on a full disk
+/// each would take the room that the log waits for.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(10);
 /// etcd warns of a sync that takes longer.
 const SLOW_SYNC: Duration = Duration::from_secs(1);
 
@@ -76,6 +79,29 @@ pub(crate) struct Committer {
     idle_marked: bool,
     /// Snapshots wait until the log has grown by this much.
     snapshot_after_bytes: u64,
+    snapshot_tries: Tries,
+}
+
+/// When something that is due was last tried in vain.
+#[derive(Debug, Default)]
+struct Tries {
+    last: Option<Instant>,
+}
+
+impl Tries {
+    /// Whether to try now: at once when it has become due, later only now and then.
+    fn now(&mut self, due: bool, now: Instant, pause: Duration) -> bool {
+        let try_now = due
+            && self
+                .last
+                .is_none_or(|last| now.saturating_duration_since(last) >= pause);
+        if try_now {
+            self.last = Some(now);
+        } else if !due {
+            self.last = None;
+        }
+        try_now
+    }
 }
 
 impl Committer {
@@ -87,6 +113,7 @@ impl Committer {
             disk_full,
             idle_marked: true,
             snapshot_after_bytes,
+            snapshot_tries: Tries::default(),
         }
     }
 
@@ -175,7 +202,6 @@ impl Committer {
                 };
                 let apply = applying.elapsed();
                 self.shared.store.deliver(&mut answers);
-                self.shared.store.mailboxes.nudge_all();
                 m.backend_commit.observe(started.elapsed());
                 if quota_changed {
                     self.shared.log_quota();
@@ -225,6 +251,9 @@ impl Committer {
 
     fn start_snapshot_if_due(&mut self) {
         let due = self.journal.bytes_since_snapshot() >= self.snapshot_after_bytes;
+        let due = self
+            .snapshot_tries
+            .now(due, Instant::now(), SNAPSHOT_RETRY);
         self.shared.journal_sizes(
             self.journal.log_bytes(),
             self.journal.bytes_since_snapshot(),
@@ -255,5 +284,26 @@ impl Committer {
         let data = self.shared.store.lock().sizes().total_bytes as u64;
         self.snapshot_after_bytes = self.shared.snapshot_after_bytes(data);
         self.shared.spawn_snapshot(job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_not_tried_again_at_once() {
+        let (start, pause) = (Instant::now(), Duration::from_secs(10));
+        let at = |s| start + Duration::from_secs(s);
+        let mut tries = Tries::default();
+        assert!(!tries.now(false, at(0), pause));
+        assert!(tries.now(true, at(1), pause));
+        assert!(!tries.now(true, at(2), pause));
+        assert!(!tries.now(true, at(10), pause));
+        assert!(tries.now(true, at(11), pause));
+        assert!(!tries.now(true, at(12), pause));
+        // It succeeded: the next one is due when it is due.
+        assert!(!tries.now(false, at(13), pause));
+        assert!(tries.now(true, at(14), pause));
     }
 }

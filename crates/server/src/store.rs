@@ -99,6 +99,7 @@ impl Store {
     }
 
     /// Hands answers to those who wait, one wake a worker.
+    /// Watch pumps look for new events at the same wake.
     pub(crate) fn deliver(&self, answers: &mut engine::sequencer::Answers<Waiter>) {
         let mut by_worker: Vec<Vec<(SlotId, Answer)>> = Vec::new();
         for (waiter, answer) in answers.drain(..) {
@@ -109,11 +110,7 @@ impl Store {
                 by_worker[worker].push((slot, answer));
             }
         }
-        for (worker, mut batch) in by_worker.into_iter().enumerate() {
-            if !batch.is_empty() {
-                self.mailboxes.post(worker, &mut batch);
-            }
-        }
+        self.mailboxes.post_and_nudge(&mut by_worker);
     }
 
     /// Opens a read and takes its first slice; short reads end there.
