@@ -38,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) max_watches: i64,
     pub(crate) progress_interval: Duration,
     pub(crate) warning_apply: Duration,
+    pub(crate) warning_unary: Duration,
     pub(crate) quota_bytes: u64,
     pub(crate) history_budget_bytes: u64,
     pub(crate) files: Arc<dyn journal::fs::FileSystem>,
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
 }
 
 static SLOW_SYNC: Throttle = Throttle::new(Duration::from_secs(10));
+static SLOW_CALL: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_APPLY: Throttle = Throttle::new(Duration::from_secs(10));
 
 /// What [`Shared::new`] takes besides the defaults.
@@ -98,6 +100,7 @@ impl Shared {
             max_watches: config.max_watches as i64,
             progress_interval: config.watch_progress_notify_interval,
             warning_apply: config.warning_apply_duration,
+            warning_unary: config.warning_unary_request_duration,
             quota_bytes: p.quota_bytes,
             history_budget_bytes: p.history_budget_bytes,
             files: p.files,
@@ -235,6 +238,20 @@ impl Shared {
                 "expected-duration" = "1s",
                 suppressed,
                 "slow fdatasync"
+            );
+        }
+    }
+
+    /// etcd's line for a unary call that took long.
+    pub(crate) fn warn_slow_call(&self, method: &wire::Method, took: Duration) {
+        if let Some(suppressed) = SLOW_CALL.allow() {
+            let (service, name) = (method.service, method.name);
+            tracing::warn!(
+                "time spent" = %telemetry::GoDuration(took),
+                "response type" = %format_args!("/{service}/{name}"),
+                "expected-duration" = %telemetry::GoDuration(self.warning_unary),
+                suppressed,
+                "request stats"
             );
         }
     }
