@@ -251,9 +251,7 @@ impl Committer {
 
     fn start_snapshot_if_due(&mut self) {
         let due = self.journal.bytes_since_snapshot() >= self.snapshot_after_bytes;
-        let due = self
-            .snapshot_tries
-            .now(due, Instant::now(), SNAPSHOT_RETRY);
+        let due = self.snapshot_tries.now(due, Instant::now(), SNAPSHOT_RETRY);
         self.shared.journal_sizes(
             self.journal.log_bytes(),
             self.journal.bytes_since_snapshot(),
