@@ -23,6 +23,8 @@ const REVOKES_PER_TICK: usize = 200;
 const REVOKE_RETRY_MS: u64 = 5_000;
 /// Events freed under the lock at a time.
 const COMPACT_EVENTS: usize = 256;
+/// Compaction by time comes at least this often.
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Under steady load over the budget this would be said several times a second.
 static HISTORY_WARNING: Throttle = Throttle::new(Duration::from_secs(60));
@@ -32,7 +34,7 @@ pub(crate) struct Upkeep {
     shared: Arc<Shared>,
     auto: AutoCompaction,
     revoking: HashMap<i64, u64>,
-    samples: VecDeque<(Instant, i64)>,
+    periodic: Periodic,
     sampled_at: Instant,
     forced: Option<i64>,
     hashing: Option<JoinHandle<()>>,
@@ -44,7 +46,7 @@ impl Upkeep {
             shared,
             auto,
             revoking: HashMap::new(),
-            samples: VecDeque::new(),
+            periodic: Periodic::default(),
             sampled_at: Instant::now(),
             forced: None,
             hashing: None,
@@ -72,8 +74,10 @@ impl Upkeep {
             .store
             .lock()
             .due_leases(now_ms, REVOKES_PER_TICK);
-        self.revoking
-            .retain(|_, since| now_ms.saturating_sub(*since) < REVOKE_RETRY_MS);
+        // What is no longer due is gone, or its id has been granted again.
+        self.revoking.retain(|id, since| {
+            now_ms.saturating_sub(*since) < REVOKE_RETRY_MS && due.contains(id)
+        });
         for id in due {
             if self.revoking.insert(id, now_ms).is_none() {
                 self.shared.metrics.lease_expired.inc();
@@ -157,16 +161,7 @@ impl Upkeep {
             AutoCompaction::Off => return,
             AutoCompaction::Revision { retention } => revision - retention as i64,
             AutoCompaction::Periodic { retention } => {
-                self.samples.push_back((now, revision));
-                let mut target = 0;
-                while self
-                    .samples
-                    .front()
-                    .is_some_and(|(t, _)| now.duration_since(*t) >= retention)
-                {
-                    target = self.samples.pop_front().map_or(0, |x| x.1);
-                }
-                target
+                self.periodic.target(now, revision, retention).unwrap_or(0)
             }
         };
         if target <= 0 {
@@ -235,14 +230,41 @@ impl Upkeep {
     }
 }
 
+/// Remembers the revisions of the last period, for compaction by time.
+#[derive(Debug, Default)]
+struct Periodic {
+    samples: VecDeque<(Instant, i64)>,
+    compacted_at: Option<Instant>,
+}
+
+impl Periodic {
+    /// Takes a sample. Returns the newest revision that is as old as `retention` if it is
+    /// time to compact at it: as in etcd every `retention`, at least every hour.
+    fn target(&mut self, now: Instant, revision: i64, retention: Duration) -> Option<i64> {
+        let old = |t: Instant| now.saturating_duration_since(t) >= retention;
+        self.samples.push_back((now, revision));
+        while self.samples.get(1).is_some_and(|(t, _)| old(*t)) {
+            self.samples.pop_front();
+        }
+        let interval = retention.min(HOUR);
+        let waited = self
+            .compacted_at
+            .is_none_or(|at| now.saturating_duration_since(at) >= interval);
+        let &(sampled_at, target) = self.samples.front()?;
+        if !waited || !old(sampled_at) {
+            return None;
+        }
+        self.compacted_at = Some(now);
+        Some(target)
+    }
+}
+
 fn sample_interval(auto: &AutoCompaction) -> Option<Duration> {
     match auto {
         AutoCompaction::Off => None,
         AutoCompaction::Revision { .. } => Some(Duration::from_secs(300)),
-        // As etcd: a tenth of the period, at most every hour's tenth.
-        AutoCompaction::Periodic { retention } => {
-            Some((*retention).min(Duration::from_secs(3600)) / 10)
-        }
+        // As etcd: a tenth of the time between two compactions.
+        AutoCompaction::Periodic { retention } => Some((*retention).min(HOUR) / 10),
     }
 }
 
@@ -251,7 +273,8 @@ pub(crate) fn snapshot(shared: &Arc<Shared>, job: SnapshotJob) {
     let started = Instant::now();
     let at = job.at;
     match write_snapshot(shared, job) {
-        Ok(info) => {
+        Ok(None) => shared.snapshot_end(None),
+        Ok(Some(info)) => {
             let took = started.elapsed();
             if let Err(error) = shared.allocator.retire(at) {
                 tracing::warn!(%error, "cannot remove old journal segments; they take space until the next snapshot");
@@ -272,10 +295,11 @@ pub(crate) fn snapshot(shared: &Arc<Shared>, job: SnapshotJob) {
     }
 }
 
+/// `None` if the server stops meanwhile: it does not wait for gigabytes to be written.
 fn write_snapshot(
     shared: &Arc<Shared>,
     mut job: SnapshotJob,
-) -> Result<journal::SnapshotInfo, SnapshotError> {
+) -> Result<Option<journal::SnapshotInfo>, SnapshotError> {
     let meta = job.meta();
     let mut out = SnapshotWriter::create(shared.files.clone(), &shared.data_dir, meta, job.at)?;
     for item in &job.head {
@@ -283,6 +307,9 @@ fn write_snapshot(
     }
     let mut keys = Vec::new();
     loop {
+        if shared.stopping() {
+            return Ok(None);
+        }
         let done = shared
             .store
             .lock()
@@ -295,5 +322,34 @@ fn write_snapshot(
         }
     }
     drop(job.pin);
-    out.finish()
+    out.finish().map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compacts_by_time_as_often_as_etcd() {
+        for (retention_s, every_s) in [(300, 300), (3600, 3600), (7200, 3600), (86400, 3600)] {
+            let retention = Duration::from_secs(retention_s);
+            let tick_s = retention.min(HOUR).as_secs() / 10;
+            let (start, mut periodic) = (Instant::now(), Periodic::default());
+            let mut found = Vec::new();
+            for t in (tick_s..retention_s * 3 + 4 * 3600).step_by(tick_s as usize) {
+                // The revision is the time, so that a target shows its age.
+                let now = start + Duration::from_secs(t);
+                if let Some(target) = periodic.target(now, t as i64, retention) {
+                    assert_eq!(t - target as u64, retention_s);
+                    found.push(t);
+                }
+            }
+            assert_eq!(found[0], retention_s + tick_s);
+            assert!(
+                found.windows(2).all(|w| w[1] - w[0] == every_s),
+                "{found:?}"
+            );
+            assert!(periodic.samples.len() as u64 <= retention_s / tick_s + 1);
+        }
+    }
 }
