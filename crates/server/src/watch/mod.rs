@@ -64,10 +64,12 @@ impl Service {
             let mut tick = tokio::time::interval_at(Instant::now() + interval, interval);
             // A client without room for even one answer is served when its queue is empty.
             let mut room_bytes = outbound.limit_bytes() / 2;
+            // As in etcd, a client may close its half and go on watching.
+            let mut asks = true;
             loop {
                 let owed = own.hub.borrow().owes(key);
                 tokio::select! {
-                    message = inbound.next() => match message.inspect_err(|_| this.receive_failed())? {
+                    message = inbound.next(), if asks => match message.inspect_err(|_| this.receive_failed())? {
                         Some(m) => {
                             // Control answers wait for room: a client that floods requests and
                             // reads no answers stops being read.
@@ -75,7 +77,7 @@ impl Service {
                                 .map_err(|_| watch_canceled())?;
                             this.watch_request(key, m, &outbound)?;
                         }
-                        None => return Ok(()),
+                        None => asks = false,
                     },
                     () = closing.wait() => return Err(status::stopped()),
                     _ = tick.tick() => own.hub.borrow_mut().notify_progress(key),
