@@ -118,41 +118,34 @@ impl Service {
         let mut held_bytes = 0;
         let mut more = false;
         loop {
-            held_bytes += read.cursor.bytes();
             let mut kvs = read.cursor.take_collected();
             if kvs.len() > left {
                 kvs.truncate(left);
                 more = true;
             }
             left -= kvs.len();
-            held.extend(kvs);
-            let done = read.cursor.is_done();
-            if done || held_bytes >= STREAM_PIECE_BYTES {
-                if keys_only {
-                    held = held
-                        .iter()
-                        .map(engine::tail::KeyValue::without_value)
-                        .collect();
+            for kv in kvs {
+                // A slice of large values is more than one piece.
+                if held_bytes >= STREAM_PIECE_BYTES {
+                    held_bytes = 0;
+                    let piece = RangeReply {
+                        kvs: std::mem::take(&mut held),
+                        ..Default::default()
+                    };
+                    send_piece(outbound, encode::stream_piece(None, &piece)).await?;
                 }
-                let mut piece = RangeReply {
-                    kvs: std::mem::take(&mut held),
-                    ..Default::default()
+                let kv = if keys_only { kv.without_value() } else { kv };
+                held_bytes += kv.encoded_len();
+                held.push(kv);
+            }
+            if read.cursor.is_done() {
+                let header = Some((&self.shared.ids, read.cursor.header_revision));
+                let piece = RangeReply {
+                    kvs: held,
+                    more,
+                    count: read.cursor.count(),
                 };
-                held_bytes = 0;
-                let mut header = None;
-                if done {
-                    (piece.more, piece.count) = (more, read.cursor.count());
-                    header = Some((&self.shared.ids, read.cursor.header_revision));
-                }
-                let frame = encode::stream_piece(header, &piece);
-                // A client that stops reading would keep history from being freed.
-                tokio::time::timeout(STREAM_STALL, outbound.send(frame))
-                    .await
-                    .map_err(|_| status::timed_out())?
-                    .map_err(|_| status::stopped())?;
-                if done {
-                    return Ok(());
-                }
+                return send_piece(outbound, encode::stream_piece(header, &piece)).await;
             }
             read.step();
             tokio::task::yield_now().await;
@@ -271,6 +264,15 @@ impl Service {
             ))
         }))
     }
+}
+
+/// Sends a piece of a RangeStream. A client that stops reading would keep history from
+/// being freed: it is waited for only so long.
+async fn send_piece(outbound: &Outbound, frame: Frame) -> Result<(), Status> {
+    tokio::time::timeout(STREAM_STALL, outbound.send(frame))
+        .await
+        .map_err(|_| status::timed_out())?
+        .map_err(|_| status::stopped())
 }
 
 fn check_streamable(op: &RangeOp) -> Result<(), Status> {
