@@ -5,9 +5,9 @@ use engine::Engine;
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use journal::Replay;
 
-/// Events freed at a time when history is over its budget during replay.
+/// Events freed at a time.
 const COMPACT_EVENTS: usize = 4096;
-/// Records between looks at the budget.
+/// Records between looks for compacted history.
 const LOOK_EVERY: u64 = 4096;
 
 /// Feeds an engine. Replay needs no more memory than serving: compacted history is freed
