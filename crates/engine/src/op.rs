@@ -228,6 +228,30 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// Bytes of the keys and values that it carries.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Write::Put(op) => op.key.len() + op.value.len(),
+            Write::Delete(op) => op.range.key.len() + op.range.end.len(),
+            Write::Txn(op) => op.bytes(),
+            _ => 0,
+        }
+    }
+}
+
+impl TxnOp {
+    fn bytes(&self) -> usize {
+        let op = |o: &Op| match o {
+            Op::Range(r) => r.range.key.len() + r.range.end.len(),
+            Op::Put(p) => p.key.len() + p.value.len(),
+            Op::Delete(d) => d.range.key.len() + d.range.end.len(),
+            Op::Txn(t) => t.bytes(),
+        };
+        self.success.iter().chain(&self.failure).map(op).sum()
+    }
+}
+
 /// A range's answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeReply {

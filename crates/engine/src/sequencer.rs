@@ -103,6 +103,9 @@ impl<W> Engine<W> {
         if let Some(error) = self.refuses(&write) {
             return Some((waiter, Err(error)));
         }
+        if self.held_bytes() > self.limits.max_held_bytes && write.bytes() > 0 {
+            return Some((waiter, Err(Error::TooManyRequests)));
+        }
         let footprint = self.footprint(&write, lane);
         let s = &self.seq;
         if s.locks.conflicts(&footprint, false)
@@ -124,6 +127,12 @@ impl<W> Engine<W> {
             Admitted::Answered(w, a) => Some((w, a)),
             Admitted::Logged => None,
         }
+    }
+
+    /// Bytes of the writes that no batch has taken yet.
+    fn held_bytes(&self) -> usize {
+        let open: usize = self.seq.lanes.iter().map(|l| l.open_bytes).sum();
+        open + self.seq.waiting.bytes()
     }
 
     fn refuses(&self, write: &Write) -> Option<Error> {

@@ -26,6 +26,7 @@ pub(crate) struct WaitingQueue<W> {
     by_key: HashMap<Bytes, VecDeque<u64>>,
     /// How many are not in `by_key`.
     others: usize,
+    bytes: usize,
     /// What they would lock.
     pub(crate) locks: Locks,
 }
@@ -37,12 +38,18 @@ impl<W> WaitingQueue<W> {
             next: 0,
             by_key: HashMap::new(),
             others: 0,
+            bytes: 0,
             locks: Locks::default(),
         }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.all.len()
+    }
+
+    /// Bytes that they carry.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -53,6 +60,7 @@ impl<W> WaitingQueue<W> {
         let n = self.next;
         self.next += 1;
         self.locks.add(&w.footprint);
+        self.bytes += w.write.bytes();
         match w.footprint.only_key() {
             Some(key) => self.by_key.entry_ref(key).or_default().push_back(n),
             None => self.others += 1,
@@ -64,6 +72,7 @@ impl<W> WaitingQueue<W> {
     pub(crate) fn remove(&mut self, n: u64) -> Option<Box<Waiting<W>>> {
         let w = self.all.remove(&n)?;
         self.locks.remove(&w.footprint);
+        self.bytes -= w.write.bytes();
         match w.footprint.only_key() {
             Some(key) => {
                 if let Some(queue) = self.by_key.get_mut(key) {
@@ -97,6 +106,7 @@ impl<W> WaitingQueue<W> {
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Box<Waiting<W>>> + use<W> {
         self.by_key.clear();
         self.others = 0;
+        self.bytes = 0;
         self.locks = Locks::default();
         std::mem::take(&mut self.all).into_values()
     }

@@ -16,6 +16,8 @@ pub(crate) struct Budget {
     pub(crate) memory_bytes: u64,
     pub(crate) quota_bytes: u64,
     pub(crate) history_bytes: u64,
+    /// For writes that wait for the disk or for each other.
+    pub(crate) held_bytes: u64,
 }
 
 /// Works out quota and history budget from what was asked for (0: not) and what there is.
@@ -32,7 +34,10 @@ pub(crate) fn budget(memory_bytes: u64, quota_flag: i64, history_flag: u64) -> B
             .max(1 << 20),
         h => h,
     };
+    // A stalled disk lets writes pile up; 2 % of the memory is some seconds of them.
+    let held_bytes = (memory_bytes / 50).clamp(16 << 20, 512 << 20);
     Budget {
+        held_bytes,
         memory_bytes,
         quota_bytes,
         history_bytes,

@@ -91,6 +91,7 @@ impl Server {
         let files: Arc<dyn FileSystem> = Arc::new(RealFs::new());
         let limits = Limits {
             quota_bytes: budget.quota_bytes as usize,
+            max_held_bytes: budget.held_bytes as usize,
             ..Limits::default()
         };
         let mut feed = Feed::new(Engine::new(limits));
