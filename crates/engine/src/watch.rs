@@ -6,7 +6,7 @@
 
 use crate::op::KeyRange;
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A set of ranges with an id each.
 #[derive(Debug, Default)]
@@ -42,6 +42,16 @@ impl RangeSet {
             self.ranges.retain(|(_, i)| *i != id);
             self.max_end.clear();
         }
+    }
+
+    /// Removes many ranges in one pass.
+    pub fn remove_all(&mut self, ids: &HashSet<u64>) {
+        self.keys.retain(|_, of_key| {
+            of_key.retain(|id| !ids.contains(id));
+            !of_key.is_empty()
+        });
+        self.ranges.retain(|(_, id)| !ids.contains(id));
+        self.max_end.clear();
     }
 
     /// Appends the ids of all ranges that hold `key`.
@@ -124,6 +134,18 @@ mod tests {
                 .collect();
             assert_eq!(got, want, "{key}");
         }
+        let mut some = RangeSet::default();
+        for (i, (k, e)) in ranges.iter().enumerate() {
+            let range = KeyRange {
+                key: b(k),
+                end: b(e),
+            };
+            some.insert(range, i as u64);
+        }
+        some.remove_all(&[1, 2, 3].into());
+        let mut left = Vec::new();
+        some.find(b"b", &mut left);
+        assert_eq!(left, [0]);
         set.remove(
             &KeyRange {
                 key: b("b"),

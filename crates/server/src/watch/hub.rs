@@ -9,7 +9,7 @@ use bytes::Bytes;
 use engine::history::Event;
 use engine::op::KeyRange;
 use engine::watch::RangeSet;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use wire::Outbound;
 
@@ -17,6 +17,9 @@ use wire::Outbound;
 const PUMP_EVENTS: usize = 1024;
 /// Events that a watcher which is behind scans at a time.
 const CATCH_UP_EVENTS: usize = 512;
+
+/// Up to so many watches of a closing stream are taken out one by one, more in one pass.
+const ONE_BY_ONE: usize = 16;
 
 /// What a client asked for.
 #[derive(Clone, Debug)]
@@ -53,7 +56,7 @@ struct Stream {
     outbound: Outbound,
     watchers: HashMap<i64, u64>,
     next_id: i64,
-    behind: Vec<u64>,
+    behind: VecDeque<u64>,
     progress_wanted: bool,
     wake: Arc<tokio::sync::Notify>,
 }
@@ -97,7 +100,7 @@ impl Hub {
             outbound,
             watchers: HashMap::new(),
             next_id: 0,
-            behind: Vec::new(),
+            behind: VecDeque::new(),
             progress_wanted: false,
             wake,
         };
@@ -110,9 +113,21 @@ impl Hub {
         let Some(stream) = self.streams.remove(&key) else {
             return;
         };
-        for id in stream.watchers.into_values() {
-            self.forget(id);
+        let ids: HashSet<u64> = stream.watchers.into_values().collect();
+        let many = ids.len() > ONE_BY_ONE;
+        if many {
+            self.ranges.remove_all(&ids);
         }
+        for id in &ids {
+            if let Some(w) = self.watchers.remove(id)
+                && w.synced
+                && !many
+            {
+                self.ranges.remove(&w.range, *id);
+            }
+        }
+        self.shared.watchers(-(ids.len() as i64));
+        self.shared.watchers_behind(-(stream.behind.len() as i64));
         self.shared.metrics.watch_streams.dec();
     }
 
@@ -153,7 +168,7 @@ impl Hub {
         if w.synced {
             self.ranges.insert(w.range.clone(), id);
         } else {
-            stream.behind.push(id);
+            stream.behind.push_back(id);
             self.shared.watchers_behind(1);
         }
         self.watchers.insert(id, w);
@@ -237,7 +252,7 @@ impl Hub {
             self.ranges.remove(&w.range, id);
             self.shared.watchers_behind(1);
             if let Some(s) = self.streams.get_mut(&w.stream) {
-                s.behind.push(id);
+                s.behind.push_back(id);
                 s.wake.notify_one();
             }
         }
@@ -258,7 +273,7 @@ impl Hub {
                 w.next_revision = unsent;
                 w.synced = false;
                 self.ranges.remove(&w.range, id);
-                stream.behind.push(id);
+                stream.behind.push_back(id);
                 stream.wake.notify_one();
                 self.shared.watchers_behind(1);
             }
@@ -278,11 +293,11 @@ impl Hub {
         let Some(stream) = self.streams.get_mut(&key) else {
             return false;
         };
-        let Some(&id) = stream.behind.first() else {
+        let Some(&id) = stream.behind.front() else {
             return true;
         };
         let Some(w) = self.watchers.get_mut(&id) else {
-            stream.behind.remove(0);
+            stream.behind.pop_front();
             return true;
         };
         let mut events = Vec::new();
@@ -335,7 +350,7 @@ impl Hub {
         if scanned_to >= self.next_revision {
             w.synced = true;
             self.ranges.insert(w.range.clone(), id);
-            stream.behind.remove(0);
+            stream.behind.pop_front();
             self.shared.watchers_behind(-1);
         } else {
             // Others of the stream have their turn.
