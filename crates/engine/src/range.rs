@@ -278,6 +278,11 @@ impl<W> Engine<W> {
         *self.pins.entry(revision).or_default() += 1;
     }
 
+    /// Number of pins held.
+    pub fn pinned(&self) -> usize {
+        self.pins.values().sum()
+    }
+
     /// Gives a pin back.
     pub fn unpin(&mut self, revision: i64) {
         if let Some(n) = self.pins.get_mut(&revision) {

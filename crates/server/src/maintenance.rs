@@ -325,7 +325,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     let alarms = engine.alarms();
     let (revision, compact_revision) = (engine.revision(), engine.compact_revision());
     let (pending, keys, leases) = (engine.pending(), engine.keys(), engine.lease_count());
-    let waiting = engine.waiting();
+    let (waiting, pinned) = (engine.waiting(), engine.pinned());
     drop(engine);
     let (journal_bytes, lag) = shared.journal_bytes();
     let (connections, connections_refused) = shared.connections();
@@ -351,6 +351,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         connections,
         connections_refused,
         waiting_operations: waiting as u64,
+        open_read_transactions: pinned as u64,
         data_bytes: sizes.data_bytes as u64,
         history_bytes: sizes.history_bytes as u64,
         history_budget_bytes: shared.history_budget_bytes,

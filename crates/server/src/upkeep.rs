@@ -38,6 +38,7 @@ pub(crate) struct Upkeep {
     sampled_at: Instant,
     forced: Option<i64>,
     hashing: Option<JoinHandle<()>>,
+    compacting_since: Option<Instant>,
 }
 
 impl Upkeep {
@@ -50,6 +51,7 @@ impl Upkeep {
             sampled_at: Instant::now(),
             forced: None,
             hashing: None,
+            compacting_since: None,
         }
     }
 
@@ -206,7 +208,7 @@ impl Upkeep {
     }
 
     /// Frees a slice of what compaction made unreachable; true if there is more.
-    fn compact(&self) -> bool {
+    fn compact(&mut self) -> bool {
         let started = Instant::now();
         let (removed, more) = {
             let mut engine = self.shared.store.lock();
@@ -218,12 +220,17 @@ impl Upkeep {
         };
         let m = &self.shared.metrics;
         m.compaction_keys.add(removed as u64);
-        m.compaction_pause_ms
-            .observe_value(started.elapsed().as_secs_f64() * 1000.0);
+        let pause_ms = millis(started.elapsed());
+        m.compaction_pause_ms.observe_value(pause_ms);
+        // Index and values are one structure here.
+        m.compaction_index_pause_ms.observe_value(pause_ms);
+        let since = *self.compacting_since.get_or_insert(started);
         if more {
             // Writers first: an unfair lock would otherwise come straight back here.
             std::thread::sleep(Duration::from_micros(100));
         } else {
+            m.compaction_total_ms.observe_value(millis(since.elapsed()));
+            self.compacting_since = None;
             self.shared.compacted_now();
         }
         more
@@ -266,6 +273,10 @@ fn sample_interval(auto: &AutoCompaction) -> Option<Duration> {
         // As etcd: a tenth of the time between two compactions.
         AutoCompaction::Periodic { retention } => Some((*retention).min(HOUR) / 10),
     }
+}
+
+fn millis(d: Duration) -> f64 {
+    d.as_secs_f64() * 1000.0
 }
 
 /// Writes a snapshot of the journal, so that replay stays short and old segments go.

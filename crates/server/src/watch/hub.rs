@@ -11,6 +11,7 @@ use engine::op::KeyRange;
 use engine::watch::RangeSet;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 use wire::Outbound;
 
 /// Events taken from the store at a time.
@@ -266,7 +267,14 @@ impl Hub {
             return;
         };
         self.shared.metrics.watch_events.add(indices.len() as u64);
-        match batch.send(&self.shared, w, indices, revision, &stream.outbound) {
+        let started = Instant::now();
+        let sent = batch.send(&self.shared, w, indices, revision, &stream.outbound);
+        let took_s = started.elapsed().as_secs_f64();
+        let m = &self.shared.metrics;
+        m.watch_send.observe_s(took_s);
+        m.watch_send_per_event
+            .observe_s(took_s / indices.len().max(1) as f64);
+        match sent {
             Ok(()) => w.quiet = false,
             Err(unsent) => {
                 // From here on the watcher is served from history, at its client's pace.
@@ -399,6 +407,7 @@ impl Hub {
 
     /// A tick of a stream's notification timer.
     pub(super) fn notify_progress(&mut self, key: u64) {
+        let started = Instant::now();
         while self.pump() {}
         let (ids, revision) = (*self.ids(), self.next_revision - 1);
         let Some(s) = self.streams.get(&key) else {
@@ -420,6 +429,10 @@ impl Hub {
             }
             w.quiet = true;
         }
+        self.shared
+            .metrics
+            .watch_progress_send
+            .observe(started.elapsed());
     }
 
     /// The revision shown in answers to control requests.

@@ -104,6 +104,7 @@ impl Service {
     }
 
     fn watch_request(&self, stream: u64, m: Bytes, outbound: &Outbound) -> Result<(), Status> {
+        let started = std::time::Instant::now();
         let request = pb::WatchRequest::decode(m).map_err(|e| status::undecodable(&e))?;
         let mut hub = self.hub.borrow_mut();
         match request.request_union {
@@ -121,6 +122,10 @@ impl Service {
             Some(RequestUnion::ProgressRequest(_)) => hub.request_progress(stream),
             None => tracing::info!("invalid watch request type received in gRPC stream"),
         }
+        self.shared
+            .metrics
+            .watch_control_send
+            .observe(started.elapsed());
         Ok(())
     }
 
