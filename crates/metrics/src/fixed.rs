@@ -191,7 +191,7 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         "etcd_debugging_mvcc_pending_events_total",
         Etcd,
         |i| i.pending_events as f64,
-        "Events queued for watches and not yet sent.",
+        "Always 0: events wait in history, not in a queue of each watch.",
     );
 
     let mut family = r.family(

@@ -408,7 +408,7 @@ impl Metrics {
                 "etcd_disk_backend_snapshot_duration_seconds",
                 Etcd,
                 &snapshot,
-                "How long a Maintenance.Snapshot took to send.",
+                "How long a Maintenance.Snapshot took to send. Empty until it is offered.",
             ),
 
             wal_fsync: r.histogram(
@@ -448,7 +448,7 @@ impl Metrics {
                 "etcd_snap_fsync_duration_seconds",
                 Equivalent,
                 &disk,
-                "How long the sync of a snapshot of the journal took.",
+                "Empty: the sync of a snapshot of the journal is not measured apart.",
             ),
             commit_batch_size: r.histogram(
                 "orlop_journal_commit_batch_size",

@@ -34,7 +34,7 @@ pub struct ScrapeInput {
     pub watchers: u64,
     /// Watches that read history because they are behind.
     pub slow_watchers: u64,
-    /// Events queued for watches and not yet sent.
+    /// Always 0: events wait in history, not in a queue of each watch.
     pub pending_events: u64,
     /// The NOSPACE alarm is raised.
     pub alarm_nospace: bool,
