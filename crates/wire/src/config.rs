@@ -20,6 +20,8 @@ pub struct Config {
     pub max_worker_unread_bytes: usize,
     /// Response bytes that a stream's queue takes before it refuses more ([`crate::Outbound`]).
     pub stream_queue_bytes: usize,
+    /// The same for all streams of one worker; over it, each takes one frame at a time.
+    pub max_worker_stream_bytes: usize,
     /// Open connections over all listeners; more are accepted and closed at once.
     pub max_connections: usize,
     /// Streams that a client may have open on one connection, as announced to it.
@@ -62,12 +64,13 @@ impl Default for Config {
             max_unread_bytes: 64 * 1024 * 1024,
             max_worker_unread_bytes: 256 * 1024 * 1024,
             stream_queue_bytes: 4 * 1024 * 1024,
+            max_worker_stream_bytes: 256 * 1024 * 1024,
             max_connections: 20_000,
             max_concurrent_streams: u32::MAX,
             max_calls_per_connection: 100_000,
             stream_window_bytes: 1024 * 1024,
             connection_window_bytes: 4 * 1024 * 1024,
-            max_send_buffer_bytes: 1024 * 1024,
+            max_send_buffer_bytes: 400 * 1024,
             max_header_bytes: 64 * 1024,
             keepalive_interval: Duration::from_secs(2 * 3600),
             keepalive_timeout: Duration::from_secs(20),

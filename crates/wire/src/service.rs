@@ -19,7 +19,7 @@ use crate::handler::{Call, Event, Handler, HttpRequest, Kind, LocalFuture, Metho
 use crate::listener::Serves;
 use crate::local::Flag;
 use crate::message::{Assembler, Budget, Encoding};
-use crate::stream::{Body, Inbound, Observer, StreamBody};
+use crate::stream::{Body, Inbound, Observer, StreamBody, StreamBytes};
 use crate::unary::Unary;
 use crate::unread::{Unread, WorkerUnread};
 
@@ -65,6 +65,7 @@ pub(crate) struct WorkerState<H> {
     pub(crate) config: std::sync::Arc<Config>,
     pub(crate) closing: Rc<Flag>,
     pub(crate) unread: std::sync::Arc<WorkerUnread>,
+    pub(crate) stream_bytes: StreamBytes,
 }
 
 /// What the calls of one connection share.
@@ -221,7 +222,11 @@ async fn stream<H: Handler>(
         Rc::new(move |event| handler.observe(method, event))
     };
     let inbound = Inbound::new(body, assembler, Rc::clone(&observer));
-    let (outbound, mut stream) = StreamBody::pair(worker.config.stream_queue_bytes, observer);
+    let (outbound, mut stream) = StreamBody::pair(
+        worker.config.stream_queue_bytes,
+        worker.stream_bytes.clone(),
+        observer,
+    );
     let deadline = call.deadline;
     let future = worker.handler.stream(call, inbound, outbound.clone());
     let open = OpenCall::new(&connection);

@@ -106,6 +106,8 @@ struct Queue {
     frames: RefCell<VecDeque<Bytes>>,
     bytes: Cell<usize>,
     limit_bytes: usize,
+    /// What all streams of the worker have queued, and its limit.
+    all: StreamBytes,
     /// Set by the handler's end.
     result: RefCell<Option<Status>>,
     /// Set by the body's drop.
@@ -117,6 +119,27 @@ struct Queue {
     observer: Observer,
 }
 
+/// What the queues of a worker's streams hold together. Over the limit a stream gets one
+/// frame at a time, when its queue is empty. Clones share the count.
+#[derive(Clone)]
+pub(crate) struct StreamBytes {
+    bytes: Rc<Cell<usize>>,
+    limit_bytes: usize,
+}
+
+impl StreamBytes {
+    pub(crate) fn new(limit_bytes: usize) -> Self {
+        StreamBytes {
+            bytes: Rc::default(),
+            limit_bytes,
+        }
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes.get() + bytes <= self.limit_bytes
+    }
+}
+
 impl Outbound {
     /// Queues a frame if there is room. An empty queue takes any frame, however large.
     pub fn try_send(&self, frame: Frame) -> Result<(), Refused> {
@@ -125,10 +148,11 @@ impl Outbound {
             return Err(Refused::Closed);
         }
         let held = queue.bytes.get();
-        if held > 0 && held + frame.len() > queue.limit_bytes {
+        let full = held + frame.len() > queue.limit_bytes || !queue.all.has_room(frame.len());
+        if held > 0 && full {
             return Err(Refused::Full(frame));
         }
-        queue.bytes.set(held + frame.len());
+        queue.hold(frame.len());
         (queue.observer)(Event::Sent {
             bytes: frame.len() - PREFIX_BYTES,
         });
@@ -145,7 +169,7 @@ impl Outbound {
         if queue.closed.get() {
             return;
         }
-        queue.bytes.set(queue.bytes.get() + frame.len());
+        queue.hold(frame.len());
         (queue.observer)(Event::Sent {
             bytes: frame.len() - PREFIX_BYTES,
         });
@@ -223,6 +247,16 @@ impl std::fmt::Debug for Outbound {
 }
 
 impl Queue {
+    fn hold(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
+        self.all.bytes.set(self.all.bytes.get() + bytes);
+    }
+
+    fn release(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+        self.all.bytes.set(self.all.bytes.get() - bytes);
+    }
+
     fn wake_reader(&self) {
         if let Some(waker) = self.reader.borrow_mut().take() {
             waker.wake();
@@ -246,11 +280,16 @@ pub(crate) struct StreamBody {
 
 impl StreamBody {
     /// A connected pair: what the handler writes, and what the transport reads.
-    pub(crate) fn pair(limit_bytes: usize, observer: Observer) -> (Outbound, StreamBody) {
+    pub(crate) fn pair(
+        limit_bytes: usize,
+        all: StreamBytes,
+        observer: Observer,
+    ) -> (Outbound, StreamBody) {
         let queue = Rc::new(Queue {
             frames: RefCell::default(),
             bytes: Cell::new(0),
             limit_bytes,
+            all,
             result: RefCell::default(),
             closed: Cell::new(false),
             reader: RefCell::default(),
@@ -298,7 +337,7 @@ impl StreamBody {
                 }
             };
         };
-        queue.bytes.set(queue.bytes.get() - frame.len());
+        queue.release(frame.len());
         queue.writers.wake_all();
         Poll::Ready(Some(BodyFrame::data(frame)))
     }
@@ -308,6 +347,7 @@ impl Drop for StreamBody {
     fn drop(&mut self) {
         self.queue.closed.set(true);
         self.queue.frames.borrow_mut().clear();
+        self.queue.release(self.queue.bytes.get());
         self.queue.writers.wake_all();
         if let Some(task) = &self.task {
             task.abort();
@@ -369,5 +409,26 @@ impl http_body::Body for Body {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_share_a_limit_and_give_back_what_they_held() {
+        let all = StreamBytes::new(1000);
+        let pair = || StreamBody::pair(800, all.clone(), Rc::new(|_| {}));
+        let frame = || Frame::encode(395, |b| b.resize(400, 0));
+        let ((one, body), (two, _other)) = (pair(), pair());
+        assert_eq!(one.try_send(frame()), Ok(()));
+        assert_eq!(one.try_send(frame()), Ok(()));
+        // An empty queue takes one whatever the others hold, and no second.
+        assert_eq!(two.try_send(frame()), Ok(()));
+        assert!(matches!(two.try_send(frame()), Err(Refused::Full(_))));
+        drop(body);
+        assert_eq!(two.try_send(frame()), Ok(()));
+        assert_eq!(all.bytes.get(), two.queued_bytes());
     }
 }

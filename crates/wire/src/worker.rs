@@ -18,6 +18,7 @@ use crate::handler::Handler;
 use crate::local::{Flag, WakerSet};
 use crate::server::RateLimit;
 use crate::service::{Routes, WorkerState};
+use crate::stream::StreamBytes;
 
 thread_local! {
     static CURRENT: Cell<Option<WorkerId>> = const { Cell::new(None) };
@@ -76,6 +77,7 @@ pub(crate) fn spawn<H: Handler>(
             let state = Rc::new(WorkerState {
                 handler,
                 routes,
+                stream_bytes: StreamBytes::new(config.max_worker_stream_bytes),
                 config,
                 closing,
                 unread: Arc::default(),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use wire::{Frame, Outbound};
 
 /// One answer holds at most about so many bytes of events, unless one revision has more.
-const ANSWER_BYTES: usize = 1 << 20;
+const ANSWER_BYTES: usize = 256 << 10;
 
 /// `WatchResponse{header=1, watch_id=2, created=3, canceled=4, compact_revision=5,
 /// cancel_reason=6, fragment=7, events=11}` without events.
