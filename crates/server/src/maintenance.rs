@@ -2,7 +2,7 @@
 
 use crate::encode;
 use crate::service::Service;
-use crate::shared::{CLUSTER_VERSION, ETCD_VERSION, Shared};
+use crate::shared::{CLUSTER_MINOR_VERSION, CLUSTER_VERSION, ETCD_VERSION, Shared};
 use crate::status;
 use crate::store::{Pin, SLICE_KEYS};
 use bytes::Bytes;
@@ -212,7 +212,7 @@ impl Service {
     fn downgrade_answer(&self) -> Frame {
         encode::message(&pb::DowngradeResponse {
             header: self.header(),
-            version: CLUSTER_VERSION.trim_end_matches(".0").into(),
+            version: CLUSTER_MINOR_VERSION.into(),
         })
     }
 

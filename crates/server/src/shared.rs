@@ -17,6 +17,8 @@ use telemetry::Throttle;
 pub const ETCD_VERSION: &str = "3.7.3";
 /// Its cluster version, as `/version` shows it.
 pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
+/// The same as metrics and Downgrade show it.
+pub(crate) const CLUSTER_MINOR_VERSION: &str = "3.7";
 
 /// The log grows by at least this much between snapshots, in bytes.
 const SNAPSHOT_MIN_BYTES: u64 = 256 << 20;

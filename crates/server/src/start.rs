@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::memory;
 use crate::replay::Feed;
 use crate::service::{METHODS, Service};
-use crate::shared::{CLUSTER_VERSION, ETCD_VERSION, Parts, Shared};
+use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Parts, Shared};
 use crate::store::Store;
 use crate::upkeep::Upkeep;
 use config::{Config, Url};
@@ -127,7 +127,7 @@ impl Server {
             extensive: config.metrics == config::Metrics::Extensive,
             shards: workers + 2,
             server_version: ETCD_VERSION.into(),
-            cluster_version: CLUSTER_VERSION.trim_end_matches(".0").into(),
+            cluster_version: CLUSTER_MINOR_VERSION.into(),
             orlop_version: env!("CARGO_PKG_VERSION").into(),
             member_id: ids.member_id,
         });
