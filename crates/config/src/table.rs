@@ -297,6 +297,12 @@ pub static FLAGS: &[Flag] = &[
     own("max-connections", UINT, "10000", "How many client connections may be open at once."),
     own("max-watches", UINT, "100000", "How many watches may be open at once."),
     own("segment-bytes", UINT, "67108864", "How large a segment file of the journal is."),
+    own("profile", Text, "", "The storage profile: `strict` (everything durable; the default), `balanced` or `ephemeral`. A choice made with `orlop profile set` or `orlop rules apply` wins until `orlop profile reset`."),
+    own("rules", Text, "", "A file of storage rules, instead of `--profile`; see [rules](rules.md)."),
+    own("kube-prefix", Text, "", "kube-apiserver's `--etcd-prefix`, below which storage rules find Kubernetes objects; `/registry` unless the rules say otherwise."),
+    own("admin-socket", Text, "", "Where the admin endpoint's Unix socket is; `admin.sock` in the data directory by default."),
+    own("listen-admin-urls", Urls, "", "Where the admin endpoint is served besides its socket: https only, and a client certificate is required; needs `--cert-file`, `--key-file` and `--admin-trusted-ca-file`."),
+    own("admin-trusted-ca-file", Text, "", "The authorities whose client certificates may administer; apart from `--trusted-ca-file`, so that who may write keys may not change their durability."),
 
     ignored("cluster-active-size"),
     ignored("cluster-remove-delay"),

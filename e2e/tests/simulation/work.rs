@@ -4,7 +4,7 @@ use super::{Checked, DIR, KEYS, Process, Running, Watcher, World, ensure};
 use crate::model::{Event, Live};
 use bytes::Bytes;
 use engine::Error;
-use engine::op::{Compare, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target, TxnOp, Write};
+use engine::op::{Class, Compare, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target, TxnOp, Write};
 use engine::record::Record;
 use engine::sequencer::Answers;
 use engine::tail;
@@ -95,7 +95,7 @@ impl World {
         self.count += 1;
         self.asked.insert(waiter, write.clone());
         let now = self.model.now_ms;
-        match process.engine.submit(write, 0, waiter, now) {
+        match process.engine.submit(write, Class::DURABLE, waiter, now) {
             Some(answer) => self.answered_at_once(answer),
             None => Ok(()),
         }
