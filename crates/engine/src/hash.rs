@@ -11,10 +11,7 @@
 
 use crate::Engine;
 use crate::error::Error;
-use crate::record::Revision;
-use crate::tail::{self, Key};
-use std::ops::Bound;
-use std::sync::Arc;
+use crate::versions::{Stored, Versions, VersionsCursor};
 
 /// How many hashes of compactions are kept, as in etcd.
 pub const CACHED_HASHES: usize = 10;
@@ -30,8 +27,8 @@ pub struct KvHash {
     pub compact_revision: i64,
 }
 
-/// Entries in a part.
-const PART: usize = 4096;
+/// Bytes hashed between two rests: some tenths of a millisecond.
+const REST_BYTES: usize = 1 << 20;
 
 /// Hashes of compactions.
 #[derive(Debug, Default)]
@@ -46,78 +43,23 @@ pub(crate) struct CompactionHashes {
 /// Where a sliced hash stands.
 #[derive(Debug)]
 pub struct HashCursor {
-    /// The revision hashed.
-    pub revision: i64,
-    /// The compact revision that the hash is relative to.
-    pub compact_revision: i64,
-    /// The store's revision when it began.
-    pub header_revision: i64,
-    /// The version visited last.
-    at: Option<(Key, Revision)>,
-    /// In parts: one long list would have to be copied to grow.
-    entries: Vec<Vec<Entry>>,
+    versions: VersionsCursor,
     /// A compaction's hash takes a tombstone at its own revision for current.
     of_compaction: bool,
-    tombstone_at_revision: bool,
-    done: bool,
-}
-
-#[derive(Debug)]
-struct Entry {
-    revision: Revision,
-    key: Key,
-    tail: Option<Arc<[u8]>>,
-    current: bool,
 }
 
 impl<W> Engine<W> {
     /// Opens a hash at `revision` (0: now). Pin [`HashCursor::pin`] while it runs.
     pub fn hash_open(&self, revision: i64) -> Result<HashCursor, Error> {
-        if revision > 0 && revision < self.compact_revision {
-            return Err(Error::Compacted);
-        }
-        if revision > self.revision {
-            return Err(Error::FutureRevision);
-        }
-        let revision = if revision == 0 {
-            self.revision
-        } else {
-            revision
-        };
-        Ok(self.cursor(revision, self.compact_revision, false))
-    }
-
-    fn cursor(&self, revision: i64, compact_revision: i64, of_compaction: bool) -> HashCursor {
-        HashCursor {
-            revision,
-            compact_revision,
-            header_revision: self.revision,
-            at: None,
-            entries: Vec::new(),
-            of_compaction,
-            tombstone_at_revision: false,
-            done: false,
-        }
+        Ok(HashCursor {
+            versions: self.versions_open(revision)?,
+            of_compaction: false,
+        })
     }
 
     /// Collects on, visiting at most `max_versions` versions; returns true at the end.
     pub fn hash_step(&self, c: &mut HashCursor, max_versions: usize) -> bool {
-        let mut left = max_versions.max(1);
-        if let Some((key, revision)) = c.at.clone()
-            && let Some(entry) = self.index.get(&key)
-            && !c.visit(entry.key(), entry.versions_after(revision), &mut left)
-        {
-            return c.done;
-        }
-        let from = c.at.as_ref().map(|x| x.0.clone());
-        let start = from.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        for entry in self.index.range(start, Bound::Unbounded) {
-            if !c.visit(entry.key(), entry.retained(c.compact_revision), &mut left) {
-                return c.done;
-            }
-        }
-        c.done = true;
-        c.done
+        self.versions_step(&mut c.versions, max_versions)
     }
 
     /// Whether compactions leave hashes behind. Off until asked for, since someone must
@@ -141,7 +83,10 @@ impl<W> Engine<W> {
     /// until then nothing that it needs is freed, so it needs no pin.
     pub fn compaction_hash_open(&self) -> Option<HashCursor> {
         let (previous, own) = self.compaction_hashes.wanted?;
-        Some(self.cursor(own, previous, true))
+        Some(HashCursor {
+            versions: self.versions_cursor(own, previous),
+            of_compaction: true,
+        })
     }
 
     /// Keeps a compaction's hash and lets the compaction free.
@@ -168,99 +113,59 @@ impl<W> Engine<W> {
 }
 
 impl HashCursor {
-    /// The revision to pin while it runs: what compaction has left above this one is
-    /// hashed, superseded or not.
+    /// The revision to pin while it runs.
     pub fn pin(&self) -> i64 {
-        self.compact_revision.max(0)
+        self.versions.pin()
     }
 
-    /// Collects a key's versions; returns false if `left` ran out before the end.
-    fn visit(
-        &mut self,
-        key: &Key,
-        versions: impl Iterator<Item = crate::index::Version>,
-        left: &mut usize,
-    ) -> bool {
-        for v in versions {
-            if *left == 0 {
-                return false;
-            }
-            *left -= 1;
-            self.at = Some((key.clone(), v.revision));
-            let main = v.revision.main;
-            if main > self.revision {
-                break;
-            }
-            let compacted = main <= self.compact_revision;
-            let same_key = |e: &&mut Entry| Arc::ptr_eq(&e.key, key);
-            if self.entries.last().is_none_or(|part| part.len() == PART) {
-                // The last entry moves along: it may be of the same key.
-                let last = self.entries.last_mut().and_then(Vec::pop);
-                let mut part = Vec::with_capacity(PART);
-                part.extend(last);
-                self.entries.push(part);
-            }
-            let Some(part) = self.entries.last_mut() else {
-                continue;
-            };
-            if let Some(before) = part.last_mut().filter(same_key) {
-                before.current = false;
-                if compacted {
-                    // Put and deleted at the compact revision itself.
-                    part.pop();
-                }
-            }
-            if v.tail.is_none() {
-                self.tombstone_at_revision |= main == self.revision;
-                if compacted {
-                    continue;
-                }
-            }
-            part.push(Entry {
-                revision: v.revision,
-                key: key.clone(),
-                current: v.tail.is_some(),
-                tail: v.tail,
-            });
-        }
-        true
+    /// The store's revision when it began.
+    pub fn header_revision(&self) -> i64 {
+        self.versions.header_revision
     }
 
-    /// Sorts and hashes what was collected. Needs no lock.
-    pub fn finish(self) -> u32 {
-        let mut entries: Vec<Entry> = self.entries.into_iter().flatten().collect();
-        entries.sort_unstable_by_key(|e| e.revision);
-        let any_current =
-            entries.iter().any(|e| e.current) || (self.of_compaction && self.tombstone_at_revision);
-        let mut crc = crc32c::crc32c(b"key");
-        let mut head = Vec::new();
-        for e in &entries {
-            let main = e.revision.main;
-            if main <= self.compact_revision && any_current && !e.current {
-                continue;
-            }
-            head.clear();
-            head.extend_from_slice(&main.to_be_bytes());
-            head.push(b'_');
-            head.extend_from_slice(&e.revision.sub.to_be_bytes());
-            if e.tail.is_none() {
-                head.push(b't');
-            }
-            tail::encode_kv(&e.key, &[], &mut head);
-            crc = crc32c::crc32c_append(crc, &head);
-            if let Some(tail) = &e.tail {
-                crc = crc32c::crc32c_append(crc, tail);
-            }
-        }
-        crc
+    /// Sorts and hashes what was collected. Needs no lock; `rest` is called now and then, so
+    /// that the caller can make it give way to others.
+    pub fn finish(self, rest: &mut dyn FnMut()) -> u32 {
+        let versions = self.versions.finish(rest);
+        versions.hash(self.of_compaction, rest)
     }
 
     /// The same, with what it is a hash of.
-    pub fn finish_hash(self) -> KvHash {
+    pub fn finish_hash(self, rest: &mut dyn FnMut()) -> KvHash {
         KvHash {
-            revision: self.revision,
-            compact_revision: self.compact_revision,
-            hash: self.finish(),
+            revision: self.versions.revision,
+            compact_revision: self.versions.compact_revision,
+            hash: self.finish(rest),
         }
+    }
+}
+
+impl Versions {
+    fn hash(&self, of_compaction: bool, rest: &mut dyn FnMut()) -> u32 {
+        let deleted_now = |e: &Stored| e.is_tombstone() && e.revision.main == self.revision;
+        let any_current = self.any_current() || (of_compaction && self.iter().any(deleted_now));
+        let mut crc = crc32c::crc32c(b"key");
+        let mut head = Vec::new();
+        let mut unrested_bytes = 0;
+        for e in self.iter() {
+            let compacted = e.revision.main <= self.compact_revision;
+            if compacted && (e.is_tombstone() || (any_current && !e.current)) {
+                continue;
+            }
+            crc = crc32c::crc32c_append(crc, &e.bucket_key());
+            head.clear();
+            e.value_head_into(&mut head);
+            crc = crc32c::crc32c_append(crc, &head);
+            if let Some(tail) = &e.tail {
+                crc = crc32c::crc32c_append(crc, tail);
+                unrested_bytes += tail.len();
+            }
+            unrested_bytes += REST_BYTES / 4096;
+            if unrested_bytes >= REST_BYTES {
+                unrested_bytes = 0;
+                rest();
+            }
+        }
+        crc
     }
 }

@@ -18,11 +18,13 @@ mod order;
 mod plan;
 pub mod range;
 pub mod record;
+pub mod restore;
 pub mod sequencer;
 mod slab;
 pub mod snapshot;
 mod state;
 pub mod tail;
+pub mod versions;
 mod waiting;
 pub mod watch;
 

@@ -157,13 +157,18 @@ impl KeyValue {
 
     /// Length of its protobuf encoding in bytes.
     pub fn encoded_len(&self) -> usize {
-        1 + varint_len(self.key.len() as u64) + self.key.len() + self.tail.len()
+        kv_len(&self.key, &self.tail)
     }
 
     /// Appends its protobuf encoding (`mvccpb.KeyValue`).
     pub fn encode_into(&self, buf: &mut Vec<u8>) {
         encode_kv(&self.key, &self.tail, buf);
     }
+}
+
+/// Length of `mvccpb.KeyValue` made of a key and an encoded version, in bytes.
+pub fn kv_len(key: &[u8], tail: &[u8]) -> usize {
+    1 + varint_len(key.len() as u64) + key.len() + tail.len()
 }
 
 /// Appends `mvccpb.KeyValue` made of a key and an encoded version (empty for a tombstone).

@@ -342,7 +342,7 @@ impl Model {
             Reading::Hash(c, pin, want) => {
                 self.engine.unpin(pin);
                 let what = format!("hash at {} over {}", c.revision, c.compact_revision);
-                assert_eq!(c.finish(), want, "{what}");
+                assert_eq!(c.finish(&mut || ()), want, "{what}");
             }
             Reading::Snapshot(c, pin, items, at) => {
                 self.engine.unpin(pin);
@@ -360,7 +360,7 @@ impl Model {
     fn step_compaction_hash(&mut self) {
         if let Some(mut c) = self.engine.compaction_hash_open() {
             while !self.engine.hash_step(&mut c, 3) {}
-            self.engine.compaction_hash_done(c.finish_hash());
+            self.engine.compaction_hash_done(c.finish_hash(&mut || ()));
             for want in &self.oracle.compaction_hashes {
                 assert_eq!(self.engine.hash_cached(want.revision), Some(*want));
             }
@@ -412,7 +412,7 @@ impl Model {
             let want = oracle.hash(revision).unwrap();
             let mut c = engine.hash_open(revision).unwrap();
             while !engine.hash_step(&mut c, 100) {}
-            assert_eq!(c.finish_hash(), want);
+            assert_eq!(c.finish_hash(&mut || ()), want);
         }
         for from in oracle.compact_revision..=oracle.revision + 1 {
             let mut events = Vec::new();

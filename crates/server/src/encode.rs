@@ -90,6 +90,10 @@ fn range_len(r: &RangeReply) -> usize {
 /// `RangeResponse{header=1, kvs=2, more=3, count=4}` without its header.
 fn put_range(buf: &mut impl BufMut, r: &RangeReply) {
     put_kvs(buf, 2, &r.kvs);
+    put_range_end(buf, r);
+}
+
+fn put_range_end(buf: &mut impl BufMut, r: &RangeReply) {
     put_int(buf, 3, r.more.into());
     put_int(buf, 4, r.count as u64);
 }
@@ -150,6 +154,24 @@ fn put_reply(buf: &mut impl BufMut, ids: Option<&Ids>, revision: i64, reply: &Re
 pub(crate) fn reply(ids: &Ids, revision: i64, reply: &Reply) -> Frame {
     Frame::encode(reply_len(Some(ids), revision, reply), |b| {
         put_reply(b, Some(ids), revision, reply)
+    })
+}
+
+/// A large range's frame; `rest` is called now and then, to give way to others.
+pub(crate) fn large_range(
+    ids: &Ids,
+    revision: i64,
+    r: &RangeReply,
+    rest: &mut dyn FnMut(),
+) -> Frame {
+    let len = nested_len(header_len(Some(ids), revision)) + range_len(r);
+    Frame::encode(len, |b| {
+        put_header(b, Some(ids), revision);
+        for some in r.kvs.chunks(64) {
+            put_kvs(b, 2, some);
+            rest();
+        }
+        put_range_end(b, r);
     })
 }
 

@@ -15,6 +15,7 @@ mod kv;
 mod lease;
 mod maintenance;
 mod memory;
+mod pace;
 mod replay;
 mod service;
 mod shared;

@@ -1,6 +1,7 @@
 //! The Maintenance, Cluster, Auth and Health services: what makes sense for one member.
 
 use crate::encode;
+use crate::pace::Pace;
 use crate::service::Service;
 use crate::shared::{CLUSTER_MINOR_VERSION, CLUSTER_VERSION, ETCD_VERSION, Shared};
 use crate::status;
@@ -175,9 +176,12 @@ impl Service {
         let store = store.clone();
         // Gigabytes may go through the CRC: on a thread of its own, the store in slices.
         let hash = tokio::task::spawn_blocking(move || {
-            while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {}
+            let mut pace = Pace::start();
+            while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
+                pace.rest();
+            }
             drop(pin);
-            cursor.finish_hash()
+            cursor.finish_hash(&mut || pace.rest())
         });
         Ok((hash.await.map_err(|_| status::stopped())?, revision))
     }

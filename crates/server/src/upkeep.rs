@@ -2,6 +2,7 @@
 //! budget, automatic compaction, time-outs, and snapshots of the journal.
 
 use crate::durability::SnapshotJob;
+use crate::pace::Pace;
 use crate::shared::Shared;
 use crate::store::SLICE_KEYS;
 use config::AutoCompaction;
@@ -196,8 +197,11 @@ impl Upkeep {
         };
         let store = self.shared.store.clone();
         let body = move || {
-            while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {}
-            let hash = cursor.finish_hash();
+            let mut pace = Pace::start();
+            while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
+                pace.rest();
+            }
+            let hash = cursor.finish_hash(&mut || pace.rest());
             store.lock().compaction_hash_done(hash);
         };
         // Without a thread it is tried again at the next tick.
@@ -317,6 +321,7 @@ fn write_snapshot(
         out.push(item)?;
     }
     let mut keys = Vec::new();
+    let mut pace = Pace::start();
     loop {
         if shared.stopping() {
             return Ok(None);
@@ -331,6 +336,7 @@ fn write_snapshot(
         if done {
             break;
         }
+        pace.rest();
     }
     drop(job.pin);
     out.finish().map(Some)

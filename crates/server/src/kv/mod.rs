@@ -4,6 +4,7 @@ mod check;
 mod convert;
 
 use crate::encode;
+use crate::pace::Pace;
 use crate::service::Service;
 use crate::status;
 use bytes::Bytes;
@@ -68,8 +69,10 @@ impl Service {
                 }
             };
             let ids = this.shared.ids;
-            let frame =
-                off_thread(move || encode::reply(&ids, revision, &engine::op::Reply::Range(reply)));
+            let frame = off_thread(move || {
+                let mut pace = Pace::start();
+                encode::large_range(&ids, revision, &reply, &mut || pace.rest())
+            });
             let frame = frame.await;
             this.range_done(started, frame.is_ok());
             frame
