@@ -324,6 +324,8 @@ pub struct Class {
     pub rules: u64,
     /// The version that it replaces, where a rule looked at it.
     pub bound: Option<Bound>,
+    /// Bits of the caller's; a batch has those that all of its writes have.
+    pub tags: u8,
 }
 
 /// A version of a key that a class was found from.
@@ -342,5 +344,6 @@ impl Class {
         sync_within_ms: 0,
         rules: 0,
         bound: None,
+        tags: 0,
     };
 }

@@ -22,6 +22,7 @@ struct Pending<W> {
     plan: Plan,
     footprint: Footprint,
     sync_within_ms: u32,
+    tags: u8,
     waiter: W,
 }
 
@@ -46,6 +47,8 @@ pub struct Batch {
     pub records: Vec<Record>,
     /// How soon they must be on disk, in milliseconds; meant for volatile ones.
     pub sync_within_ms: u32,
+    /// The bits that all of its writes have ([`Class::tags`]).
+    pub tags: u8,
 }
 
 #[derive(Debug)]
@@ -54,6 +57,10 @@ struct Lane<W> {
     open_records: Vec<Record>,
     open_bytes: usize,
     in_flight: VecDeque<(u64, Vec<Pending<W>>)>,
+    /// Writes admitted so far.
+    admitted: u64,
+    /// Of those, how many are visible, or have failed.
+    done: u64,
 }
 
 /// Queues and locks of the sequencer.
@@ -75,6 +82,8 @@ impl<W> Sequencer<W> {
             open_records: Vec::new(),
             open_bytes: 0,
             in_flight: VecDeque::new(),
+            admitted: 0,
+            done: 0,
         };
         Sequencer {
             lanes: [lane(), lane()],
@@ -129,7 +138,7 @@ impl<W> Engine<W> {
             });
             return None;
         }
-        match self.admit(write, class.sync_within_ms, footprint, waiter) {
+        match self.admit(write, &class, footprint, waiter) {
             Admitted::Answered(w, a) => Some((w, a)),
             Admitted::Logged => None,
         }
@@ -207,7 +216,7 @@ impl<W> Engine<W> {
     fn admit(
         &mut self,
         write: Write,
-        sync_within_ms: u32,
+        class: &Class,
         mut footprint: Footprint,
         waiter: W,
     ) -> Admitted<W> {
@@ -243,9 +252,11 @@ impl<W> Engine<W> {
         lane.open.push(Pending {
             plan,
             footprint,
-            sync_within_ms,
+            sync_within_ms: class.sync_within_ms,
+            tags: class.tags,
             waiter,
         });
+        lane.admitted += 1;
         Admitted::Logged
     }
 
@@ -307,6 +318,13 @@ impl<W> Engine<W> {
         !self.seq.lanes[lane].open.is_empty()
     }
 
+    /// How many writes a lane has admitted so far, and how many of them are visible or have
+    /// failed: when the second has reached what the first was, all from before are through.
+    pub fn lane_progress(&self, lane: usize) -> (u64, u64) {
+        let l = &self.seq.lanes[lane];
+        (l.admitted, l.done)
+    }
+
     /// Closes a lane's open batch and hands it over, at most about `max_bytes` of it.
     pub fn take_batch(&mut self, lane: usize, max_bytes: usize) -> Option<Batch> {
         let l = &mut self.seq.lanes[lane];
@@ -331,12 +349,14 @@ impl<W> Engine<W> {
         }
         l.open_bytes = l.open_records.iter().map(record_bytes).sum();
         let sync_within_ms = pending.iter().map(|p| p.sync_within_ms).min();
+        let tags = pending.iter().fold(u8::MAX, |tags, p| tags & p.tags);
         l.in_flight.push_back((ticket, pending));
         Some(Batch {
             ticket,
             lane,
             records,
             sync_within_ms: sync_within_ms.unwrap_or(0),
+            tags,
         })
     }
 
@@ -382,7 +402,10 @@ impl<W> Engine<W> {
             .lanes
             .iter_mut()
             .find_map(|l| match l.in_flight.front() {
-                Some((t, _)) if *t == ticket => l.in_flight.pop_front().map(|x| x.1),
+                Some((t, batch)) if *t == ticket => {
+                    l.done += batch.len() as u64;
+                    l.in_flight.pop_front().map(|x| x.1)
+                }
                 _ => None,
             })
     }
@@ -407,6 +430,7 @@ impl<W> Engine<W> {
         for lane in &mut s.lanes {
             lane.open_records.clear();
             lane.open_bytes = 0;
+            lane.done += lane.open.len() as u64;
             for p in lane.open.drain(..) {
                 s.locks.remove(&p.footprint);
                 answers.push((p.waiter, Err(error)));
@@ -476,7 +500,7 @@ impl<W> Engine<W> {
         if let Some(error) = self.refuses(&w.write) {
             answers.push((w.waiter, Err(error)));
         } else if let Admitted::Answered(waiter, a) =
-            self.admit(w.write, w.class.sync_within_ms, w.footprint, w.waiter)
+            self.admit(w.write, &w.class, w.footprint, w.waiter)
         {
             answers.push((waiter, a));
         }

@@ -181,6 +181,7 @@ impl Model {
             sync_within_ms: r.random_range(1..100),
             rules: self.rules.saturating_sub(u64::from(r.random_bool(0.05))),
             bound,
+            tags: 0,
         }
     }
 
@@ -518,6 +519,9 @@ impl Model {
         }
         assert_eq!((self.engine.pending(), self.engine.waiting()), (0, 0));
         assert!(self.engine.is_idle(), "a lock is left");
+        for (admitted, done) in [0, 1].map(|lane| self.engine.lane_progress(lane)) {
+            assert_eq!(admitted, done);
+        }
         while !self.readings.is_empty() {
             self.step_reading(0);
         }
