@@ -41,6 +41,11 @@ impl Replay for Counter {
     fn revision(&self) -> i64 {
         self.revision
     }
+
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.revision = revision;
+        Ok(())
+    }
 }
 
 fn open(dir: &Path, no_fsync: bool) -> Result<(Journal, Counter), Box<dyn Error>> {
@@ -96,7 +101,7 @@ fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
         let (mut total, mut sync, mut rest) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..rounds {
             let began = Instant::now();
-            let info = journal.commit(&batch[..size], counter.revision)?;
+            let (info, ()) = journal.commit(&batch[..size], || counter.revision, || ())?;
             let all = began.elapsed().as_micros() as u64;
             counter.revision += size as i64;
             total.push(all);
@@ -127,13 +132,13 @@ fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
     let ahead = std::thread::spawn(move || allocator.run());
     let began = Instant::now();
     for _ in 0..9000 {
-        journal.commit(&batch, counter.revision)?;
+        journal.commit(&batch, || counter.revision, || ())?;
         counter.revision += batch.len() as i64;
     }
     println!("900,000 x 1 KiB without fsync: {:?}", began.elapsed());
 
     let fs: Arc<dyn FileSystem> = Arc::new(RealFs::new());
-    let at = journal.snapshot_position()?;
+    let at = journal.snapshot_position(|| ())?.0;
     journal.close(counter.revision)?;
     ahead
         .join()

@@ -6,6 +6,7 @@ use crate::error::OpenError;
 use crate::fs::FileSystem;
 use crate::open::Guards;
 use crate::recovery::{self, Replay};
+use crate::settle::{self, EpochReport};
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,10 @@ pub struct CheckReport {
     pub revision: i64,
     /// The log was closed by a clean stop.
     pub closed: bool,
+    /// Frames that nothing in the log proves synced.
+    pub unproven_frames: u64,
+    /// What a start would make of an open epoch of volatile writes.
+    pub epoch: Option<EpochReport>,
     /// A torn end, if there is one, as a sentence.
     pub cut_short: Option<String>,
     /// Faults without harm, in sentences.
@@ -73,9 +78,46 @@ impl fmt::Display for CheckReport {
             (None, true) => writeln!(f, "  the last process closed the log")?,
             (None, false) => writeln!(f, "  the last process did not close the log")?,
         }
+        if self.unproven_frames > 0 {
+            writeln!(
+                f,
+                "  the last {} frames: nothing in the log proves that they were synced",
+                self.unproven_frames
+            )?;
+        }
+        if let Some(epoch) = &self.epoch {
+            fmt_epoch(f, epoch)?;
+        }
         self.warnings
             .iter()
             .try_for_each(|warning| writeln!(f, "  warning: {warning}"))
+    }
+}
+
+fn fmt_epoch(f: &mut fmt::Formatter<'_>, epoch: &EpochReport) -> fmt::Result {
+    writeln!(
+        f,
+        "  volatile writes were going on (an epoch is open, with revisions up to {}): {}",
+        epoch.bound, epoch.reason
+    )?;
+    match epoch.jumped_to {
+        None => writeln!(f, "  a start goes on where the last process ended; no watcher relists"),
+        Some(to) => {
+            writeln!(
+                f,
+                "  volatile writes of the last moments may be missing; durable ones are not. A \
+                 start goes on at revision {to}, compacted there, and every watcher relists"
+            )?;
+            if epoch.restamped_frames > 0 {
+                writeln!(
+                    f,
+                    "  durable writes in {} frames get new revisions: those that they were \
+                     answered with, if they were, are not on disk",
+                    epoch.restamped_frames
+                )?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -102,13 +144,23 @@ impl Replay for Counter {
     fn revision(&self) -> i64 {
         self.revision
     }
+
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.revision = revision;
+        Ok(())
+    }
 }
 
-/// Reads all that a start would read, and says what it found.
+/// Reads all that a start would read, and says what it found. `marker_dir` is as in
+/// [`Options::marker_dir`](crate::Options::marker_dir).
 ///
 /// # Errors
 /// The error that a start would end with, among them that a server has the directory open.
-pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenError> {
+pub fn check(
+    fs: Arc<dyn FileSystem>,
+    dir: &Path,
+    marker_dir: Option<&Path>,
+) -> Result<CheckReport, OpenError> {
     let opened = dir::open_read_only(&*fs, dir)?;
     let Some(format) = &opened.format else {
         return Err(OpenError::mismatch(
@@ -118,11 +170,14 @@ pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenErr
     };
     // An empty store is at revision 1, as in etcd.
     let mut counter = Counter { revision: 1 };
-    let found = recovery::read(
+    let guards = Guards::default();
+    let mut found = recovery::read(&*fs, &opened.layout, format, guards, &mut counter)?;
+    let settled = settle::settle(
         &*fs,
         &opened.layout,
         format,
-        Guards::default(),
+        (marker_dir, guards),
+        &mut found,
         &mut counter,
     )?;
     drop(opened.lock);
@@ -138,6 +193,8 @@ pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenErr
         last_lsn: found.end.lsn(),
         revision: counter.revision,
         closed: found.closed,
+        unproven_frames: found.tail.len() as u64,
+        epoch: settled.map(|settled| settled.report),
         cut_short: found.cut_short,
         warnings: found.warnings,
     })
