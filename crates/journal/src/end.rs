@@ -6,7 +6,7 @@ use crate::dir::Format;
 use crate::error::CommitError;
 use crate::frame::{self, FrameHeader, HEADER, MAX_PAYLOAD_BYTES, PAGE};
 use crate::fs::{File, is_no_space, read_full};
-use crate::marker::Marker;
+use crate::marker::{Failed, Marker};
 use crate::open::Guards;
 use crate::record::{self, Note};
 use crate::segment::{self, SegmentHeader};
@@ -163,6 +163,11 @@ impl Core {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The end, unless someone is at it.
+    pub(crate) fn try_end(&self) -> Option<MutexGuard<'_, End>> {
+        self.end.try_lock().ok()
+    }
+
     pub(crate) fn wake(&self) {
         if let Some(wake) = self.waker.get() {
             wake();
@@ -204,38 +209,45 @@ impl Core {
     }
 
     /// If the note of an epoch's bound is on disk now, lets volatile writes go on up to it.
-    pub(crate) fn settle_epoch(&self) {
+    pub(crate) fn settle_epoch(&self) -> Result<(), CommitError> {
         let mut end = self.end();
         let end = &mut *end;
         let noted_in = end.epochs.noted_in;
         if noted_in == 0 || (end.synced < noted_in && !self.no_fsync) {
-            return;
+            return Ok(());
         }
         end.epochs.noted_in = 0;
         let Some(epoch) = end.epochs.open else {
-            return;
+            return Ok(());
         };
-        if epoch.opened == noted_in || end.epochs.reserved == 0 {
-            end.marker = self.make_marker(end, epoch);
+        if epoch.opened == noted_in {
+            end.marker = self.make_marker(end, epoch)?;
         }
         end.epochs.reserved = epoch.bound;
         end.epochs.wanted = false;
         self.changed.notify_all();
+        Ok(())
     }
 
-    /// Without one, a killed process restarts as after a power loss: that is no reason not
-    /// to write.
-    fn make_marker(&self, end: &End, epoch: Epoch) -> Option<Marker> {
-        let segment = end.current.as_ref()?.id;
-        Marker::create(
+    /// Without a marker, a killed process restarts as after a power loss: that is no reason
+    /// not to write.
+    fn make_marker(&self, end: &End, epoch: Epoch) -> Result<Option<Marker>, CommitError> {
+        let (Some(current), Some(marker_dir)) = (&end.current, &self.marker_dir) else {
+            return Ok(None);
+        };
+        let made = Marker::create(
             &*self.shared.fs,
-            self.marker_dir.as_deref()?,
+            marker_dir,
             &self.shared.layout,
             (self.cluster_id, epoch.opened),
-            segment,
+            current.id,
             end.lsn,
-        )
-        .ok()
+        );
+        match made {
+            Ok(marker) => Ok(Some(marker)),
+            Err(Failed::Gone) => Ok(None),
+            Err(Failed::Stuck(path, error)) => Err(self.shared.set_poison(&path, error)),
+        }
     }
 }
 
@@ -373,6 +385,7 @@ impl End {
                 self.epochs.left_open = false;
             }
             Note::EpochEnd => {
+                self.marker = None;
                 self.epochs = Epochs {
                     refusals: self.epochs.refusals,
                     accepting: self.epochs.accepting,
@@ -511,8 +524,7 @@ impl End {
         self.with_marker(|marker, _| marker.reach(lsn))
     }
 
-    /// Changes the marker. One that cannot be changed must not be found by the next start:
-    /// it would vouch for less than was visible.
+    /// Changes the marker, or goes on without one.
     fn with_marker(
         &mut self,
         change: impl FnOnce(&mut Marker, &Shared) -> io::Result<()>,
@@ -523,12 +535,13 @@ impl End {
         let Err(error) = change(marker, &self.shared) else {
             return Ok(());
         };
-        let path = marker.path.clone();
-        self.marker = None;
-        match self.shared.fs.remove(&path) {
-            Ok(()) => Ok(()),
-            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(_) => Err(self.shared.set_poison(&path, error)),
+        match self
+            .marker
+            .take()
+            .map(|marker| marker.give_up(&*self.shared.fs, error))
+        {
+            Some(Failed::Stuck(path, error)) => Err(self.shared.set_poison(&path, error)),
+            _ => Ok(()),
         }
     }
 

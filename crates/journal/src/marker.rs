@@ -115,6 +115,20 @@ fn segment_file(fs: &dyn FileSystem, layout: &Layout, id: u64) -> io::Result<Fil
     fs.file_id(&segment::path(&layout.log, id))
 }
 
+/// Why there is no marker.
+pub(crate) enum Failed {
+    /// There is none, and none will be found.
+    Gone,
+    /// There is one that can neither be changed nor removed.
+    Stuck(PathBuf, io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(_: io::Error) -> Self {
+        Failed::Gone
+    }
+}
+
 /// A marker of this process.
 pub(crate) struct Marker {
     pub(crate) path: PathBuf,
@@ -123,7 +137,8 @@ pub(crate) struct Marker {
 }
 
 impl Marker {
-    /// Makes the marker of an epoch; an older one of this directory goes.
+    /// Makes the marker of an epoch; an older one of this directory goes. After an error there
+    /// is none of this epoch, unless the error is of the second kind.
     pub(crate) fn create(
         fs: &dyn FileSystem,
         marker_dir: &Path,
@@ -131,7 +146,7 @@ impl Marker {
         (cluster_id, opened): (u64, Lsn),
         segment: u64,
         lsn: Lsn,
-    ) -> io::Result<Marker> {
+    ) -> Result<Marker, Failed> {
         usable(fs, marker_dir)?;
         let path = path(fs, marker_dir, layout)?;
         let claim = Claim {
@@ -145,8 +160,21 @@ impl Marker {
             fs.remove(&path)?;
         }
         let file = fs.create(&path)?;
-        file.write_at(&claim.encode(lsn), 0)?;
-        Ok(Marker { path, file, claim })
+        let marker = Marker { path, file, claim };
+        match marker.file.write_at(&claim.encode(lsn), 0) {
+            Ok(()) => Ok(marker),
+            Err(error) => Err(marker.give_up(fs, error)),
+        }
+    }
+
+    /// After a change that failed and may have been made all the same: sees to it that no
+    /// start finds this marker, which would vouch for less than was visible.
+    pub(crate) fn give_up(self, fs: &dyn FileSystem, error: io::Error) -> Failed {
+        match fs.remove(&self.path) {
+            Ok(()) => Failed::Gone,
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => Failed::Gone,
+            Err(_) => Failed::Stuck(self.path, error),
+        }
     }
 
     /// Notes that the log is to reach `lsn`.

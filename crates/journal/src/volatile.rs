@@ -154,6 +154,16 @@ impl VolatileWriter {
         Ok((info, published))
     }
 
+    /// Whether a write of these records would wait. For tests.
+    #[doc(hidden)]
+    pub fn would_wait(&self, records: &[Record], revision: i64) -> bool {
+        let Some(mut end) = self.core.try_end() else {
+            return true;
+        };
+        let refused = end.closed || !end.epochs.accepting || self.core.shared.poison().is_some();
+        !refused && !may_go(&self.core, &mut end, revision + end::revisions(records))
+    }
+
     /// What a power loss would take now.
     pub fn status(&self) -> VolatileStatus {
         VolatileStatus::of(&self.core)

@@ -104,7 +104,7 @@ impl Journal {
             core.sync()?
         };
         if noted {
-            core.settle_epoch();
+            core.settle_epoch()?;
         }
         let mut end = core.end();
         end.epochs.pending = 0;
@@ -147,7 +147,7 @@ impl Journal {
         };
         let synced = if sync { core.sync()? } else { None };
         if noted {
-            core.settle_epoch();
+            core.settle_epoch()?;
         }
         Ok(synced.map(|took| took.as_micros() as u64))
     }
@@ -188,9 +188,12 @@ impl Journal {
         self.core.sync().map(drop)
     }
 
-    /// Accepts volatile writes from now on; a journal that was just opened does not.
+    /// Accepts volatile writes from now on; a journal that was just opened does not. The next
+    /// [`upkeep`](Journal::upkeep), due at once, opens an epoch, for which they wait.
     pub fn allow_volatile(&mut self) {
-        self.core.end().epochs.accepting = true;
+        let mut end = self.core.end();
+        end.epochs.accepting = true;
+        end.epochs.wanted |= end.epochs.reserved == 0;
     }
 
     /// Ends volatile writing: refuses further volatile writes, puts all that was written on

@@ -7,3 +7,4 @@ mod damage;
 mod fuzz;
 mod real;
 mod support;
+mod volatile;
