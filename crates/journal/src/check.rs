@@ -101,7 +101,10 @@ fn fmt_epoch(f: &mut fmt::Formatter<'_>, epoch: &EpochReport) -> fmt::Result {
         epoch.bound, epoch.reason
     )?;
     match epoch.jumped_to {
-        None => writeln!(f, "  a start goes on where the last process ended; no watcher relists"),
+        None => writeln!(
+            f,
+            "  a start goes on where the last process ended; no watcher relists"
+        ),
         Some(to) => {
             writeln!(
                 f,
@@ -161,6 +164,20 @@ pub fn check(
     dir: &Path,
     marker_dir: Option<&Path>,
 ) -> Result<CheckReport, OpenError> {
+    // An empty store is at revision 1, as in etcd.
+    read(fs, dir, marker_dir, &mut Counter { revision: 1 })
+}
+
+/// The same, with all that it reads given to `store`, as a start would.
+///
+/// # Errors
+/// As [`check`].
+pub fn read(
+    fs: Arc<dyn FileSystem>,
+    dir: &Path,
+    marker_dir: Option<&Path>,
+    store: &mut dyn Replay,
+) -> Result<CheckReport, OpenError> {
     let opened = dir::open_read_only(&*fs, dir)?;
     let Some(format) = &opened.format else {
         return Err(OpenError::mismatch(
@@ -168,17 +185,15 @@ pub fn check(
             "it has no file `format`: no orlop finished making it, or the file is missing",
         ));
     };
-    // An empty store is at revision 1, as in etcd.
-    let mut counter = Counter { revision: 1 };
     let guards = Guards::default();
-    let mut found = recovery::read(&*fs, &opened.layout, format, guards, &mut counter)?;
+    let mut found = recovery::read(&*fs, &opened.layout, format, guards, store)?;
     let settled = settle::settle(
         &*fs,
         &opened.layout,
         format,
         (marker_dir, guards),
         &mut found,
-        &mut counter,
+        store,
     )?;
     drop(opened.lock);
     Ok(CheckReport {
@@ -191,7 +206,7 @@ pub fn check(
         frames: found.frames,
         records: found.records,
         last_lsn: found.end.lsn(),
-        revision: counter.revision,
+        revision: store.revision(),
         closed: found.closed,
         unproven_frames: found.tail.len() as u64,
         epoch: settled.map(|settled| settled.report),

@@ -354,6 +354,7 @@ impl End {
         }
         let write_us = micros(began);
         current.offset = current.offset.max(PAGE) + frame_bytes;
+        let id = current.id;
         self.lsn += 1;
         self.crc = crc;
         self.marked = self.synced;
@@ -364,6 +365,11 @@ impl End {
         }
         for note in content.notes {
             self.take_note(note);
+        }
+        // The segment of the last frame is there at the next start, whatever else goes.
+        let lsn = self.lsn;
+        if self.marker.as_ref().is_some_and(|m| m.segment() != id) {
+            self.with_marker(|m, shared| m.follow(&*shared.fs, &shared.layout, id, lsn))?;
         }
         Ok(Written {
             position: self.position(),
@@ -476,10 +482,9 @@ impl End {
                 file: (self.synced < self.lsn).then_some(file),
             });
         }
-        let id = ready.id;
         self.current = Some(Current {
             header: SegmentHeader {
-                id,
+                id: ready.id,
                 cluster_id: self.cluster_id,
                 first_lsn: self.lsn + 1,
                 previous: self.behind.last().map_or(0, |behind| behind.closed.id),
@@ -488,14 +493,13 @@ impl End {
                 unsynced: u32::try_from(self.lsn - self.synced).unwrap_or(u32::MAX),
                 bytes: ready.bytes,
             },
-            id,
+            id: ready.id,
             path: ready.path,
             file: ready.file,
             bytes: ready.bytes,
             offset: 0,
         });
-        let lsn = self.lsn;
-        self.with_marker(|marker, shared| marker.follow(&*shared.fs, &shared.layout, id, lsn))
+        Ok(())
     }
 
     /// Writes and syncs the current segment's header if no frame brought it yet.

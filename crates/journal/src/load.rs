@@ -1,12 +1,14 @@
 //! Reading snapshots; `snapshot` has their format.
 
-use crate::{Epoch, Lsn};
 use crate::error::OpenError;
 use crate::frame::{u32_at, u64_at};
 use crate::fs::{File, FileSystem, read_full};
 use crate::record::{self, Unit};
 use crate::recovery::Replay;
-use crate::snapshot::{BLOCK_HEADER, EPOCH, FOOTER, HEADER, MAGIC, MAX_BLOCK_BYTES, VERSION, block_crc};
+use crate::snapshot::{
+    BLOCK_HEADER, EPOCH, FOOTER, HEADER, MAGIC, MAX_BLOCK_BYTES, VERSION, block_crc,
+};
+use crate::{Epoch, Lsn};
 use engine::record::{SnapshotItem, SnapshotMeta, VersionItem};
 use std::io;
 use std::path::{Path, PathBuf};

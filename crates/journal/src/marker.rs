@@ -10,11 +10,11 @@
 //! zeros behind it), cluster id, LSN that opened the epoch, segment id, its device, inode and
 //! birth time (8 each), LSN (8).
 
+use crate::Epoch;
 use crate::Lsn;
 use crate::dir::Layout;
 use crate::frame::{u32_at, u64_at};
 use crate::fs::{File, FileId, FileSystem, Kind, read_small};
-use crate::Epoch;
 use crate::segment;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -177,6 +177,11 @@ impl Marker {
         }
     }
 
+    /// The segment that it names.
+    pub(crate) fn segment(&self) -> u64 {
+        self.claim.segment
+    }
+
     /// Notes that the log is to reach `lsn`.
     pub(crate) fn reach(&self, lsn: Lsn) -> io::Result<()> {
         self.file.write_at(&lsn.to_le_bytes(), LSN_AT as u64)
@@ -236,9 +241,7 @@ pub(crate) fn judge(
         usable(fs, marker_dir)?;
         let path = path(fs, marker_dir, layout)?;
         let bytes = match fs.kind(&path)? {
-            Some(Kind::File(bytes)) if bytes == BYTES as u64 => {
-                Some(read_small(fs, &path, bytes)?)
-            }
+            Some(Kind::File(bytes)) if bytes == BYTES as u64 => Some(read_small(fs, &path, bytes)?),
             _ => None,
         };
         let here = boot(fs)?;
@@ -261,7 +264,9 @@ pub(crate) fn judge(
         return doubt("the machine was restarted since".to_owned());
     }
     if claim.cluster_id != cluster_id || claim.opened != epoch.opened {
-        return doubt(format!("the marker {path} is of another log, or an older one"));
+        return doubt(format!(
+            "the marker {path} is of another log, or an older one"
+        ));
     }
     match segment_file(fs, layout, claim.segment) {
         Ok(file) if file == claim.file => {}

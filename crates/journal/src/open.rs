@@ -4,8 +4,8 @@
 use crate::allocator::{Closed, Shared};
 use crate::chain::Link;
 use crate::dir::{self, Format, Identity, Layout, NewDirectory, Opened};
-use crate::error::{CommitError, OpenError};
 use crate::end::{Behind, Content};
+use crate::error::{CommitError, OpenError};
 use crate::frame::{FLAG_PLACED, PAGE};
 use crate::fs::{FileSystem, Kind, read_full};
 use crate::marker;
@@ -151,7 +151,7 @@ impl Journal {
 }
 
 /// A commit error of the start.
-fn open_error(error: CommitError) -> OpenError {
+pub(crate) fn open_error(error: CommitError) -> OpenError {
     match error {
         CommitError::NoSpace { path } => OpenError::NoSpace { path },
         CommitError::Poisoned { file, source } => OpenError::Io {
@@ -190,24 +190,8 @@ fn create(
     options: Options,
     store: &mut dyn Replay,
 ) -> Result<(Journal, OpenReport), OpenError> {
-    let Opened { layout, lock, .. } = opened;
-    dir::lay_out(&*fs, &layout)?;
-    let format = dir::new_format(&options.new);
-    let shared = new_shared(fs.clone(), layout.clone(), &format, &options, 1, 0);
-    let journal = Journal::start(shared, lock, &format, &options);
-    let shared = journal.core.shared.clone();
-    let first = options
-        .segment_bytes
-        .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);
-    shared
-        .prepare(first.next_multiple_of(PAGE))
-        .map_err(open_error)?;
-    {
-        let mut end = journal.core.end();
-        end.begin_segment(MIN_SEGMENT_BYTES, store.revision())
-            .map_err(open_error)?;
-        end.write_header().map_err(open_error)?;
-    }
+    let layout = opened.layout.clone();
+    let journal = begin(fs.clone(), opened, &options, store.revision())?;
     let format = dir::write_format(&*fs, &layout, &options.new)?;
     let report = OpenReport {
         identity: format.identity,
@@ -225,6 +209,27 @@ fn create(
         warnings: Vec::new(),
     };
     Ok((journal, report))
+}
+
+/// All of a new directory but its format file.
+pub(crate) fn begin(
+    fs: Arc<dyn FileSystem>,
+    opened: Opened,
+    options: &Options,
+    revision: i64,
+) -> Result<Journal, OpenError> {
+    let Opened { layout, lock, .. } = opened;
+    dir::lay_out(&*fs, &layout)?;
+    let format = dir::new_format(&options.new);
+    let shared = new_shared(fs, layout, &format, options, 1, 0);
+    let journal = Journal::start(shared, lock, &format, options);
+    ready_first(&journal, options)?;
+    let mut end = journal.core.end();
+    end.begin_segment(MIN_SEGMENT_BYTES, revision)
+        .and_then(|()| end.write_header())
+        .map_err(open_error)?;
+    drop(end);
+    Ok(journal)
 }
 
 /// Makes what was read safe to build on, cleans up, and readies the next segment.

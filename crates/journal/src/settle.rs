@@ -88,11 +88,7 @@ pub(crate) fn settle(
 
 /// Gives the last frames the next revisions, in log order: all that was visible before them is
 /// in the log.
-fn go_on(
-    held: Vec<Held>,
-    store: &mut dyn Replay,
-    settled: &mut Settled,
-) -> Result<(), Refusal> {
+fn go_on(held: Vec<Held>, store: &mut dyn Replay, settled: &mut Settled) -> Result<(), Refusal> {
     for frame in held {
         frame.apply(store)?;
     }

@@ -1,9 +1,9 @@
 //! Volatile records: visible when they are in the log's file, on disk a little later.
 
+use crate::Lsn;
 use crate::end::{self, Content, Core, End, RENEW_BELOW};
 use crate::error::CommitError;
 use crate::frame::{FLAG_PLACED, FLAG_VOLATILE};
-use crate::Lsn;
 use engine::record::Record;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};

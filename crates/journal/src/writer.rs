@@ -98,11 +98,7 @@ impl Journal {
             end.epochs.pending = taken;
             (written, before, note.is_some())
         };
-        let synced = if core.no_fsync {
-            None
-        } else {
-            core.sync()?
-        };
+        let synced = if core.no_fsync { None } else { core.sync()? };
         if noted {
             core.settle_epoch()?;
         }
@@ -153,11 +149,7 @@ impl Journal {
     }
 
     /// Writes the frame that opens or renews an epoch; false if there is no need or no room.
-    fn note_epoch(
-        &self,
-        end: &mut End,
-        revision: impl Fn() -> i64,
-    ) -> Result<bool, CommitError> {
+    fn note_epoch(&self, end: &mut End, revision: impl Fn() -> i64) -> Result<bool, CommitError> {
         let revision_before = revision();
         let Some(note @ Note::Epoch { .. }) = end.epochs.note_due(revision_before) else {
             return Ok(end.epochs.noted_in != 0);
@@ -323,7 +315,11 @@ impl Journal {
     /// # Errors
     /// If the journal was poisoned before, or is by this. On a full disk that frame is
     /// left out, which is no error.
-    pub fn close(self, revision: i64) -> Result<(), CommitError> {
+    pub fn close(mut self, revision: i64) -> Result<(), CommitError> {
+        self.close_frame(revision)
+    }
+
+    pub(crate) fn close_frame(&mut self, revision: i64) -> Result<(), CommitError> {
         let ended = self.end_epoch(revision, true);
         self.core.sync()?;
         let mut end = self.core.end();

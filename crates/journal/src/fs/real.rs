@@ -236,16 +236,16 @@ fn is_memory(kind: u64) -> bool {
 /// `/run/orlop`, which is made, or `/dev/shm`; `None` if this process may write to neither,
 /// or they are not in memory.
 pub fn default_marker_dir() -> Option<PathBuf> {
-    let run = Path::new("/run/orlop");
-    let mut builder = DirBuilder::new();
-    let made = run.is_dir() || builder.mode(0o700).create(run).is_ok();
-    [run, Path::new("/dev/shm")]
+    let in_memory = |dir: &Path| RealFs::new().in_memory(dir).unwrap_or(false);
+    let writable = |dir: &Path| rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok();
+    let (run, orlop) = (Path::new("/run"), Path::new("/run/orlop"));
+    if in_memory(run) && writable(run) && !orlop.is_dir() {
+        // If it fails, the next line notices.
+        let _ = DirBuilder::new().mode(0o700).create(orlop);
+    }
+    [orlop, Path::new("/dev/shm")]
         .into_iter()
-        .skip(usize::from(!made))
-        .find(|dir| {
-            let writable = rustix::fs::access(*dir, rustix::fs::Access::WRITE_OK).is_ok();
-            writable && RealFs::new().in_memory(dir).unwrap_or(false)
-        })
+        .find(|dir| in_memory(dir) && writable(dir))
         .map(Path::to_owned)
 }
 

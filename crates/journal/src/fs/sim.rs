@@ -366,7 +366,11 @@ impl SimFs {
         // Sometimes nearly all arrived, sometimes nearly nothing.
         let portion = [0, 10, 50, 90, 100][random.below(5) as usize];
         let memory = PathBuf::from(MEMORY);
-        let kept: BTreeSet<Inode> = state.directories[&memory].current.values().copied().collect();
+        let kept: BTreeSet<Inode> = state.directories[&memory]
+            .current
+            .values()
+            .copied()
+            .collect();
         for directory in state
             .directories
             .iter_mut()

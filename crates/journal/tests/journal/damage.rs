@@ -212,7 +212,10 @@ fn damage_is_told_with_file_offset_loss_and_advice() {
     ] {
         assert!(text.contains(part), "{text}");
     }
-    assert_eq!(check(fs.shared(), &dir(), None).err().unwrap().to_string(), text);
+    assert_eq!(
+        check(fs.shared(), &dir(), None).err().unwrap().to_string(),
+        text
+    );
 }
 
 /// A directory with a snapshot and several segments.

@@ -359,7 +359,6 @@ impl Life {
     }
 
     fn work(&mut self, mut journal: Journal) {
-        let trace = std::env::var_os("TRACE").is_some();
         let allocator = journal.allocator();
         let writer = journal.volatile();
         for _ in 0..self.random.below(80) {
@@ -391,9 +390,6 @@ impl Life {
                     alive
                 }
             };
-            if trace {
-                eprintln!("lsn {} synced {} status {:?} alive {alive} crashed {}", journal.last_lsn(), self.synced, journal.volatile_status(), self.fs.crashed());
-            }
             if !alive {
                 break;
             }
@@ -522,8 +518,7 @@ impl Life {
     fn snapshot(&mut self, journal: &mut Journal) -> bool {
         let known = self.known.clone();
         let target = journal.last_lsn();
-        let Ok((at, state)) =
-            journal.snapshot_position(|| known.lock().unwrap().state.clone())
+        let Ok((at, state)) = journal.snapshot_position(|| known.lock().unwrap().state.clone())
         else {
             return false;
         };
