@@ -99,6 +99,7 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         max_connections: positive(&settings, "max-connections")?,
         max_watches: positive(&settings, "max-watches")?,
         segment_bytes: segment_bytes(&settings)?,
+        fault_sync_delay: duration(&settings, "fault-sync-delay")?,
         storage,
         kube_prefix: Some(settings.text("kube-prefix")).filter(|prefix| !prefix.is_empty()),
         admin_socket: path(&settings, "admin-socket"),

@@ -214,6 +214,8 @@ pub struct Config {
     pub max_watches: usize,
     /// How many bytes a journal segment has.
     pub segment_bytes: u64,
+    /// How much longer every sync of the journal takes; for tests.
+    pub fault_sync_delay: Duration,
     /// The storage rules.
     pub storage: Storage,
     /// `--kube-prefix`; `None` leaves it to the rules.

@@ -299,6 +299,7 @@ pub static FLAGS: &[Flag] = &[
     own("segment-bytes", UINT, "67108864", "How large a segment file of the journal is."),
     own("profile", Text, "", "The storage profile: `strict` (everything durable; the default), `balanced` or `ephemeral`. A choice made with `orlop profile set` or `orlop rules apply` wins until `orlop profile reset`."),
     own("rules", Text, "", "A file of storage rules, instead of `--profile`; see [rules](rules.md)."),
+    own("fault-sync-delay", Duration, "0s", "For tests and measurements: every sync of the journal takes this much longer, as on a slower disk. Nothing is less safe for it."),
     own("kube-prefix", Text, "", "kube-apiserver's `--etcd-prefix`, below which storage rules find Kubernetes objects; `/registry` unless the rules say otherwise."),
     own("admin-socket", Text, "", "Where the admin endpoint's Unix socket is; `admin.sock` in the data directory by default."),
     own("listen-admin-urls", Urls, "", "Where the admin endpoint is served besides its socket: https only, and a client certificate is required; needs `--cert-file`, `--key-file` and `--admin-trusted-ca-file`."),

@@ -127,6 +127,7 @@ fn every_typed_field_follows_its_flag() {
         "--segment-bytes=2097152",
         "--profile=balanced",
         "--kube-prefix=/k8s",
+        "--fault-sync-delay=8ms",
         "--admin-socket=/run/a.sock",
         "--listen-admin-urls=https://127.0.0.1:2999",
         "--admin-trusted-ca-file=admin-ca",
@@ -203,6 +204,7 @@ fn every_typed_field_follows_its_flag() {
     assert_eq!((config.max_connections, config.max_watches), (12, 13));
     assert_eq!(config.segment_bytes, 2 << 20);
     assert_eq!(config.storage, Storage::Profile("balanced".to_owned()));
+    assert_eq!(config.fault_sync_delay, Duration::from_millis(8));
     assert_eq!(config.kube_prefix.as_deref(), Some("/k8s"));
     assert_eq!(config.admin_socket, Some(PathBuf::from("/run/a.sock")));
     assert_eq!(texts(&config.listen_admin_urls), ["https://127.0.0.1:2999"]);

@@ -262,6 +262,31 @@ impl<W> Engine<W> {
         });
     }
 
+    /// Moves the store to a revision at which nothing is changed (a bump record, as etcd's
+    /// tools write it), and marks all up to there compacted: every watcher lists again.
+    ///
+    /// # Errors
+    /// A sentence, if that would be a step back.
+    pub fn jump(&mut self, revision: i64) -> Result<(), String> {
+        if revision < self.revision {
+            return Err(format!(
+                "it jumps to revision {revision}, and the store is at revision {} already",
+                self.revision
+            ));
+        }
+        if revision > self.revision {
+            let at = Revision {
+                main: revision,
+                sub: 0,
+            };
+            self.index.push(&[], at, |_| Some(Arc::from(&[][..])));
+            self.index.forget(&[], revision);
+            self.revision = revision;
+        }
+        self.compact_revision = self.compact_revision.max(revision);
+        Ok(())
+    }
+
     /// Applies a record that is in the log: at replay, and for what has no effects to plan.
     pub fn apply(&mut self, record: Record) {
         let takes_revision = record.takes_revision();

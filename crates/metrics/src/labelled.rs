@@ -91,10 +91,7 @@ pub(crate) fn counter_by_class(
 }
 
 /// How long writes took, by storage class.
-pub(crate) fn write_duration(
-    registry: &mut Registry,
-    shape: &Arc<Shape>,
-) -> ByClass<Histogram> {
+pub(crate) fn write_duration(registry: &mut Registry, shape: &Arc<Shape>) -> ByClass<Histogram> {
     let mut family = registry.family(
         "orlop_write_duration_seconds",
         Kind::Histogram,
@@ -106,10 +103,7 @@ pub(crate) fn write_duration(
         durable: family.histogram_of(shape),
         volatile: family.histogram_of(shape),
     };
-    family.sample(
-        &["durable"],
-        Source::UsedHistogram(classes.durable.clone()),
-    );
+    family.sample(&["durable"], Source::UsedHistogram(classes.durable.clone()));
     family.sample(
         &["volatile"],
         Source::UsedHistogram(classes.volatile.clone()),

@@ -34,8 +34,8 @@ use std::sync::Arc;
 pub use cells::{Counter, Gauge, Histogram};
 pub use grpc::{GRPC_CODES, Grpc, GrpcKind, GrpcMethod};
 pub use labelled::{
-    ApplyDurations, ApplyOp, ByClass, Check, ClientRequests, Direction, Healthchecks, Outcome, Probe,
-    RequestDurations, RequestType, StreamApi, StreamFailures,
+    ApplyDurations, ApplyOp, ByClass, Check, ClientRequests, Direction, Healthchecks, Outcome,
+    Probe, RequestDurations, RequestType, StreamApi, StreamFailures,
 };
 pub use registry::{Family, Kind, Origin};
 pub use scrape::ScrapeInput;

@@ -3,8 +3,11 @@
 //! `orlop serve` takes etcd's own flags; started under the name `etcd` it behaves as etcd
 //! would. One file a subcommand.
 
+mod admin;
 mod check;
+mod profile;
 mod serve;
+mod status;
 
 use clap::{Parser, Subcommand};
 use config::Personality;
@@ -35,6 +38,10 @@ enum Command {
     },
     /// Verify a data directory that no server uses, and say in plain words what is there.
     Check(check::Args),
+    /// Say what a running server does: rules in force, rates, what a power loss would take.
+    Status(status::Args),
+    /// Show or change the storage profile of a running server.
+    Profile(profile::Args),
     /// Measure an etcd v3 endpoint, or this server beside etcd.
     Bench(Box<loadgen::cli::Args>),
 }
@@ -53,6 +60,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { args } => serve::run(Personality::Orlop, args),
         Command::Check(args) => check::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Bench(args) => loadgen::cli::run(&args),
     }
 }

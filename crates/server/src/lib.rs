@@ -7,6 +7,7 @@
 //!
 //! A put goes `kv` → `store` → engine's sequencer → `durability` → journal, and back.
 
+mod admin;
 mod durability;
 mod encode;
 mod error;
@@ -16,15 +17,21 @@ mod lease;
 mod maintenance;
 mod memory;
 mod pace;
+mod rates;
 mod replay;
 mod service;
 mod shared;
 mod start;
 mod status;
+mod storage;
 mod store;
+mod switch;
 mod upkeep;
+mod volatile;
 mod watch;
 
+pub use admin::ADMIN_SOCKET;
 pub use error::Error;
 pub use shared::ETCD_VERSION;
 pub use start::{Server, Started};
+pub use storage::RulesError;
