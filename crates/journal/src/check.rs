@@ -109,6 +109,19 @@ impl Replay for Counter {
 /// # Errors
 /// The error that a start would end with, among them that a server has the directory open.
 pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenError> {
+    // An empty store is at revision 1, as in etcd.
+    read(fs, dir, &mut Counter { revision: 1 })
+}
+
+/// The same, with all that it reads given to `store`, as a start would.
+///
+/// # Errors
+/// As [`check`].
+pub fn read(
+    fs: Arc<dyn FileSystem>,
+    dir: &Path,
+    store: &mut dyn Replay,
+) -> Result<CheckReport, OpenError> {
     let opened = dir::open_read_only(&*fs, dir)?;
     let Some(format) = &opened.format else {
         return Err(OpenError::mismatch(
@@ -116,15 +129,7 @@ pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenErr
             "it has no file `format`: no orlop finished making it, or the file is missing",
         ));
     };
-    // An empty store is at revision 1, as in etcd.
-    let mut counter = Counter { revision: 1 };
-    let found = recovery::read(
-        &*fs,
-        &opened.layout,
-        format,
-        Guards::default(),
-        &mut counter,
-    )?;
+    let found = recovery::read(&*fs, &opened.layout, format, Guards::default(), store)?;
     drop(opened.lock);
     Ok(CheckReport {
         dir: dir.to_owned(),
@@ -136,7 +141,7 @@ pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenErr
         frames: found.frames,
         records: found.records,
         last_lsn: found.end.lsn(),
-        revision: counter.revision,
+        revision: store.revision(),
         closed: found.closed,
         cut_short: found.cut_short,
         warnings: found.warnings,

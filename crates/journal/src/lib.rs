@@ -27,7 +27,7 @@ mod window;
 mod writer;
 
 pub use allocator::{Allocator, Retired};
-pub use check::{CheckReport, check};
+pub use check::{CheckReport, check, read};
 pub use dir::{DirState, Identity, NewDirectory, inspect};
 pub use error::{CommitError, Damage, OpenError, SnapshotError};
 pub use fs::real::fs_warning;
