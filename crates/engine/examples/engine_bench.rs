@@ -192,7 +192,7 @@ fn main() {
         }
     }
     let stepped = started.elapsed().as_millis();
-    let hash = cursor.map(engine::hash::HashCursor::finish);
+    let hash = cursor.map(|c| c.finish(&mut || ()));
     println!(
         "hash {hash:x?}: {stepped} ms collecting, longest step {longest} us, {} ms in all",
         started.elapsed().as_millis()

@@ -43,6 +43,8 @@ pub(crate) struct CompactionHashes {
 /// Where a sliced hash stands.
 #[derive(Debug)]
 pub struct HashCursor {
+    /// The store's revision when it began.
+    pub header_revision: i64,
     versions: VersionsCursor,
     /// A compaction's hash takes a tombstone at its own revision for current.
     of_compaction: bool,
@@ -52,6 +54,7 @@ impl<W> Engine<W> {
     /// Opens a hash at `revision` (0: now). Pin [`HashCursor::pin`] while it runs.
     pub fn hash_open(&self, revision: i64) -> Result<HashCursor, Error> {
         Ok(HashCursor {
+            header_revision: self.revision,
             versions: self.versions_open(revision)?,
             of_compaction: false,
         })
@@ -84,6 +87,7 @@ impl<W> Engine<W> {
     pub fn compaction_hash_open(&self) -> Option<HashCursor> {
         let (previous, own) = self.compaction_hashes.wanted?;
         Some(HashCursor {
+            header_revision: self.revision,
             versions: self.versions_cursor(own, previous),
             of_compaction: true,
         })
@@ -116,11 +120,6 @@ impl HashCursor {
     /// The revision to pin while it runs.
     pub fn pin(&self) -> i64 {
         self.versions.pin()
-    }
-
-    /// The store's revision when it began.
-    pub fn header_revision(&self) -> i64 {
-        self.versions.header_revision
     }
 
     /// Sorts and hashes what was collected. Needs no lock; `rest` is called now and then, so

@@ -119,7 +119,8 @@ pub enum SnapshotItem {
     },
     /// A key with its retained versions, ascending by revision, at least one.
     Key {
-        /// The key.
+        /// The key; empty for a bump record (a revision with nothing in it), whose versions'
+        /// fields are all 0.
         key: Bytes,
         /// Its versions.
         versions: Vec<VersionItem>,

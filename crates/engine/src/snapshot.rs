@@ -152,9 +152,13 @@ impl<W> Engine<W> {
             }
             SnapshotItem::Key { key, versions } => {
                 let key = Key::from(key.as_ref());
+                let bump = key.is_empty();
                 let to_version = |v: VersionItem| Version {
                     revision: v.revision,
                     tail: v.put.map(|p| {
+                        if bump {
+                            return Arc::from(&[][..]);
+                        }
                         tail::encode(&Fields {
                             create_revision: p.create_revision,
                             mod_revision: v.revision.main,

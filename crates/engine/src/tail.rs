@@ -25,7 +25,8 @@ pub struct Fields<'a> {
     pub lease: i64,
 }
 
-/// Protobuf field tags of `KeyValue` 2 to 6 (wire type in the low three bits).
+/// Protobuf field tags of `KeyValue` 1 to 6 (wire type in the low three bits).
+const KEY: u8 = 0x0a;
 const CREATE: u8 = 0x10;
 const MOD: u8 = 0x18;
 const VERSION: u8 = 0x20;
@@ -173,10 +174,60 @@ pub fn kv_len(key: &[u8], tail: &[u8]) -> usize {
 
 /// Appends `mvccpb.KeyValue` made of a key and an encoded version (empty for a tombstone).
 pub fn encode_kv(key: &[u8], tail: &[u8], buf: &mut Vec<u8>) {
-    buf.push(0x0a);
+    buf.push(KEY);
     put_varint(buf, key.len() as u64);
     buf.extend_from_slice(key);
     buf.extend_from_slice(tail);
+}
+
+/// Bytes that are not an `mvccpb.KeyValue` as etcd writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a key with its fields as etcd encodes them")]
+pub struct NotAKeyValue;
+
+/// Reads an encoded `mvccpb.KeyValue` from outside: only what [`encode_kv`] and [`encode`]
+/// would write, since other bytes for the same would make HashKV differ. Fields that are
+/// not there are 0 or empty, the key too.
+///
+/// # Errors
+/// [`NotAKeyValue`].
+pub fn decode_kv(mut bytes: &[u8]) -> Result<(&[u8], Fields<'_>), NotAKeyValue> {
+    let mut key = &[][..];
+    let mut f = Fields {
+        create_revision: 0,
+        mod_revision: 0,
+        version: 0,
+        value: &[],
+        lease: 0,
+    };
+    let mut last = 0;
+    while let Some((&tag, rest)) = bytes.split_first() {
+        bytes = rest;
+        let number = bytes;
+        let v = take_varint(&mut bytes);
+        let number = &number[..number.len() - bytes.len()];
+        // The tenth byte has room for one bit.
+        let ends = number.last().is_some_and(|&b| b < 0x80) && number.get(9).is_none_or(|&b| b < 2);
+        // Ascending, nothing at its default, each number as short as it can be.
+        if tag <= last || v == 0 || !ends || number.len() != varint_len(v) {
+            return Err(NotAKeyValue);
+        }
+        last = tag;
+        match tag {
+            CREATE => f.create_revision = v as i64,
+            MOD => f.mod_revision = v as i64,
+            VERSION => f.version = v as i64,
+            LEASE => f.lease = v as i64,
+            KEY | VALUE => {
+                let len = usize::try_from(v).map_err(|_| NotAKeyValue)?;
+                let (field, rest) = bytes.split_at_checked(len).ok_or(NotAKeyValue)?;
+                *(if tag == KEY { &mut key } else { &mut f.value }) = field;
+                bytes = rest;
+            }
+            _ => return Err(NotAKeyValue),
+        }
+    }
+    Ok((key, f))
 }
 
 #[cfg(test)]
@@ -221,6 +272,31 @@ mod tests {
                 damaged.truncate(1 + cut % n);
             }
             decode(&damaged);
+        }
+
+        #[test]
+        fn a_pair_from_outside_is_what_would_be_written_or_refused(
+            key: Vec<u8>, value: Vec<u8>, numbers: [i64; 4], at: usize, with: u8,
+        ) {
+            let [create_revision, mod_revision, version, lease] = numbers;
+            let f = Fields { create_revision, mod_revision, version, value: &value, lease };
+            let encoded = |key: &[u8], f: &Fields<'_>| {
+                let mut out = Vec::new();
+                if !key.is_empty() {
+                    encode_kv(key, &[], &mut out);
+                }
+                out.extend_from_slice(&encode(f));
+                out
+            };
+            let mut bytes = encoded(&key, &f);
+            proptest::prop_assert_eq!(decode_kv(&bytes), Ok((&key[..], f)));
+            if !bytes.is_empty() {
+                let n = bytes.len();
+                bytes[at % n] = with;
+            }
+            if let Ok((key, f)) = decode_kv(&bytes) {
+                proptest::prop_assert_eq!(encoded(key, &f), bytes);
+            }
         }
 
         #[test]

@@ -65,7 +65,7 @@ fn range(engine: &Engine<()>, op: RangeOp, slice: usize) -> Vec<(String, u64)> {
 fn hash(engine: &Engine<()>, slice: usize) -> u32 {
     let mut c = engine.hash_open(0).unwrap();
     while !engine.hash_step(&mut c, slice) {}
-    c.finish()
+    c.finish(&mut || ())
 }
 
 #[test]

@@ -446,6 +446,20 @@ impl Oracle {
         Ok(self.hash_bucket(self.compact_revision, revision, &keep))
     }
 
+    /// The database's entries, in its order, as they are encoded.
+    pub(crate) fn entries(&self) -> Vec<(i64, i64, bool, Vec<u8>)> {
+        let entry = |(&(main, sub), (key, kv)): (&(i64, i64), &(Key, Option<Kv>))| {
+            let mut bytes = Vec::new();
+            let tombstone = Kv {
+                key: key.clone(),
+                ..Kv::default()
+            };
+            marshal(kv.as_ref().unwrap_or(&tombstone), &mut bytes);
+            (main, sub, kv.is_none(), bytes)
+        };
+        self.bucket.iter().map(entry).collect()
+    }
+
     fn hash_bucket(&self, compact_revision: i64, revision: i64, keep: &[(i64, i64)]) -> KvHash {
         let mut bytes = b"key".to_vec();
         for (&(main, sub), (key, kv)) in &self.bucket {
