@@ -288,8 +288,9 @@ fn check_cluster(settings: &Settings) -> Result<(), Error> {
         several => refused(
             "initial-cluster",
             format!(
-                "it names {} members ({}), and orlop is one server without replicas; name only \
-                 {own}, or leave it out",
+                "it names {} members ({}), and orlop is one server without replicas; for a new \
+                 store name only {own}, or leave it out; a further control plane node runs no \
+                 store of its own but uses the first one's (kubeadm: etcd.external.endpoints)",
                 several.len(),
                 several.join(", ")
             ),

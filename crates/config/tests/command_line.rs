@@ -417,7 +417,9 @@ fn a_cluster_of_several_is_refused() {
             "--initial-cluster=a=http://1.1.1.1:2380,b=http://1.1.1.2:2380"
         ]),
         "--initial-cluster is not supported: it names 2 members (a, b), and orlop is one server \
-         without replicas; name only a, or leave it out"
+         without replicas; for a new store name only a, or leave it out; a further control plane \
+         node runs no store of its own but uses the first one's (kubeadm: \
+         etcd.external.endpoints)"
     );
     assert_eq!(
         error(&["--initial-cluster=b=http://1.1.1.2:2380"]),

@@ -36,7 +36,7 @@ statuses! {
     stream_sort = Unimplemented, "RangeStream does not support custom sort orders";
     stream_filters = Unimplemented, "RangeStream does not support revision filters";
     /// Not etcd's: why members cannot change.
-    one_member = Unimplemented, "orlop: this server is one member by design; its membership cannot be changed";
+    one_member = Unimplemented, "orlop: this is one server without replicas, so members can be neither added nor removed; let further control plane nodes use it as an external etcd (kubeadm: etcd.external.endpoints)";
     /// Not etcd's: why users and roles are not offered.
     no_auth = Unimplemented, "orlop: users and roles are not offered; restrict access with client certificates (--client-cert-auth, --trusted-ca-file, --client-cert-allowed-cn)";
     /// Not etcd's: snapshots come in a later release.
