@@ -35,6 +35,11 @@ enum Command {
     },
     /// Verify a data directory that no server uses, and say in plain words what is there.
     Check(check::Args),
+    /// Start a Kubernetes control plane to play with, and hollow nodes.
+    Playground(playground::cli::Args),
+    /// Ends what a killed playground left; it starts this itself.
+    #[command(name = playground::cli::GUARD_COMMAND, hide = true)]
+    Guard,
     /// Measure an etcd v3 endpoint, or this server beside etcd.
     Bench(Box<loadgen::cli::Args>),
 }
@@ -53,6 +58,11 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { args } => serve::run(Personality::Orlop, args),
         Command::Check(args) => check::run(&args),
+        Command::Playground(args) => playground::cli::run(&args),
+        Command::Guard => {
+            playground::guard::run();
+            ExitCode::SUCCESS
+        }
         Command::Bench(args) => loadgen::cli::run(&args),
     }
 }
