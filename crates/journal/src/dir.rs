@@ -64,6 +64,9 @@ pub enum DirState {
     NotADirectory,
 }
 
+/// A file that is there while a restore fills the directory.
+pub(crate) const RESTORING: &str = "restoring";
+
 /// Says what is in a directory. Changes nothing and takes no lock.
 ///
 /// # Errors
@@ -245,12 +248,23 @@ fn take_lock(fs: &dyn FileSystem, dir: &Path, mode: LockMode) -> Result<Box<dyn 
 fn read_format(fs: &dyn FileSystem, dir: &Path) -> Result<Option<Format>, OpenError> {
     let path = dir.join("format");
     match fs.kind(&path).map_err(OpenError::io("look at", &path))? {
-        None => Ok(None),
+        None => refuse_unfinished(fs, dir).map(|()| None),
         Some(_) => {
             let bytes =
                 read_small(fs, &path, FORMAT_LIMIT_BYTES).map_err(OpenError::io("read", &path))?;
             Format::parse(&path, &bytes).map(Some)
         }
+    }
+}
+
+fn refuse_unfinished(fs: &dyn FileSystem, dir: &Path) -> Result<(), OpenError> {
+    let marker = fs.kind(&dir.join(RESTORING));
+    match marker.map_err(OpenError::io("look into", dir))? {
+        None => Ok(()),
+        Some(_) => Err(OpenError::mismatch(
+            dir,
+            "a restore into it was not finished: empty it, and restore again",
+        )),
     }
 }
 
@@ -348,7 +362,12 @@ pub(crate) fn new_format(new: &NewDirectory) -> Format {
 }
 
 /// Writes a small file whole: under another name, synced, renamed, entry synced.
-fn replace(fs: &dyn FileSystem, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), OpenError> {
+pub(crate) fn replace(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> Result<(), OpenError> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.tmp"));
     let write = || -> io::Result<()> {

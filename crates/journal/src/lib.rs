@@ -21,6 +21,7 @@ mod load;
 mod open;
 mod record;
 mod recovery;
+mod seed;
 mod segment;
 mod snapshot;
 mod window;
@@ -35,6 +36,7 @@ pub use load::decode_block_items;
 pub use open::{Guards, OpenReport, Options};
 pub use record::{DecodeError, decode_record};
 pub use recovery::Replay;
+pub use seed::{seed, seed_engine};
 pub use snapshot::{SnapshotInfo, SnapshotWriter};
 pub use writer::{CommitInfo, Journal};
 

@@ -120,7 +120,7 @@ impl Journal {
 }
 
 /// A commit error of the start.
-fn open_error(error: CommitError) -> OpenError {
+pub(crate) fn open_error(error: CommitError) -> OpenError {
     match error {
         CommitError::NoSpace { path } => OpenError::NoSpace { path },
         CommitError::Poisoned { file, source } => OpenError::Io {
@@ -159,22 +159,8 @@ fn create(
     options: Options,
     store: &mut dyn Replay,
 ) -> Result<(Journal, OpenReport), OpenError> {
-    let Opened { layout, lock, .. } = opened;
-    dir::lay_out(&*fs, &layout)?;
-    let format = dir::new_format(&options.new);
-    let shared = new_shared(fs.clone(), layout.clone(), &format, &options, 1, 0);
-    let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
-    let first = options
-        .segment_bytes
-        .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);
-    journal
-        .shared
-        .prepare(first.next_multiple_of(PAGE))
-        .map_err(open_error)?;
-    journal
-        .begin_segment(MIN_SEGMENT_BYTES, store.revision())
-        .map_err(open_error)?;
-    journal.write_header().map_err(open_error)?;
+    let layout = opened.layout.clone();
+    let journal = begin(fs.clone(), opened, &options, store.revision())?;
     let format = dir::write_format(&*fs, &layout, &options.new)?;
     let report = OpenReport {
         identity: format.identity,
@@ -190,6 +176,32 @@ fn create(
         warnings: Vec::new(),
     };
     Ok((journal, report))
+}
+
+/// All of a new directory but its format file.
+pub(crate) fn begin(
+    fs: Arc<dyn FileSystem>,
+    opened: Opened,
+    options: &Options,
+    revision: i64,
+) -> Result<Journal, OpenError> {
+    let Opened { layout, lock, .. } = opened;
+    dir::lay_out(&*fs, &layout)?;
+    let format = dir::new_format(&options.new);
+    let shared = new_shared(fs, layout, &format, options, 1, 0);
+    let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
+    let first = options
+        .segment_bytes
+        .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);
+    journal
+        .shared
+        .prepare(first.next_multiple_of(PAGE))
+        .map_err(open_error)?;
+    journal
+        .begin_segment(MIN_SEGMENT_BYTES, revision)
+        .map_err(open_error)?;
+    journal.write_header().map_err(open_error)?;
+    Ok(journal)
 }
 
 /// Makes what was read safe to build on, cleans up, and readies the next segment.

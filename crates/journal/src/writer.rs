@@ -355,6 +355,10 @@ impl Journal {
     /// If the journal was poisoned before, or is by this. On a full disk that frame is
     /// left out, which is no error.
     pub fn close(mut self, revision: i64) -> Result<(), CommitError> {
+        self.close_frame(revision)
+    }
+
+    pub(crate) fn close_frame(&mut self, revision: i64) -> Result<(), CommitError> {
         self.sync()?;
         if self.current.is_some() {
             match self.append(&[], revision, FLAG_CLOSE) {

@@ -6,4 +6,5 @@ mod crash;
 mod damage;
 mod fuzz;
 mod real;
+mod seed;
 mod support;
