@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::config::{
     AutoCompaction, ClusterState, Config, LogFormat, LogLevel, LogOutput, Metrics,
+    ScheduledSnapshots,
 };
 use crate::gates::{self, GATES};
 use crate::golang::{parse_duration, quote};
@@ -22,6 +23,7 @@ const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 const DEFAULT_UNARY_WARNING: Duration = Duration::from_millis(300);
 const RECOMMENDED_REQUEST_BYTES: u64 = 10 << 20;
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+const MIN_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn invalid<T>(text: impl Into<String>) -> Result<T, Error> {
     Err(Error::Invalid(text.into()))
@@ -97,6 +99,7 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         max_connections: positive(&settings, "max-connections")?,
         max_watches: positive(&settings, "max-watches")?,
         segment_bytes: segment_bytes(&settings)?,
+        scheduled_snapshots: scheduled_snapshots(&settings)?,
     };
     Ok(Run { config, notices })
 }
@@ -435,6 +438,22 @@ fn positive(settings: &Settings, name: &'static str) -> Result<usize, Error> {
         0 => invalid(format!("--{name} must be at least 1")),
         number => Ok(number),
     }
+}
+
+fn scheduled_snapshots(settings: &Settings) -> Result<Option<ScheduledSnapshots>, Error> {
+    let dir = settings.text("snapshot-dir");
+    let (interval, keep) = (
+        duration(settings, "snapshot-interval")?,
+        positive(settings, "snapshot-keep")?,
+    );
+    if interval < MIN_SNAPSHOT_INTERVAL {
+        return invalid("--snapshot-interval must be at least 1s");
+    }
+    Ok((!dir.is_empty()).then(|| ScheduledSnapshots {
+        dir: PathBuf::from(dir),
+        interval,
+        keep,
+    }))
 }
 
 /// A segment must hold the largest request with room to spare; by default it

@@ -116,6 +116,17 @@ impl ClientTls {
     }
 }
 
+/// Snapshots in etcd's format that the server saves by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduledSnapshots {
+    /// `--snapshot-dir`.
+    pub dir: PathBuf,
+    /// `--snapshot-interval`, at least a second.
+    pub interval: Duration,
+    /// `--snapshot-keep`, at least 1.
+    pub keep: usize,
+}
+
 /// The configuration a server runs with. Fields have the names of etcd's
 /// flags; those that have no meaning here are not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,6 +203,8 @@ pub struct Config {
     pub max_watches: usize,
     /// How many bytes a journal segment has.
     pub segment_bytes: u64,
+    /// The snapshots that are saved by themselves, if any are.
+    pub scheduled_snapshots: Option<ScheduledSnapshots>,
 }
 
 impl Config {

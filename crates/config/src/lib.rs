@@ -36,7 +36,7 @@ mod value;
 pub use cipher::CipherSuite;
 pub use config::{
     AutoCompaction, ClientTls, ClusterState, Config, LogFormat, LogLevel, LogOutput, Metrics,
-    TlsVersion,
+    ScheduledSnapshots, TlsVersion,
 };
 pub use error::Error;
 pub use removed::{REMOVED, Removed, Successor, removed_flag_names};

@@ -62,6 +62,7 @@ fn nothing_given_is_etcds_defaults() {
     assert!(!config.unsafe_no_fsync);
     assert_eq!(config.threads, 0);
     assert_eq!(config.segment_bytes, 64 << 20);
+    assert_eq!(config.scheduled_snapshots, None);
 }
 
 #[test]
@@ -122,6 +123,9 @@ fn every_typed_field_follows_its_flag() {
         "--max-connections=12",
         "--max-watches=13",
         "--segment-bytes=2097152",
+        "--snapshot-dir=/backup",
+        "--snapshot-interval=30m",
+        "--snapshot-keep=48",
     ])
     .config;
     let texts = |urls: &[config::Url]| urls.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -194,6 +198,10 @@ fn every_typed_field_follows_its_flag() {
     assert_eq!((config.history_budget_bytes, config.threads), (10, 11));
     assert_eq!((config.max_connections, config.max_watches), (12, 13));
     assert_eq!(config.segment_bytes, 2 << 20);
+    let scheduled = config.scheduled_snapshots.unwrap();
+    assert_eq!(scheduled.dir, PathBuf::from("/backup"));
+    assert_eq!(scheduled.interval, Duration::from_secs(1800));
+    assert_eq!(scheduled.keep, 48);
 }
 
 /// Texts taken from etcd 3.7.3's output; it ends with 2 on each.
@@ -664,6 +672,10 @@ fn further_checks() {
     );
     assert!(error(&["--warning-apply-duration=-1s"]).contains("must not be negative"));
     assert!(error(&["--max-watches=0"]).contains("at least 1"));
+    assert!(
+        error(&["--snapshot-interval=10ms"]).contains("--snapshot-interval must be at least 1s")
+    );
+    assert!(error(&["--snapshot-keep=0"]).contains("--snapshot-keep must be at least 1"));
     assert!(error(&["--segment-bytes=4096"]).contains("--segment-bytes must be at least 3145728"));
     assert_eq!(
         run(&["--max-request-bytes=104857600"]).config.segment_bytes,
