@@ -4,7 +4,16 @@
 //! would. One file a subcommand.
 
 mod check;
+mod export;
+mod failure;
+mod import;
+mod import_follow;
+mod import_source;
 mod serve;
+mod snapshot;
+mod snapshot_feed;
+mod snapshot_restore;
+mod snapshot_status;
 
 use clap::{Parser, Subcommand};
 use config::Personality;
@@ -35,6 +44,12 @@ enum Command {
     },
     /// Verify a data directory that no server uses, and say in plain words what is there.
     Check(check::Args),
+    /// Look into snapshots of etcd and orlop, and restore them.
+    Snapshot(snapshot::Args),
+    /// Take a running etcd over, with its revisions, into a new data directory.
+    Import(import::Args),
+    /// Write a snapshot that etcd starts from.
+    Export(export::Args),
     /// Start a Kubernetes control plane to play with, and hollow nodes.
     Playground(playground::cli::Args),
     /// Ends what a killed playground left; it starts this itself.
@@ -58,6 +73,9 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { args } => serve::run(Personality::Orlop, args),
         Command::Check(args) => check::run(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Playground(args) => playground::cli::run(&args),
         Command::Guard => {
             playground::guard::run();
