@@ -262,7 +262,7 @@ impl Committer {
         let at = match self.journal.snapshot_position() {
             Ok(at) => at,
             Err(error) => {
-                self.shared.snapshot_end(None);
+                self.shared.snapshot_end(Err(error.to_string()));
                 return self.failed(&error);
             }
         };

@@ -2,11 +2,13 @@
 //!
 //! It turns requests into the engine's operations, takes the engine's batches to the
 //! journal, and answers when they are durable and visible; it serves watches, health and
-//! metrics. It may not hold a lock across an await, do file I/O outside the journal, or
+//! metrics. It may not hold a lock across an await, do file I/O other than
+//! through the journal's file system, or
 //! decide what etcd's semantics are: that is the engine's.
 //!
 //! A put goes `kv` → `store` → engine's sequencer → `durability` → journal, and back.
 
+mod backup;
 mod durability;
 mod encode;
 mod error;
@@ -17,6 +19,7 @@ mod maintenance;
 mod memory;
 mod pace;
 mod replay;
+mod scheduled;
 mod service;
 mod shared;
 mod start;

@@ -107,15 +107,24 @@ impl Service {
             let started = Instant::now();
             tracing::info!("starting defragment");
             this.shared.metrics.defrag_inflight.inc();
-            let before = this.shared.snapshots_done();
-            this.shared.want_snapshot();
-            while this.shared.snapshots_done() == before
-                && started.elapsed() < DEFRAGMENT_TIMEOUT
-                && !this.shared.stopping()
-            {
+            let number = this.shared.want_snapshot();
+            let result = loop {
+                if let Some(result) = this.shared.snapshot_result(number) {
+                    break result.map_err(|reason| status::no_defragment(&reason));
+                }
+                if this.shared.stopping() {
+                    break Err(status::stopped());
+                }
+                if started.elapsed() > DEFRAGMENT_TIMEOUT {
+                    break Err(status::slow_defragment());
+                }
                 tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            };
             this.shared.metrics.defrag_inflight.dec();
+            if let Err(error) = &result {
+                tracing::warn!(error = %error.message, "failed to defragment");
+            }
+            result?;
             this.shared.metrics.defrag.observe(started.elapsed());
             tracing::info!(took = %telemetry::GoDuration(started.elapsed()), "finished defragment");
             Ok(encode::message(&pb::DefragmentResponse { header: None }))

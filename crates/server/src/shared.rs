@@ -58,7 +58,8 @@ pub(crate) struct Shared {
     last_compaction_unix_s: AtomicU64,
     snapshot_running: AtomicBool,
     snapshot_wanted: AtomicBool,
-    snapshots_done: AtomicU64,
+    journal_snapshots: Mutex<JournalSnapshots>,
+    pub(crate) sending_snapshots: crate::backup::Sending,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     connections: OnceLock<wire::Counts>,
 }
@@ -66,6 +67,17 @@ pub(crate) struct Shared {
 static SLOW_SYNC: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_CALL: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_APPLY: Throttle = Throttle::new(Duration::from_secs(10));
+
+/// Snapshots of the journal, by number from 1.
+#[derive(Debug, Default)]
+struct JournalSnapshots {
+    begun: u64,
+    ended: u64,
+    /// The last that was saved.
+    good: u64,
+    /// Why the last one that was not was not.
+    reason: String,
+}
 
 /// What [`Shared::new`] takes besides the defaults.
 pub(crate) struct Parts {
@@ -120,7 +132,8 @@ impl Shared {
             last_compaction_unix_s: AtomicU64::new(0),
             snapshot_running: AtomicBool::new(false),
             snapshot_wanted: AtomicBool::new(false),
-            snapshots_done: AtomicU64::new(0),
+            journal_snapshots: Mutex::default(),
+            sending_snapshots: crate::backup::Sending::default(),
             threads: Mutex::new(Vec::new()),
             connections: OnceLock::new(),
         }
@@ -302,35 +315,61 @@ impl Shared {
             .max(data_bytes)
     }
 
+    /// False if one is running; what is wanted meanwhile is begun after it.
     pub(crate) fn snapshot_begin(&self) -> bool {
+        if self.snapshot_running.swap(true, Ordering::AcqRel) {
+            return false;
+        }
         self.snapshot_wanted.store(false, Ordering::Relaxed);
-        !self.snapshot_running.swap(true, Ordering::AcqRel)
+        self.journal_snapshots.lock().begun += 1;
+        true
     }
 
-    pub(crate) fn snapshot_end(&self, done: Option<Duration>) {
-        if let Some(took) = done {
-            self.last_snapshot_unix_ms
-                .store(unix_ms(), Ordering::Relaxed);
-            self.metrics.journal_snapshot.observe(took);
-            self.metrics.snap_save.observe(took);
+    /// With what it took, or why there is none.
+    pub(crate) fn snapshot_end(&self, result: Result<Duration, String>) {
+        {
+            let mut snapshots = self.journal_snapshots.lock();
+            snapshots.ended = snapshots.begun;
+            match result {
+                Ok(took) => {
+                    snapshots.good = snapshots.begun;
+                    self.last_snapshot_unix_ms
+                        .store(unix_ms(), Ordering::Relaxed);
+                    self.metrics.journal_snapshot.observe(took);
+                    self.metrics.snap_save.observe(took);
+                }
+                Err(reason) => snapshots.reason = reason,
+            }
         }
-        self.snapshots_done.fetch_add(1, Ordering::Release);
         self.snapshot_running.store(false, Ordering::Release);
+        if self.snapshot_wanted() {
+            self.store.commit.raise();
+        }
     }
 
     pub(crate) fn last_snapshot_unix_s(&self) -> f64 {
         self.last_snapshot_unix_ms.load(Ordering::Relaxed) as f64 / 1000.0
     }
 
-    /// Number of snapshots that have ended, well or not.
-    pub(crate) fn snapshots_done(&self) -> u64 {
-        self.snapshots_done.load(Ordering::Acquire)
-    }
-
-    /// Asks for a snapshot now.
-    pub(crate) fn want_snapshot(&self) {
+    /// Asks for a snapshot that begins now, or after one that is running; returns its
+    /// number for [`Shared::snapshot_result`].
+    pub(crate) fn want_snapshot(&self) -> u64 {
+        let number = self.journal_snapshots.lock().begun + 1;
         self.snapshot_wanted.store(true, Ordering::Relaxed);
         self.store.commit.raise();
+        number
+    }
+
+    /// What came of a snapshot, if it has ended.
+    pub(crate) fn snapshot_result(&self, number: u64) -> Option<Result<(), String>> {
+        let snapshots = self.journal_snapshots.lock();
+        if snapshots.good >= number {
+            Some(Ok(()))
+        } else if snapshots.ended >= number {
+            Some(Err(snapshots.reason.clone()))
+        } else {
+            None
+        }
     }
 
     pub(crate) fn snapshot_wanted(&self) -> bool {
@@ -347,7 +386,7 @@ impl Shared {
             Ok(handle) => self.keep_thread(handle),
             Err(error) => {
                 tracing::warn!(%error, "cannot start the snapshot thread; tried again later");
-                self.snapshot_end(None);
+                self.snapshot_end(Err(error.to_string()));
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::encode::Ids;
 use crate::error::Error;
 use crate::memory;
 use crate::replay::Feed;
+use crate::scheduled::Scheduled;
 use crate::service::{METHODS, Service};
 use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Parts, Shared};
 use crate::store::Store;
@@ -161,6 +162,10 @@ impl Server {
         let committer = spawn("committer", move || committer.run())?;
         let upkeep = Upkeep::new(shared.clone(), config.auto_compaction);
         let upkeep = spawn("upkeep", move || upkeep.run())?;
+        if let Some(scheduled) = &config.scheduled_snapshots {
+            let scheduled = Scheduled::new(shared.clone(), scheduled);
+            shared.keep_thread(spawn("scheduled", move || scheduled.run())?);
+        }
 
         let wire_config = wire::Config {
             workers,
