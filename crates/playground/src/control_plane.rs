@@ -94,6 +94,19 @@ fn new_secret() -> Result<String> {
     }
 }
 
+/// What a kube-apiserver is told of its store.
+fn store_flags(store: &Store) -> Vec<String> {
+    let mut flags = vec![format!("--etcd-servers={}", store.url())];
+    if let Some(tls) = store.tls() {
+        flags.push(format!("--etcd-cafile={}", tls.ca.display()));
+        if let Some(client) = &tls.client {
+            flags.push(format!("--etcd-certfile={}", client.cert.display()));
+            flags.push(format!("--etcd-keyfile={}", client.key.display()));
+        }
+    }
+    flags
+}
+
 impl ControlPlane {
     /// Prepares a control plane of the pinned set `set` (`kube-1.37`) on `store`,
     /// and starts one apiserver with `flags` beside its defaults.
@@ -125,21 +138,13 @@ impl ControlPlane {
             .map(|(user, groups)| format!("{},{user},{user},\"{groups}\"\n", token(&secret, user)))
             .collect();
         std::fs::write(dir.join("tokens.csv"), tokens)?;
-        let mut store_flags = vec![format!("--etcd-servers={}", store.url())];
-        if let Some(tls) = store.tls() {
-            store_flags.push(format!("--etcd-cafile={}", tls.ca.display()));
-            if let Some(client) = &tls.client {
-                store_flags.push(format!("--etcd-certfile={}", client.cert.display()));
-                store_flags.push(format!("--etcd-keyfile={}", client.key.display()));
-            }
-        }
         let mut plane = Self {
             dir: dir.to_owned(),
             plan,
             secret,
             authority,
             serving,
-            store_flags,
+            store_flags: store_flags(store),
             apiservers: Vec::new(),
             components: Vec::new(),
         };
@@ -180,10 +185,20 @@ impl ControlPlane {
     /// # Errors
     /// If it does not become ready.
     pub async fn restart_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
+        self.stop_apiserver(index);
+        self.start_apiserver(index, flags).await
+    }
+
+    /// Stops an apiserver until [`ControlPlane::restart_apiserver`].
+    pub fn stop_apiserver(&mut self, index: usize) {
         if let Some(mut process) = self.apiservers[index].process.take() {
             let _ = process.terminate(APISERVER_GRACE);
         }
-        self.start_apiserver(index, flags).await
+    }
+
+    /// Names another store to the apiservers that are started from now on.
+    pub fn use_store(&mut self, store: &Store) {
+        self.store_flags = store_flags(store);
     }
 
     async fn start_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
