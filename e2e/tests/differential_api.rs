@@ -126,7 +126,39 @@ impl Asker {
         self.maintenance().await;
         self.health_and_auth().await;
         self.leases().await;
+        self.sorted_stream().await;
         self.half_closed_watch().await;
+    }
+
+    /// Without an order, a target other than the key means ascending.
+    async fn sorted_stream(&mut self) {
+        let mut kv = KvClient::new(self.channel.clone());
+        for key in ["sorted/b", "sorted/c", "sorted/a"] {
+            let put = pb::PutRequest {
+                key: Bytes::from_static(key.as_bytes()),
+                ..pb::PutRequest::default()
+            };
+            let answer = kv.put(put).await;
+            self.note("put what is to be sorted", answer, |_| "done".to_owned());
+        }
+        let request = pb::RangeRequest {
+            key: Bytes::from_static(b"sorted/"),
+            range_end: Bytes::from_static(b"sorted0"),
+            sort_target: pb::range_request::SortTarget::Mod.into(),
+            ..pb::RangeRequest::default()
+        };
+        let text = match kv.range_stream(request).await {
+            Ok(response) => match response.into_inner().message().await {
+                Ok(Some(m)) => {
+                    let kvs = m.range_response.unwrap_or_default().kvs;
+                    format!("{:?}", kvs.iter().map(|kv| &kv.key).collect::<Vec<_>>())
+                }
+                Ok(None) => "nothing".to_owned(),
+                Err(status) => format!("{:?}: {}", status.code(), status.message()),
+            },
+            Err(status) => format!("{:?}: {}", status.code(), status.message()),
+        };
+        self.answers.push(("sorted stream", text));
     }
 
     /// A client that has sent its request and closed its half still gets events.
