@@ -22,6 +22,8 @@ const DEFAULT_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 const DEFAULT_UNARY_WARNING: Duration = Duration::from_millis(300);
 const RECOMMENDED_REQUEST_BYTES: u64 = 10 << 20;
+/// More would look like a hung disk.
+const MAX_SYNC_DELAY: Duration = Duration::from_secs(10);
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
 const MIN_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -99,6 +101,7 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         max_connections: positive(&settings, "max-connections")?,
         max_watches: positive(&settings, "max-watches")?,
         segment_bytes: segment_bytes(&settings)?,
+        fault_sync_delay: fault_sync_delay(&settings)?,
         scheduled_snapshots: scheduled_snapshots(&settings)?,
     };
     Ok(Run { config, notices })
@@ -454,6 +457,18 @@ fn scheduled_snapshots(settings: &Settings) -> Result<Option<ScheduledSnapshots>
         interval,
         keep,
     }))
+}
+
+fn fault_sync_delay(settings: &Settings) -> Result<Duration, Error> {
+    let delay = duration(settings, "fault-sync-delay")?;
+    if delay > MAX_SYNC_DELAY {
+        return invalid(format!(
+            "--fault-sync-delay is {} s: it may be {} s at most",
+            delay.as_secs_f64(),
+            MAX_SYNC_DELAY.as_secs()
+        ));
+    }
+    Ok(delay)
 }
 
 /// A segment must hold the largest request with room to spare; by default it

@@ -203,6 +203,8 @@ pub struct Config {
     pub max_watches: usize,
     /// How many bytes a journal segment has.
     pub segment_bytes: u64,
+    /// A fault for tests and benchmarks: how much longer each sync of the journal takes.
+    pub fault_sync_delay: Duration,
     /// The snapshots that are saved by themselves, if any are.
     pub scheduled_snapshots: Option<ScheduledSnapshots>,
 }

@@ -297,6 +297,7 @@ pub static FLAGS: &[Flag] = &[
     own("max-connections", UINT, "10000", "How many client connections may be open at once."),
     own("max-watches", UINT, "100000", "How many watches may be open at once."),
     own("segment-bytes", UINT, "67108864", "How large a segment file of the journal is."),
+    own("fault-sync-delay", Duration, "0s", "Makes each sync of the journal take this much longer, as on a slower disk: for tests and benchmarks. The data is synced all the same. At most 10s."),
     own("snapshot-dir", Text, "", "A directory, which must exist, for snapshots in etcd's format that are saved by themselves; empty for none. See [backup](../operating/backup.md)."),
     own("snapshot-interval", Duration, "1h", "How much time lies between two of those snapshots."),
     own("snapshot-keep", UINT, "24", "How many of them are kept; older ones of this cluster are deleted after each new one."),

@@ -123,6 +123,7 @@ fn every_typed_field_follows_its_flag() {
         "--max-connections=12",
         "--max-watches=13",
         "--segment-bytes=2097152",
+        "--fault-sync-delay=8ms",
         "--snapshot-dir=/backup",
         "--snapshot-interval=30m",
         "--snapshot-keep=48",
@@ -198,6 +199,7 @@ fn every_typed_field_follows_its_flag() {
     assert_eq!((config.history_budget_bytes, config.threads), (10, 11));
     assert_eq!((config.max_connections, config.max_watches), (12, 13));
     assert_eq!(config.segment_bytes, 2 << 20);
+    assert_eq!(config.fault_sync_delay, Duration::from_millis(8));
     let scheduled = config.scheduled_snapshots.unwrap();
     assert_eq!(scheduled.dir, PathBuf::from("/backup"));
     assert_eq!(scheduled.interval, Duration::from_secs(1800));

@@ -89,7 +89,14 @@ impl Server {
             );
         }
 
-        let files: Arc<dyn FileSystem> = Arc::new(RealFs::new());
+        if !config.fault_sync_delay.is_zero() {
+            tracing::warn!(
+                delay = %telemetry::GoDuration(config.fault_sync_delay),
+                "each sync is made slower, as --fault-sync-delay asks: not for production"
+            );
+        }
+        let files: Arc<dyn FileSystem> =
+            Arc::new(RealFs::new().with_sync_delay(config.fault_sync_delay));
         let limits = Limits {
             quota_bytes: budget.quota_bytes as usize,
             max_held_bytes: budget.held_bytes as usize,
