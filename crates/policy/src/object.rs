@@ -240,14 +240,20 @@ pub(crate) fn map_entry(entry: &[u8]) -> Result<(&[u8], &[u8]), Unclear> {
 impl<'a> Proto<'a> {
     fn read(envelope: &'a [u8]) -> Result<Self, Unclear> {
         let (mut types, mut raw) = (None, None);
+        let mut seen = 0;
         let mut runs = Runs::new(envelope, kinds::ENVELOPE);
         while let Some(run) = runs.next()? {
+            seen |= 1 << run.number;
             match (run.number, run.bytes()) {
                 (1, bytes) => types = Some(bytes),
                 (2, bytes) => raw = Some(bytes),
                 (_, b"") | (4, PROTOBUF_TYPE) => {}
                 _ => return Err(Unclear::Encoding),
             }
+        }
+        // All four are always written, so that one that lacks the last was cut off.
+        if seen != kinds::ENVELOPE.all() {
+            return Err(Unclear::Truncated);
         }
         let types = types.ok_or(Unclear::Missing("type"))?;
         let raw = raw.ok_or(Unclear::Missing("content"))?;
