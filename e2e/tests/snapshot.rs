@@ -252,7 +252,7 @@ async fn a_snapshot_is_of_one_revision() -> Result<()> {
     answered("Compact", kv.compact(compact).await)?;
 
     let total = first.remaining_bytes + first.blob.len() as u64;
-    ensure(first.version == "3.7.0" && total % 4096 == 0, || {
+    ensure(first.version == "3.7.0" && total.is_multiple_of(4096), || {
         format!("{} bytes, version {}", total, first.version)
     })?;
     let mut bytes = first.blob.to_vec();
