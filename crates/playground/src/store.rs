@@ -51,10 +51,15 @@ impl Kind {
             Self::Etcd => Ok(binaries("etcd")?.join("etcd")),
             Self::Orlop => {
                 let exe = std::env::current_exe()?;
-                let target = exe.parent().and_then(Path::parent);
+                // A test's own program is one directory deeper than the others.
+                let beside = exe.parent().unwrap_or(Path::new("."));
+                let target = match beside.parent() {
+                    Some(above) if beside.ends_with("deps") => above,
+                    _ => beside,
+                };
                 let program = match std::env::var_os("ORLOP_E2E_ORLOP") {
                     Some(path) => PathBuf::from(path),
-                    None => target.unwrap_or(Path::new(".")).join("orlop"),
+                    None => target.join("orlop"),
                 };
                 ensure(program.is_file(), || {
                     format!(
