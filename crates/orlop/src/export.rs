@@ -159,8 +159,16 @@ fn print_next(args: &Args, status: &snapshot::Status) {
     println!("    --initial-cluster default=http://127.0.0.1:2380 \\");
     println!("    --initial-advertise-peer-urls http://127.0.0.1:2380");
     println!("  etcd --data-dir /var/lib/etcd --name default \\");
-    println!("    --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \\");
-    println!("    --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379");
-    println!("Revisions stay as they are. If anything was written after this snapshot and is given up");
-    println!("by going back to it, add to the first line: --bump-revision 1000000000 --mark-compacted");
+    println!(
+        "    --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \\"
+    );
+    println!(
+        "    --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379"
+    );
+    println!(
+        "Revisions stay as they are. If anything was written after this snapshot and is given up"
+    );
+    println!(
+        "by going back to it, add to the first line: --bump-revision 1000000000 --mark-compacted"
+    );
 }

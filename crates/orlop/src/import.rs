@@ -147,7 +147,8 @@ impl Drop for Workplace {
 async fn import(args: &Args) -> Result<(), Failure> {
     let began = Instant::now();
     ready_for(&args.data_dir)?;
-    let mut signals = Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
+    let mut signals =
+        Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
     let (source, status) = Source::connect(&args.from, &args.tls).await?;
     println!(
         "source: etcd {} at {}, {}, revision {}",
@@ -161,9 +162,7 @@ async fn import(args: &Args) -> Result<(), Failure> {
     let mut round = 1;
     let (follower, hash) = loop {
         match take(args, &source, &work, &mut signals).await {
-            Err(Failure::Source(SourceError::Compacted { compact_revision }))
-                if round < ROUNDS =>
-            {
+            Err(Failure::Source(SourceError::Compacted { compact_revision })) if round < ROUNDS => {
                 println!(
                     "the source compacted its history up to revision {compact_revision} meanwhile; \
                      beginning again with a new snapshot"
@@ -198,15 +197,7 @@ async fn import(args: &Args) -> Result<(), Failure> {
 }
 
 async fn check_source(source: &Source) -> Result<(), Failure> {
-    if source.auth_enabled().await? {
-        return Err(Failure::Refused(format!(
-            "{} has auth enabled. orlop has no users: every client that can connect could read and \
-             write everything. Restrict access by client certificates, then end auth there \
-             (etcdctl auth disable) and import again; or take a snapshot and restore it with \
-             orlop snapshot restore --drop-auth",
-            source.url()
-        )));
-    }
+    source.refuse_auth().await?;
     for (member_id, alarm) in source.alarms().await? {
         if alarm == ALARM_CORRUPT {
             return Err(Failure::Refused(format!(
@@ -235,7 +226,11 @@ async fn take(
     let save = source.save(&snapshot_file, |bytes, left| {
         if told.elapsed() >= TELL {
             told = Instant::now();
-            println!("snapshot: {} of {}", human_bytes(bytes), human_bytes(bytes + left));
+            println!(
+                "snapshot: {} of {}",
+                human_bytes(bytes),
+                human_bytes(bytes + left)
+            );
         }
     });
     let bytes = tokio::select! {
@@ -294,7 +289,10 @@ async fn follow(follower: &mut Follower, signals: &mut Signals) -> Result<(), Fa
     let mut last = Progress::default();
     loop {
         tokio::select! {
-            step = follower.step() => step?,
+            received = follower.receive() => {
+                received?;
+                follower.take_all().await?;
+            }
             () = signals.wait() => return Ok(()),
             _ = tick.tick() => {
                 let now = follower.progress();
@@ -358,10 +356,18 @@ async fn print_next(args: &Args, source: &Source, revision: i64) {
     }
     println!();
     println!("Now, with the apiservers stopped:");
-    println!("  1. stop {} so that nothing writes to it any more; keep its data directory", source.url());
-    println!("  2. orlop serve --data-dir={dir} --name={} with the flags of that etcd", args.name);
+    println!(
+        "  1. stop {} so that nothing writes to it any more; keep its data directory",
+        source.url()
+    );
+    println!(
+        "  2. orlop serve --data-dir={dir} --name={} with the flags of that etcd",
+        args.name
+    );
     println!("     (the same --listen-client-urls, --advertise-client-urls and certificates)");
     println!("  3. etcdctl endpoint status: the revision is {revision} or a little more");
     println!("  4. start the apiservers, on the same --etcd-servers or the new address");
-    println!("Back before step 4: start that etcd again. After it: orlop export (docs/operating/migrate.md).");
+    println!(
+        "Back before step 4: start that etcd again. After it: orlop export (docs/operating/migrate.md)."
+    );
 }

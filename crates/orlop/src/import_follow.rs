@@ -58,11 +58,7 @@ pub(crate) struct Follower {
 impl Follower {
     /// Goes on from the source's snapshot, which `dir` has. It is read back from there, so
     /// that what is verified at the end is what a server will read.
-    pub(crate) fn open(
-        source: Source,
-        dir: &Path,
-        mut options: Options,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn open(source: Source, dir: &Path, mut options: Options) -> Result<Self, Failure> {
         // Synced at the end: before that the directory is of no use.
         options.no_fsync = true;
         let mut feed = Feed::new();
@@ -122,9 +118,8 @@ impl Follower {
         Ok(self.journal.close(revision)?)
     }
 
-    /// Waits for changes, and takes what has come.
-    pub(crate) async fn step(&mut self) -> Result<(), Failure> {
-        self.receive().await?;
+    /// Takes all that was received.
+    pub(crate) async fn take_all(&mut self) -> Result<(), Failure> {
         self.take(i64::MAX).await
     }
 
@@ -132,7 +127,8 @@ impl Follower {
     pub(crate) async fn catch_up(&mut self) -> Result<SourceHash, Failure> {
         let ahead = self.source.revision().await?;
         while self.revision() < ahead {
-            self.step().await?;
+            self.receive().await?;
+            self.take_all().await?;
         }
         self.finish().await
     }
@@ -196,8 +192,9 @@ impl Follower {
         })
     }
 
-    /// Receives one response, with a new watch if there is none.
-    async fn receive(&mut self) -> Result<(), Failure> {
+    /// Receives one response, with a new watch if there is none. May be dropped while it
+    /// waits: nothing is lost by that.
+    pub(crate) async fn receive(&mut self) -> Result<(), Failure> {
         let next = match &mut self.watching {
             Some(watching) => self.source.next(watching).await?,
             None => {
@@ -220,7 +217,12 @@ impl Follower {
             self.source_revision = self.source_revision.max(header.revision);
         }
         let had = self.revision().max(self.pending.back().map_or(0, main_of));
-        if !self.open && response.events.first().is_some_and(|e| main_of(e) != had + 1) {
+        if !self.open
+            && response
+                .events
+                .first()
+                .is_some_and(|e| main_of(e) != had + 1)
+        {
             return Err(Failure::Refused(format!(
                 "the source left out changes after revision {had}; nothing is kept: import again"
             )));
@@ -271,7 +273,11 @@ impl Follower {
                          again"
                     )));
                 }
-                let n = self.pending.iter().take_while(|e| main_of(e) == main).count();
+                let n = self
+                    .pending
+                    .iter()
+                    .take_while(|e| main_of(e) == main)
+                    .count();
                 let mut effects = Vec::with_capacity(n);
                 for event in self.pending.drain(..n) {
                     effects.extend(effect_of(event));
@@ -293,7 +299,8 @@ impl Follower {
 
     /// Sees to it that a lease which a key names is there before the key.
     async fn know_lease(&self, id: i64, records: &mut Vec<Record>) -> Result<(), SourceError> {
-        let granted = |r: &Record| matches!(r, Record::LeaseGrant { id: other, .. } if *other == id);
+        let granted =
+            |r: &Record| matches!(r, Record::LeaseGrant { id: other, .. } if *other == id);
         if self.feed.engine.lease(id, 0, false).is_some() || records.iter().any(granted) {
             return Ok(());
         }

@@ -34,6 +34,17 @@ pub(crate) enum SourceError {
     /// None of the endpoints answered.
     #[error("no endpoint answers: {0}")]
     Connect(String),
+    /// The server wants a user.
+    #[error(
+        "{url} has auth enabled. orlop has no users: every client that can connect could read and \
+         write everything. Restrict access by client certificates, then end auth there (etcdctl \
+         auth disable) and try again; or take a snapshot (etcdctl snapshot save) and restore it \
+         with orlop snapshot restore --drop-auth"
+    )]
+    Auth {
+        /// The endpoint.
+        url: String,
+    },
     /// A call failed.
     #[error("{url}: {call} failed: {}", explain(.status))]
     Call {
@@ -111,8 +122,7 @@ impl TlsArgs {
                     .to_owned(),
             ));
         };
-        let mut tls =
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(cacert)?));
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(cacert)?));
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
             tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
         }
@@ -142,7 +152,11 @@ impl Source {
         tls: &TlsArgs,
     ) -> Result<(Self, pb::StatusResponse), SourceError> {
         let mut failures = Vec::new();
-        for url in endpoints.split(',').map(str::trim).filter(|u| !u.is_empty()) {
+        for url in endpoints
+            .split(',')
+            .map(str::trim)
+            .filter(|u| !u.is_empty())
+        {
             let url = if url.contains("://") {
                 url.to_owned()
             } else {
@@ -174,6 +188,7 @@ impl Source {
                     source.cluster_id = status.header.as_ref().map_or(0, |h| h.cluster_id);
                     return Ok((source, status));
                 }
+                Err(status) if wants_user(&status) => return Err(SourceError::Auth { url }),
                 Err(status) => failures.push(format!("{url}: {}", explain(&status))),
             }
         }
@@ -264,12 +279,17 @@ impl Source {
 
     /// The store's revision.
     pub(crate) async fn revision(&self) -> Result<i64, SourceError> {
-        let status = self.call("Status", async || self.status_once().await).await?;
+        let status = self
+            .call("Status", async || self.status_once().await)
+            .await?;
         self.check(status.header.as_ref())
     }
 
-    /// Whether users are needed; a server that wants one for the question has them.
-    pub(crate) async fn auth_enabled(&self) -> Result<bool, SourceError> {
+    /// Refuses a server that has users.
+    ///
+    /// # Errors
+    /// [`SourceError::Auth`], or that it cannot be asked.
+    pub(crate) async fn refuse_auth(&self) -> Result<(), SourceError> {
         let answer = self
             .call("AuthStatus", async || {
                 let mut client = pb::auth_client::AuthClient::new(self.channel.clone());
@@ -279,14 +299,13 @@ impl Source {
                     Err(status) => Err(status),
                 }
             })
-            .await;
-        match answer {
-            // Before etcd 3.5 the question did not exist; the snapshot tells.
-            Err(SourceError::Call { status, .. }) if status.code() == Code::Unimplemented => {
-                Ok(false)
-            }
-            other => other,
+            .await?;
+        if answer {
+            return Err(SourceError::Auth {
+                url: self.url.clone(),
+            });
         }
+        Ok(())
     }
 
     /// Alarms as member and etcd's `AlarmType` number.
@@ -355,9 +374,7 @@ impl Source {
         const TRIES: u32 = 3;
         for attempt in 1.. {
             match self.save_once(path, &mut progress).await {
-                Err(SourceError::Call { status, .. })
-                    if attempt < TRIES && is_passing(&status) =>
-                {
+                Err(SourceError::Call { status, .. }) if attempt < TRIES && is_passing(&status) => {
                     tokio::time::sleep(FIRST_WAIT * attempt).await;
                 }
                 other => return other,
@@ -446,10 +463,7 @@ impl Source {
             });
         }
         if response.canceled {
-            return Err(self.odd(format!(
-                "it ended the watch: {}",
-                response.cancel_reason
-            )));
+            return Err(self.odd(format!("it ended the watch: {}", response.cancel_reason)));
         }
         Ok(Some(response))
     }

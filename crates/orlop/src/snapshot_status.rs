@@ -105,10 +105,7 @@ fn words(file: &Snapshot, status: &Status) -> Result<String, Failure> {
     let mut line = |label: &str, text: String| {
         let _ = writeln!(out, "  {label:<12}{text}");
     };
-    line(
-        "hash",
-        format!("{:x} (as etcdutl counts it)", status.hash),
-    );
+    line("hash", format!("{:x} (as etcdutl counts it)", status.hash));
     line("revision", engine.revision().to_string());
     line(
         "compacted",
@@ -129,11 +126,18 @@ fn words(file: &Snapshot, status: &Status) -> Result<String, Failure> {
     }
     line("leases", contents.leases.len().to_string());
     for (member_id, alarm) in &contents.alarms {
-        line("alarm", format!("{} of member {member_id:x}", alarm_name(*alarm)));
+        line(
+            "alarm",
+            format!("{} of member {member_id:x}", alarm_name(*alarm)),
+        );
     }
     line(
         "size",
-        format!("{} bytes ({})", status.total_bytes, human_bytes(status.total_bytes)),
+        format!(
+            "{} bytes ({})",
+            status.total_bytes,
+            human_bytes(status.total_bytes)
+        ),
     );
     line(
         "written by",
@@ -148,7 +152,11 @@ fn words(file: &Snapshot, status: &Status) -> Result<String, Failure> {
             "auth",
             format!(
                 "{}, {} users, {} roles",
-                if contents.auth.enabled { "enabled" } else { "off" },
+                if contents.auth.enabled {
+                    "enabled"
+                } else {
+                    "off"
+                },
                 contents.auth.users,
                 contents.auth.roles
             ),

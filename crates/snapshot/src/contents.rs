@@ -3,9 +3,8 @@
 use crate::error::Error;
 use crate::file::Snapshot;
 use crate::names::{
-    ALARM, AUTH, AUTH_ENABLED, AUTH_ROLES, AUTH_USERS, CLUSTER, CLUSTER_VERSION,
-    CONSISTENT_INDEX, FINISHED_COMPACT, LEASE, MEMBERS, META, SCHEDULED_COMPACT,
-    STORAGE_VERSION, TERM,
+    ALARM, AUTH, AUTH_ENABLED, AUTH_ROLES, AUTH_USERS, CLUSTER, CLUSTER_VERSION, CONSISTENT_INDEX,
+    FINISHED_COMPACT, LEASE, MEMBERS, META, SCHEDULED_COMPACT, STORAGE_VERSION, TERM,
 };
 use crate::revision;
 use bytes::Bytes;
@@ -99,10 +98,7 @@ impl Snapshot {
             let lease = LeaseMessage::decode(value)
                 .map_err(|error| format!("a lease that cannot be read ({error})"))?;
             if key != lease.id.to_be_bytes() || lease.id == 0 {
-                return Err(format!(
-                    "lease {:x} under the key of another one",
-                    lease.id
-                ));
+                return Err(format!("lease {:x} under the key of another one", lease.id));
             }
             found.leases.push((lease.id, lease.ttl_s));
             Ok(())
@@ -133,12 +129,9 @@ impl Snapshot {
 }
 
 fn number(value: &[u8]) -> Result<u64, String> {
-    let bytes = value.try_into().map_err(|_| {
-        format!(
-            "a number of {} bytes instead of 8",
-            value.len()
-        )
-    })?;
+    let bytes = value
+        .try_into()
+        .map_err(|_| format!("a number of {} bytes instead of 8", value.len()))?;
     Ok(u64::from_be_bytes(bytes))
 }
 
@@ -148,7 +141,9 @@ fn text(value: &[u8]) -> String {
 
 /// Whether a version such as `3.8.0` is after those that this crate knows.
 fn is_newer(version: &str) -> bool {
-    let mut parts = version.split('.').map_while(|part| part.parse::<u32>().ok());
+    let mut parts = version
+        .split('.')
+        .map_while(|part| part.parse::<u32>().ok());
     let (major, minor) = (parts.next(), parts.next());
     (major, minor) > (Some(3), Some(7))
 }

@@ -113,10 +113,7 @@ fn lease_value(id: i64, ttl_s: i64) -> Vec<u8> {
 }
 
 fn meta_items(origin: &Origin, compact_revision: i64) -> Items {
-    let conf_state = format!(
-        "{{\"voters\":[{}],\"auto_leave\":false}}",
-        origin.member_id
-    );
+    let conf_state = format!("{{\"voters\":[{}],\"auto_leave\":false}}", origin.member_id);
     let mut items = vec![
         (CONF_STATE.to_vec(), conf_state.into_bytes()),
         (

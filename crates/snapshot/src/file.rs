@@ -175,7 +175,11 @@ impl Snapshot {
         let mut cursor = self.db.cursor(&bucket, None).map_err(self.database())?;
         while let Some(entry) = cursor.next_entry().map_err(self.database())? {
             // A bucket within a bucket, which etcd has none of, counts as no value.
-            let value = if entry.is_bucket() { &[] } else { entry.value() };
+            let value = if entry.is_bucket() {
+                &[]
+            } else {
+                entry.value()
+            };
             visit(entry.key(), value).map_err(|what| Error::Content {
                 path: self.path.clone(),
                 bucket: name.escape_ascii().to_string(),

@@ -183,7 +183,11 @@ mod tests {
 
     fn end_of(bytes: &[u8], index: u64) -> WalEnd {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("0000000000000000-0000000000000000.wal"), bytes).unwrap();
+        std::fs::write(
+            dir.path().join("0000000000000000-0000000000000000.wal"),
+            bytes,
+        )
+        .unwrap();
         end(dir.path(), index).unwrap()
     }
 
