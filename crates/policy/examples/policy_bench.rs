@@ -9,8 +9,8 @@ use std::error::Error;
 use std::hint::black_box;
 use std::time::Instant;
 
-const ROUNDS: u32 = 20;
-const WRITES: u32 = 20_000;
+const ROUNDS: u32 = 400;
+const WRITES: u32 = 500;
 
 #[path = "../tests/policy/stored.rs"]
 #[allow(dead_code, clippy::expect_used, clippy::panic)]
