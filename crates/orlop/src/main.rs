@@ -3,6 +3,7 @@
 //! `orlop serve` takes etcd's own flags; started under the name `etcd` it behaves as etcd
 //! would. One file a subcommand.
 
+mod bench;
 mod check;
 mod export;
 mod failure;
@@ -56,7 +57,7 @@ enum Command {
     #[command(name = playground::cli::GUARD_COMMAND, hide = true)]
     Guard,
     /// Measure an etcd v3 endpoint, or this server beside etcd.
-    Bench(Box<loadgen::cli::Args>),
+    Bench(Box<bench::Args>),
 }
 
 fn main() -> ExitCode {
@@ -81,6 +82,17 @@ fn main() -> ExitCode {
             playground::guard::run();
             ExitCode::SUCCESS
         }
-        Command::Bench(args) => loadgen::cli::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_does_not_contradict_itself() {
+        Cli::command().debug_assert();
     }
 }

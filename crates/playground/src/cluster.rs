@@ -30,6 +30,16 @@ pub struct Programs {
 }
 
 impl Programs {
+    /// No programs: for a cluster that somebody else runs.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            kube: PathBuf::new(),
+            kwok: PathBuf::new(),
+            kubectl: None,
+        }
+    }
+
     /// Takes the programs in `kube_bin`, or the pinned ones, which are built if they are
     /// not in the cache. `say` hears of the building.
     ///
