@@ -252,9 +252,10 @@ async fn a_snapshot_is_of_one_revision() -> Result<()> {
     answered("Compact", kv.compact(compact).await)?;
 
     let total = first.remaining_bytes + first.blob.len() as u64;
-    ensure(first.version == "3.7.0" && total.is_multiple_of(4096), || {
-        format!("{} bytes, version {}", total, first.version)
-    })?;
+    ensure(
+        first.version == "3.7.0" && total.is_multiple_of(4096),
+        || format!("{} bytes, version {}", total, first.version),
+    )?;
     let mut bytes = first.blob.to_vec();
     while let Some(next) = piece(&mut pieces).await? {
         bytes.extend_from_slice(&next.blob);
@@ -321,6 +322,27 @@ async fn clients_that_do_not_read_stop_nobody() -> Result<()> {
         Ok(Some(()))
     })
     .await
+}
+
+/// Defragment is a snapshot of the journal: it says so when there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_defragment_that_does_nothing_says_so() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let orlop = Store::start(Kind::Orlop, "orlop", dir.path(), None, &[FLAGS[1]]).await?;
+    let mut maintenance = MaintenanceClient::new(connect(&orlop).await?);
+    let (snap, away) = (orlop.data_dir().join("snap"), dir.path().join("away"));
+    std::fs::rename(&snap, &away)?;
+    std::fs::write(&snap, "in the way")?;
+    let answer = maintenance.defragment(pb::DefragmentRequest {}).await;
+    let refused = answer.map_err(|s| (s.code(), s.message().contains("cannot write the snapshot")));
+    ensure(matches!(refused, Err((Code::Internal, true))), || {
+        format!("{refused:?}")
+    })?;
+    std::fs::remove_file(&snap)?;
+    std::fs::rename(&away, &snap)?;
+    let answer = maintenance.defragment(pb::DefragmentRequest {}).await;
+    answered("Defragment", answer)?;
+    ensure(names(&snap)?.len() == 1, || "no snapshot".into())
 }
 
 fn names(dir: &Path) -> Result<Vec<String>> {

@@ -256,7 +256,8 @@ impl Committer {
             self.journal.log_bytes(),
             self.journal.bytes_since_snapshot(),
         );
-        if !(due || self.shared.snapshot_wanted()) || !self.shared.snapshot_begin() {
+        let turns = &self.shared.journal_snapshots;
+        if !(due || turns.wanted()) || !turns.begin() {
             return;
         }
         let at = match self.journal.snapshot_position() {

@@ -25,6 +25,7 @@ mod shared;
 mod start;
 mod status;
 mod store;
+mod turns;
 mod upkeep;
 mod watch;
 

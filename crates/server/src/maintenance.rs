@@ -106,10 +106,10 @@ impl Service {
         Reply::Later(Box::pin(async move {
             let started = Instant::now();
             tracing::info!("starting defragment");
-            this.shared.metrics.defrag_inflight.inc();
+            let inflight = Inflight::begin(&this.shared);
             let number = this.shared.want_snapshot();
             let result = loop {
-                if let Some(result) = this.shared.snapshot_result(number) {
+                if let Some(result) = this.shared.journal_snapshots.result(number) {
                     break result.map_err(|reason| status::no_defragment(&reason));
                 }
                 if this.shared.stopping() {
@@ -120,7 +120,7 @@ impl Service {
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             };
-            this.shared.metrics.defrag_inflight.dec();
+            drop(inflight);
             if let Err(error) = &result {
                 tracing::warn!(error = %error.message, "failed to defragment");
             }
@@ -309,6 +309,22 @@ impl Service {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
+    }
+}
+
+/// A Defragment under way, for the metrics; also if its client goes away.
+struct Inflight(Arc<Shared>);
+
+impl Inflight {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.metrics.defrag_inflight.inc();
+        Inflight(shared.clone())
+    }
+}
+
+impl Drop for Inflight {
+    fn drop(&mut self) {
+        self.0.metrics.defrag_inflight.dec();
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::durability::SnapshotJob;
 use crate::encode::Ids;
 use crate::store::Store;
+use crate::turns::Turns;
 use journal::Allocator;
 use metrics::Metrics;
 use parking_lot::Mutex;
@@ -56,9 +57,7 @@ pub(crate) struct Shared {
     snapshot_lag_bytes: AtomicU64,
     last_snapshot_unix_ms: AtomicU64,
     last_compaction_unix_s: AtomicU64,
-    snapshot_running: AtomicBool,
-    snapshot_wanted: AtomicBool,
-    journal_snapshots: Mutex<JournalSnapshots>,
+    pub(crate) journal_snapshots: Turns,
     pub(crate) sending_snapshots: crate::backup::Sending,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     connections: OnceLock<wire::Counts>,
@@ -67,17 +66,6 @@ pub(crate) struct Shared {
 static SLOW_SYNC: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_CALL: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_APPLY: Throttle = Throttle::new(Duration::from_secs(10));
-
-/// Snapshots of the journal, by number from 1.
-#[derive(Debug, Default)]
-struct JournalSnapshots {
-    begun: u64,
-    ended: u64,
-    /// The last that was saved.
-    good: u64,
-    /// Why the last one that was not was not.
-    reason: String,
-}
 
 /// What [`Shared::new`] takes besides the defaults.
 pub(crate) struct Parts {
@@ -130,9 +118,7 @@ impl Shared {
             snapshot_lag_bytes: AtomicU64::new(0),
             last_snapshot_unix_ms: AtomicU64::new(0),
             last_compaction_unix_s: AtomicU64::new(0),
-            snapshot_running: AtomicBool::new(false),
-            snapshot_wanted: AtomicBool::new(false),
-            journal_snapshots: Mutex::default(),
+            journal_snapshots: Turns::default(),
             sending_snapshots: crate::backup::Sending::default(),
             threads: Mutex::new(Vec::new()),
             connections: OnceLock::new(),
@@ -315,34 +301,15 @@ impl Shared {
             .max(data_bytes)
     }
 
-    /// False if one is running; what is wanted meanwhile is begun after it.
-    pub(crate) fn snapshot_begin(&self) -> bool {
-        if self.snapshot_running.swap(true, Ordering::AcqRel) {
-            return false;
-        }
-        self.snapshot_wanted.store(false, Ordering::Relaxed);
-        self.journal_snapshots.lock().begun += 1;
-        true
-    }
-
-    /// With what it took, or why there is none.
+    /// Ends a snapshot of the journal, with what it took, or why there is none.
     pub(crate) fn snapshot_end(&self, result: Result<Duration, String>) {
-        {
-            let mut snapshots = self.journal_snapshots.lock();
-            snapshots.ended = snapshots.begun;
-            match result {
-                Ok(took) => {
-                    snapshots.good = snapshots.begun;
-                    self.last_snapshot_unix_ms
-                        .store(unix_ms(), Ordering::Relaxed);
-                    self.metrics.journal_snapshot.observe(took);
-                    self.metrics.snap_save.observe(took);
-                }
-                Err(reason) => snapshots.reason = reason,
-            }
+        if let Ok(took) = &result {
+            self.last_snapshot_unix_ms
+                .store(unix_ms(), Ordering::Relaxed);
+            self.metrics.journal_snapshot.observe(*took);
+            self.metrics.snap_save.observe(*took);
         }
-        self.snapshot_running.store(false, Ordering::Release);
-        if self.snapshot_wanted() {
+        if self.journal_snapshots.end(result.map(drop)) {
             self.store.commit.raise();
         }
     }
@@ -351,29 +318,11 @@ impl Shared {
         self.last_snapshot_unix_ms.load(Ordering::Relaxed) as f64 / 1000.0
     }
 
-    /// Asks for a snapshot that begins now, or after one that is running; returns its
-    /// number for [`Shared::snapshot_result`].
+    /// Asks for a snapshot of the journal that begins from now on; returns its number.
     pub(crate) fn want_snapshot(&self) -> u64 {
-        let number = self.journal_snapshots.lock().begun + 1;
-        self.snapshot_wanted.store(true, Ordering::Relaxed);
+        let number = self.journal_snapshots.want();
         self.store.commit.raise();
         number
-    }
-
-    /// What came of a snapshot, if it has ended.
-    pub(crate) fn snapshot_result(&self, number: u64) -> Option<Result<(), String>> {
-        let snapshots = self.journal_snapshots.lock();
-        if snapshots.good >= number {
-            Some(Ok(()))
-        } else if snapshots.ended >= number {
-            Some(Err(snapshots.reason.clone()))
-        } else {
-            None
-        }
-    }
-
-    pub(crate) fn snapshot_wanted(&self) -> bool {
-        self.snapshot_wanted.load(Ordering::Relaxed)
     }
 
     pub(crate) fn spawn_snapshot(self: &Arc<Self>, job: SnapshotJob) {
