@@ -4,3 +4,4 @@ pub mod differential;
 pub mod hostile;
 pub mod kube;
 pub mod recorder;
+pub mod static_pod;

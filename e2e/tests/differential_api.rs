@@ -5,6 +5,7 @@
 //! `docs/reference/api.md`.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use e2e::kube::store::{Kind, Store};
@@ -16,6 +17,7 @@ use pb::auth_client::AuthClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
+use pb::watch_client::WatchClient;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
@@ -23,6 +25,8 @@ use tonic::{Request, Response, Status};
 
 /// The same for both stores, and small.
 const MAX_REQUEST_BYTES: usize = 16_384;
+/// How long an event may take.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes as they are, for what is no request.
 #[derive(Debug, Clone, Copy, Default)]
@@ -122,6 +126,78 @@ impl Asker {
         self.maintenance().await;
         self.health_and_auth().await;
         self.leases().await;
+        self.sorted_stream().await;
+        self.half_closed_watch().await;
+    }
+
+    /// Without an order, a target other than the key means ascending.
+    async fn sorted_stream(&mut self) {
+        let mut kv = KvClient::new(self.channel.clone());
+        for key in ["sorted/b", "sorted/c", "sorted/a"] {
+            let put = pb::PutRequest {
+                key: Bytes::from_static(key.as_bytes()),
+                ..pb::PutRequest::default()
+            };
+            let answer = kv.put(put).await;
+            self.note("put what is to be sorted", answer, |_| "done".to_owned());
+        }
+        let request = pb::RangeRequest {
+            key: Bytes::from_static(b"sorted/"),
+            range_end: Bytes::from_static(b"sorted0"),
+            sort_target: pb::range_request::SortTarget::Mod.into(),
+            ..pb::RangeRequest::default()
+        };
+        let text = match kv.range_stream(request).await {
+            Ok(response) => match response.into_inner().message().await {
+                Ok(Some(m)) => {
+                    let kvs = m.range_response.unwrap_or_default().kvs;
+                    format!("{:?}", kvs.iter().map(|kv| &kv.key).collect::<Vec<_>>())
+                }
+                Ok(None) => "nothing".to_owned(),
+                Err(status) => format!("{:?}: {}", status.code(), status.message()),
+            },
+            Err(status) => format!("{:?}: {}", status.code(), status.message()),
+        };
+        self.answers.push(("sorted stream", text));
+    }
+
+    /// A client that has sent its request and closed its half still gets events.
+    async fn half_closed_watch(&mut self) {
+        use pb::watch_request::RequestUnion;
+
+        let create = pb::WatchCreateRequest {
+            key: Bytes::from_static(b"half"),
+            ..pb::WatchCreateRequest::default()
+        };
+        let request = pb::WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(create)),
+        };
+        let mut watch = WatchClient::new(self.channel.clone());
+        let mut events = match watch.watch(tokio_stream::iter([request])).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => {
+                self.note::<()>("half-closed watch", Err(status), |()| String::new());
+                return;
+            }
+        };
+        for name in ["half-closed watch begins", "half-closed watch goes on"] {
+            let next = tokio::time::timeout(WATCH_TIMEOUT, events.message()).await;
+            let text = match next {
+                Ok(Ok(Some(m))) => format!("created {} events {}", m.created, m.events.len()),
+                Ok(Ok(None)) => "the stream has ended".to_owned(),
+                Ok(Err(status)) => format!("{:?}: {}", status.code(), status.message()),
+                Err(_) => "nothing came".to_owned(),
+            };
+            self.answers.push((name, text));
+            let put = pb::PutRequest {
+                key: Bytes::from_static(b"half"),
+                ..pb::PutRequest::default()
+            };
+            let answer = KvClient::new(self.channel.clone()).put(put).await;
+            self.note("put beside a half-closed watch", answer, |_| {
+                "done".to_owned()
+            });
+        }
     }
 
     async fn wrong_calls(&mut self) {

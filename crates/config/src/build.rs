@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{
-    AutoCompaction, ClusterState, Config, LogFormat, LogLevel, LogOutput, Metrics, Storage,
+    AutoCompaction, ClusterState, Config, LogFormat, LogLevel, LogOutput, Metrics,
+    ScheduledSnapshots, Storage,
 };
 use crate::gates::{self, GATES};
 use crate::golang::{parse_duration, quote};
@@ -21,7 +22,10 @@ const DEFAULT_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 const DEFAULT_UNARY_WARNING: Duration = Duration::from_millis(300);
 const RECOMMENDED_REQUEST_BYTES: u64 = 10 << 20;
+/// More would look like a hung disk.
+const MAX_SYNC_DELAY: Duration = Duration::from_secs(10);
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+const MIN_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn invalid<T>(text: impl Into<String>) -> Result<T, Error> {
     Err(Error::Invalid(text.into()))
@@ -99,7 +103,8 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         max_connections: positive(&settings, "max-connections")?,
         max_watches: positive(&settings, "max-watches")?,
         segment_bytes: segment_bytes(&settings)?,
-        fault_sync_delay: duration(&settings, "fault-sync-delay")?,
+        fault_sync_delay: fault_sync_delay(&settings)?,
+        scheduled_snapshots: scheduled_snapshots(&settings)?,
         storage,
         kube_prefix: Some(settings.text("kube-prefix")).filter(|prefix| !prefix.is_empty()),
         admin_socket: path(&settings, "admin-socket"),
@@ -314,8 +319,9 @@ fn check_cluster(settings: &Settings) -> Result<(), Error> {
         several => refused(
             "initial-cluster",
             format!(
-                "it names {} members ({}), and orlop is one server without replicas; name only \
-                 {own}, or leave it out",
+                "it names {} members ({}), and orlop is one server without replicas; for a new \
+                 store name only {own}, or leave it out; a further control plane node runs no \
+                 store of its own but uses the first one's (kubeadm: etcd.external.endpoints)",
                 several.len(),
                 several.join(", ")
             ),
@@ -460,6 +466,34 @@ fn positive(settings: &Settings, name: &'static str) -> Result<usize, Error> {
         0 => invalid(format!("--{name} must be at least 1")),
         number => Ok(number),
     }
+}
+
+fn scheduled_snapshots(settings: &Settings) -> Result<Option<ScheduledSnapshots>, Error> {
+    let dir = settings.text("snapshot-dir");
+    let (interval, keep) = (
+        duration(settings, "snapshot-interval")?,
+        positive(settings, "snapshot-keep")?,
+    );
+    if interval < MIN_SNAPSHOT_INTERVAL {
+        return invalid("--snapshot-interval must be at least 1s");
+    }
+    Ok((!dir.is_empty()).then(|| ScheduledSnapshots {
+        dir: PathBuf::from(dir),
+        interval,
+        keep,
+    }))
+}
+
+fn fault_sync_delay(settings: &Settings) -> Result<Duration, Error> {
+    let delay = duration(settings, "fault-sync-delay")?;
+    if delay > MAX_SYNC_DELAY {
+        return invalid(format!(
+            "--fault-sync-delay is {} s: it may be {} s at most",
+            delay.as_secs_f64(),
+            MAX_SYNC_DELAY.as_secs()
+        ));
+    }
+    Ok(delay)
 }
 
 /// A segment must hold the largest request with room to spare; by default it

@@ -138,6 +138,17 @@ pub struct AdminTls {
     pub trusted_ca_file: PathBuf,
 }
 
+/// Snapshots in etcd's format that the server saves by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduledSnapshots {
+    /// `--snapshot-dir`.
+    pub dir: PathBuf,
+    /// `--snapshot-interval`, at least a second.
+    pub interval: Duration,
+    /// `--snapshot-keep`, at least 1.
+    pub keep: usize,
+}
+
 /// The configuration a server runs with. Fields have the names of etcd's
 /// flags; those that have no meaning here are not in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,8 +225,10 @@ pub struct Config {
     pub max_watches: usize,
     /// How many bytes a journal segment has.
     pub segment_bytes: u64,
-    /// How much longer every sync of the journal takes; for tests.
+    /// A fault for tests and benchmarks: how much longer each sync of the journal takes.
     pub fault_sync_delay: Duration,
+    /// The snapshots that are saved by themselves, if any are.
+    pub scheduled_snapshots: Option<ScheduledSnapshots>,
     /// The storage rules.
     pub storage: Storage,
     /// `--kube-prefix`; `None` leaves it to the rules.

@@ -65,6 +65,7 @@ fn nothing_given_is_etcds_defaults() {
     assert_eq!(config.storage, Storage::Default);
     assert_eq!((config.admin_socket, config.admin_tls), (None, None));
     assert_eq!(config.listen_admin_urls, []);
+    assert_eq!(config.scheduled_snapshots, None);
 }
 
 #[test]
@@ -125,9 +126,12 @@ fn every_typed_field_follows_its_flag() {
         "--max-connections=12",
         "--max-watches=13",
         "--segment-bytes=2097152",
+        "--fault-sync-delay=8ms",
+        "--snapshot-dir=/backup",
+        "--snapshot-interval=30m",
+        "--snapshot-keep=48",
         "--profile=balanced",
         "--kube-prefix=/k8s",
-        "--fault-sync-delay=8ms",
         "--admin-socket=/run/a.sock",
         "--listen-admin-urls=https://127.0.0.1:2999",
         "--admin-trusted-ca-file=admin-ca",
@@ -204,7 +208,6 @@ fn every_typed_field_follows_its_flag() {
     assert_eq!((config.max_connections, config.max_watches), (12, 13));
     assert_eq!(config.segment_bytes, 2 << 20);
     assert_eq!(config.storage, Storage::Profile("balanced".to_owned()));
-    assert_eq!(config.fault_sync_delay, Duration::from_millis(8));
     assert_eq!(config.kube_prefix.as_deref(), Some("/k8s"));
     assert_eq!(config.admin_socket, Some(PathBuf::from("/run/a.sock")));
     assert_eq!(texts(&config.listen_admin_urls), ["https://127.0.0.1:2999"]);
@@ -214,6 +217,11 @@ fn every_typed_field_follows_its_flag() {
         (tls.cert_file, tls.key_file),
         (PathBuf::from("c"), PathBuf::from("k"))
     );
+    assert_eq!(config.fault_sync_delay, Duration::from_millis(8));
+    let scheduled = config.scheduled_snapshots.unwrap();
+    assert_eq!(scheduled.dir, PathBuf::from("/backup"));
+    assert_eq!(scheduled.interval, Duration::from_secs(1800));
+    assert_eq!(scheduled.keep, 48);
 }
 
 #[test]
@@ -455,7 +463,9 @@ fn a_cluster_of_several_is_refused() {
             "--initial-cluster=a=http://1.1.1.1:2380,b=http://1.1.1.2:2380"
         ]),
         "--initial-cluster is not supported: it names 2 members (a, b), and orlop is one server \
-         without replicas; name only a, or leave it out"
+         without replicas; for a new store name only a, or leave it out; a further control plane \
+         node runs no store of its own but uses the first one's (kubeadm: \
+         etcd.external.endpoints)"
     );
     assert_eq!(
         error(&["--initial-cluster=b=http://1.1.1.2:2380"]),
@@ -700,6 +710,10 @@ fn further_checks() {
     );
     assert!(error(&["--warning-apply-duration=-1s"]).contains("must not be negative"));
     assert!(error(&["--max-watches=0"]).contains("at least 1"));
+    assert!(
+        error(&["--snapshot-interval=10ms"]).contains("--snapshot-interval must be at least 1s")
+    );
+    assert!(error(&["--snapshot-keep=0"]).contains("--snapshot-keep must be at least 1"));
     assert!(error(&["--segment-bytes=4096"]).contains("--segment-bytes must be at least 3145728"));
     assert_eq!(
         run(&["--max-request-bytes=104857600"]).config.segment_bytes,

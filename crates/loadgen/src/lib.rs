@@ -15,6 +15,7 @@ mod drive;
 mod error;
 mod histogram;
 mod interrupt;
+pub mod kube;
 mod probe;
 mod procfs;
 mod report;

@@ -136,6 +136,11 @@ impl Gauge {
         self.0.add(0, n.cast_unsigned());
     }
 
+    /// Makes it `n`. For a gauge that one thread changes.
+    pub fn set(&self, n: i64) {
+        self.add(n.wrapping_sub(self.get()));
+    }
+
     /// The value now.
     pub fn get(&self) -> i64 {
         self.0.sum(0).cast_signed()

@@ -190,6 +190,15 @@ pub struct Metrics {
     /// `orlop_journal_snapshot_duration_seconds`
     pub journal_snapshot: Histogram,
 
+    /// `orlop_scheduled_snapshot_last_success_timestamp_seconds`
+    pub scheduled_snapshot_last_unix_s: Gauge,
+    /// `orlop_scheduled_snapshot_failures_total`
+    pub scheduled_snapshot_failures: Counter,
+    /// `orlop_scheduled_snapshot_duration_seconds`
+    pub scheduled_snapshot: Histogram,
+    /// `orlop_scheduled_snapshot_size_bytes`
+    pub scheduled_snapshot_bytes: Gauge,
+
     /// `etcd_server_health_success`
     pub health_success: Counter,
     /// `etcd_server_health_failures`
@@ -414,7 +423,7 @@ impl Metrics {
                 "etcd_disk_backend_snapshot_duration_seconds",
                 Etcd,
                 &snapshot,
-                "How long a Maintenance.Snapshot took to send. Empty until it is offered.",
+                "How long a Maintenance.Snapshot took, from the call until all of it was handed to the connection.",
             ),
 
             wal_fsync: r.histogram(
@@ -469,6 +478,28 @@ impl Metrics {
                 "How long a snapshot of the journal took, from its start until older segments may go.",
             ),
 
+            scheduled_snapshot_last_unix_s: r.gauge(
+                "orlop_scheduled_snapshot_last_success_timestamp_seconds",
+                Orlop,
+                "When the newest snapshot in --snapshot-dir was complete, in Unix seconds, also if an earlier process saved it; 0 if there is none.",
+            ),
+            scheduled_snapshot_failures: r.counter(
+                "orlop_scheduled_snapshot_failures_total",
+                Orlop,
+                "Snapshots for --snapshot-dir that could not be saved.",
+            ),
+            scheduled_snapshot: r.histogram(
+                "orlop_scheduled_snapshot_duration_seconds",
+                Orlop,
+                &snapshot,
+                "How long a snapshot for --snapshot-dir took until it was complete.",
+            ),
+            scheduled_snapshot_bytes: r.gauge(
+                "orlop_scheduled_snapshot_size_bytes",
+                Orlop,
+                "Bytes of the last snapshot that this process saved in --snapshot-dir.",
+            ),
+
             health_success: r.counter(
                 "etcd_server_health_success",
                 Etcd,
@@ -484,7 +515,7 @@ impl Metrics {
             streams: r.gauge(
                 "orlop_streams",
                 Orlop,
-                "Streaming calls that are open: watches, lease keep-alives, streamed ranges, health watches.",
+                "Streaming calls that are open: watches, lease keep-alives, streamed ranges, snapshots, health watches.",
             ),
             writes: labelled::counter_by_class(
                 r,

@@ -4,9 +4,19 @@
 //! would. One file a subcommand.
 
 mod admin;
+mod bench;
 mod check;
+mod export;
+mod failure;
+mod import;
+mod import_follow;
+mod import_source;
 mod profile;
 mod serve;
+mod snapshot;
+mod snapshot_feed;
+mod snapshot_restore;
+mod snapshot_status;
 mod status;
 
 use clap::{Parser, Subcommand};
@@ -42,8 +52,19 @@ enum Command {
     Status(status::Args),
     /// Show or change the storage profile of a running server.
     Profile(profile::Args),
+    /// Look into snapshots of etcd and orlop, and restore them.
+    Snapshot(snapshot::Args),
+    /// Take a running etcd over, with its revisions, into a new data directory.
+    Import(import::Args),
+    /// Write a snapshot that etcd starts from.
+    Export(export::Args),
+    /// Start a Kubernetes control plane to play with, and hollow nodes.
+    Playground(playground::cli::Args),
+    /// Ends what a killed playground left; it starts this itself.
+    #[command(name = playground::cli::GUARD_COMMAND, hide = true)]
+    Guard,
     /// Measure an etcd v3 endpoint, or this server beside etcd.
-    Bench(Box<loadgen::cli::Args>),
+    Bench(Box<bench::Args>),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +83,25 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Profile(args) => profile::run(&args),
-        Command::Bench(args) => loadgen::cli::run(&args),
+        Command::Snapshot(args) => snapshot::run(&args),
+        Command::Import(args) => import::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Playground(args) => playground::cli::run(&args),
+        Command::Guard => {
+            playground::guard::run();
+            ExitCode::SUCCESS
+        }
+        Command::Bench(args) => bench::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_does_not_contradict_itself() {
+        Cli::command().debug_assert();
     }
 }

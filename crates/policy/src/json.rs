@@ -1,4 +1,5 @@
-//! Reads JSON objects without copying: members as slices of the text.
+//! Reads JSON objects without copying: members as slices of the text. The only memory that it
+//! takes is serde_json's buffer for the nesting of what it skips.
 
 use crate::unclear::Unclear;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};

@@ -49,7 +49,9 @@ pub(crate) const REVISION_ANNOTATION: &[u8] = b"deployment.kubernetes.io/revisio
 /// fields (42 and up: scheduling groups, eviction responders) are left out on purpose.
 pub(crate) const POD_SPEC: Shape = Shape::new(
     &[4, 5, 11, 12, 13, 21, 25, 27, 30, 35, 37],
-    &[3, 8, 9, 10, 14, 16, 17, 18, 19, 24, 26, 29, 31, 36, 40, 41],
+    &[
+        3, 6, 8, 9, 10, 14, 16, 17, 18, 19, 24, 26, 29, 31, 36, 40, 41,
+    ],
     &[1, 2, 7, 15, 20, 22, 23, 28, 32, 33, 34, 38, 39],
 );
 

@@ -2,8 +2,9 @@
 
 use crate::json::{self, Members};
 use crate::kinds::{self, Judged, meta, pod_spec};
-use crate::proto::{Field, Fields, Runs, find};
+use crate::proto::{Fields, Runs, find};
 use crate::unclear::Unclear;
+use std::cell::OnceCell;
 
 /// What precedes a protobuf object.
 const PROTOBUF_MAGIC: &[u8] = b"k8s\0";
@@ -34,6 +35,16 @@ pub(crate) struct Proto<'a> {
     pub(crate) spec: &'a [u8],
     /// Field 3 of a kind that is known.
     pub(crate) status: &'a [u8],
+    /// Parts of the metadata, once somebody asked.
+    index: OnceCell<Result<Index<'a>, Unclear>>,
+}
+
+/// Where in the metadata is what rules ask for: runs of fields, empty if there are none.
+#[derive(Clone, Copy, Default)]
+struct Index<'a> {
+    labels: &'a [u8],
+    owners: &'a [u8],
+    finalizers: &'a [u8],
 }
 
 /// A JSON object's parts, unread.
@@ -102,14 +113,14 @@ impl<'a> Object<'a> {
         };
         match self {
             Object::Proto(o) => {
-                o.each_in_metadata(meta::OWNERS, |reference| {
+                each(o.index()?.owners, |reference| {
                     let (mut is_controller, mut api_version, mut kind) = (false, &[][..], &[][..]);
                     let mut runs = Runs::new(reference, kinds::OWNER_REFERENCE);
                     while let Some(run) = runs.next()? {
                         match run.number {
-                            1 => kind = run.bytes(),
-                            5 => api_version = run.bytes(),
-                            6 => is_controller = run.first != crate::proto::Value::Varint(0),
+                            1 => kind = run.bytes,
+                            5 => api_version = run.bytes,
+                            6 => is_controller = run.integer != 0,
                             _ => {}
                         }
                     }
@@ -139,7 +150,7 @@ impl<'a> Object<'a> {
     pub(crate) fn has_label(&self, key: &str, value: Option<&str>) -> Result<bool, Unclear> {
         let mut found = false;
         match self {
-            Object::Proto(o) => o.each_in_metadata(meta::LABELS, |entry| {
+            Object::Proto(o) => each(o.index()?.labels, |entry| {
                 let (k, v) = map_entry(entry)?;
                 found |= k == key.as_bytes() && value.is_none_or(|value| v == value.as_bytes());
                 Ok(())
@@ -167,7 +178,7 @@ impl<'a> Object<'a> {
             Ok(())
         };
         match self {
-            Object::Proto(o) => o.each_in_metadata(meta::FINALIZERS, add)?,
+            Object::Proto(o) => each(o.index()?.finalizers, add)?,
             Object::Json(o) => {
                 if let Some(finalizers) = o.metadata()?.get("finalizers") {
                     json::each_item(finalizers, |name| add(json::string(name)?.as_bytes()))?;
@@ -215,7 +226,7 @@ impl<'a> Object<'a> {
 /// Whether a volume has to be claimed or attached.
 fn is_claimed(volume: &[u8]) -> Result<bool, Unclear> {
     let source = find(volume, kinds::VOLUME, 2)?.ok_or(Unclear::Missing("volume source"))?;
-    let mut runs = Runs::new(source.bytes(), kinds::VOLUME_SOURCE);
+    let mut runs = Runs::new(source.bytes, kinds::VOLUME_SOURCE);
     while let Some(run) = runs.next()? {
         if kinds::UNCLAIMED_SOURCES & (1 << run.number) == 0 {
             return Ok(true);
@@ -230,8 +241,8 @@ pub(crate) fn map_entry(entry: &[u8]) -> Result<(&[u8], &[u8]), Unclear> {
     let (mut key, mut value) = (&[][..], &[][..]);
     while let Some(run) = runs.next()? {
         match run.number {
-            1 => key = run.bytes(),
-            _ => value = run.bytes(),
+            1 => key = run.bytes,
+            _ => value = run.bytes,
         }
     }
     Ok((key, value))
@@ -240,14 +251,20 @@ pub(crate) fn map_entry(entry: &[u8]) -> Result<(&[u8], &[u8]), Unclear> {
 impl<'a> Proto<'a> {
     fn read(envelope: &'a [u8]) -> Result<Self, Unclear> {
         let (mut types, mut raw) = (None, None);
+        let mut seen = 0;
         let mut runs = Runs::new(envelope, kinds::ENVELOPE);
         while let Some(run) = runs.next()? {
-            match (run.number, run.bytes()) {
+            seen |= 1 << run.number;
+            match (run.number, run.bytes) {
                 (1, bytes) => types = Some(bytes),
                 (2, bytes) => raw = Some(bytes),
                 (_, b"") | (4, PROTOBUF_TYPE) => {}
                 _ => return Err(Unclear::Encoding),
             }
+        }
+        // All four are always written, so that one that lacks the last was cut off.
+        if seen != kinds::ENVELOPE.all() {
+            return Err(Unclear::Truncated);
         }
         let types = types.ok_or(Unclear::Missing("type"))?;
         let raw = raw.ok_or(Unclear::Missing("content"))?;
@@ -255,8 +272,8 @@ impl<'a> Proto<'a> {
         let mut runs = Runs::new(types, kinds::TYPE_META);
         while let Some(run) = runs.next()? {
             match run.number {
-                1 => api_version = run.bytes(),
-                _ => kind = run.bytes(),
+                1 => api_version = run.bytes,
+                _ => kind = run.bytes,
             }
         }
         let judged = kinds::judged(api_version, kind);
@@ -267,6 +284,7 @@ impl<'a> Proto<'a> {
             metadata: &[],
             spec: &[],
             status: &[],
+            index: OnceCell::new(),
         };
         let has_metadata = match judged {
             Some(_) => object.read_parts(raw)?,
@@ -285,11 +303,11 @@ impl<'a> Proto<'a> {
         while let Some(run) = runs.next()? {
             match run.number {
                 1 => {
-                    self.metadata = run.bytes();
+                    self.metadata = run.bytes;
                     has_metadata = true;
                 }
-                2 => self.spec = run.bytes(),
-                _ => self.status = run.bytes(),
+                2 => self.spec = run.bytes,
+                _ => self.status = run.bytes,
             }
         }
         Ok(has_metadata)
@@ -311,24 +329,35 @@ impl<'a> Proto<'a> {
         Ok(has_metadata)
     }
 
-    /// Calls `f` with the bytes of each occurrence of a field of the metadata.
-    fn each_in_metadata(
-        &self,
-        number: u32,
-        mut f: impl FnMut(&'a [u8]) -> Result<(), Unclear>,
-    ) -> Result<(), Unclear> {
-        // To the end, so that metadata with anything unknown in it is not trusted.
-        let mut runs = Runs::new(self.metadata, kinds::OBJECT_META);
-        while let Some(run) = runs.next()? {
-            if run.number == number {
-                let mut fields = run.fields();
-                while let Some(field) = fields.next()? {
-                    f(Field::bytes(&field)?)?;
+    /// Finds in the metadata what rules ask for. All of it is read, so that metadata with
+    /// anything unknown in it is not trusted.
+    fn index(&self) -> Result<Index<'a>, Unclear> {
+        *self.index.get_or_init(|| {
+            let mut index = Index::default();
+            let mut runs = Runs::new(self.metadata, kinds::OBJECT_META);
+            while let Some(run) = runs.next()? {
+                match run.number {
+                    meta::LABELS => index.labels = run.raw,
+                    meta::OWNERS => index.owners = run.raw,
+                    meta::FINALIZERS => index.finalizers = run.raw,
+                    _ => {}
                 }
             }
-        }
-        Ok(())
+            Ok(index)
+        })
     }
+}
+
+/// Calls `f` with the bytes of each field of a run.
+fn each<'a>(
+    run: &'a [u8],
+    mut f: impl FnMut(&'a [u8]) -> Result<(), Unclear>,
+) -> Result<(), Unclear> {
+    let mut fields = Fields::new(run);
+    while let Some(field) = fields.next()? {
+        f(field.bytes()?)?;
+    }
+    Ok(())
 }
 
 impl<'a> Json<'a> {

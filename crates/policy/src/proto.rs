@@ -6,33 +6,19 @@
 
 use crate::unclear::Unclear;
 
-/// A field's content, of the wire types that the messages read here use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Value<'a> {
-    /// Integers, booleans, enumerations.
-    Varint(u64),
-    /// Strings, bytes, messages.
-    Bytes(&'a [u8]),
-    /// Fixed-width numbers, whose content nobody asks for.
-    Fixed,
-}
-
 /// One field of a message.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field<'a> {
     /// Its number.
     pub(crate) number: u32,
-    /// Its content.
-    pub(crate) value: Value<'a>,
+    /// Its content, if that is a string, bytes or a message; nobody asks for numbers.
+    content: Option<&'a [u8]>,
 }
 
 impl<'a> Field<'a> {
     /// The content of a string, bytes or message field.
     pub(crate) fn bytes(&self) -> Result<&'a [u8], Unclear> {
-        match self.value {
-            Value::Bytes(bytes) => Ok(bytes),
-            _ => Err(Unclear::WireType(self.number)),
-        }
+        self.content.ok_or(Unclear::WireType(self.number))
     }
 }
 
@@ -54,51 +40,69 @@ impl<'a> Fields<'a> {
         if self.rest.is_empty() {
             return Ok(None);
         }
-        let tag = self.varint()?;
+        let tag = varint(&mut self.rest)?;
         let number = u32::try_from(tag >> 3).map_err(|_| Unclear::Truncated)?;
         if number == 0 || number >= 1 << 29 {
             return Err(Unclear::Truncated);
         }
-        let value = match tag & 7 {
-            0 => Value::Varint(self.varint()?),
-            1 => self.take(8).map(|_| Value::Fixed)?,
-            2 => {
-                let length = usize::try_from(self.varint()?).map_err(|_| Unclear::Truncated)?;
-                Value::Bytes(self.take(length)?)
-            }
-            5 => self.take(4).map(|_| Value::Fixed)?,
+        let content = match tag & 7 {
+            0 => varint(&mut self.rest).map(|_| None)?,
+            1 => take(&mut self.rest, 8).map(|_| None)?,
+            2 => Some(bytes(&mut self.rest)?),
+            5 => take(&mut self.rest, 4).map(|_| None)?,
             // Groups, and types that do not exist.
             _ => return Err(Unclear::WireType(number)),
         };
-        Ok(Some(Field { number, value }))
+        Ok(Some(Field { number, content }))
     }
+}
 
-    fn take(&mut self, length: usize) -> Result<&'a [u8], Unclear> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or(Unclear::Truncated)?;
-        self.rest = rest;
-        Ok(taken)
-    }
+#[inline(always)]
+fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], Unclear> {
+    let (taken, after) = rest.split_at_checked(length).ok_or(Unclear::Truncated)?;
+    *rest = after;
+    Ok(taken)
+}
 
-    #[inline]
-    fn varint(&mut self) -> Result<u64, Unclear> {
-        let mut value = 0_u64;
-        for (i, &byte) in self.rest.iter().enumerate().take(10) {
-            let bits = u64::from(byte & 0x7f);
-            // The tenth byte has room for one bit only.
-            if i == 9 && bits > 1 {
-                return Err(Unclear::Truncated);
-            }
-            value |= bits << (7 * i);
-            if byte & 0x80 == 0 {
-                self.rest = &self.rest[i + 1..];
-                return Ok(value);
-            }
+/// A length and so many bytes.
+#[inline(always)]
+fn bytes<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Unclear> {
+    let length = usize::try_from(varint(rest)?).map_err(|_| Unclear::Truncated)?;
+    take(rest, length)
+}
+
+#[inline(always)]
+fn varint(rest: &mut &[u8]) -> Result<u64, Unclear> {
+    // Nearly all tags and lengths have one byte or two.
+    match **rest {
+        [a, ref after @ ..] if a < 0x80 => {
+            *rest = after;
+            Ok(u64::from(a))
         }
-        Err(Unclear::Truncated)
+        [a, b, ref after @ ..] if b < 0x80 => {
+            *rest = after;
+            Ok(u64::from(a & 0x7f) | u64::from(b) << 7)
+        }
+        _ => long_varint(rest),
     }
+}
+
+#[cold]
+fn long_varint(rest: &mut &[u8]) -> Result<u64, Unclear> {
+    let mut value = 0_u64;
+    for (i, &byte) in rest.iter().enumerate().take(10) {
+        let bits = u64::from(byte & 0x7f);
+        // The tenth byte has room for one bit only.
+        if i == 9 && bits > 1 {
+            return Err(Unclear::Truncated);
+        }
+        value |= bits << (7 * i);
+        if byte & 0x80 == 0 {
+            *rest = &rest[i + 1..];
+            return Ok(value);
+        }
+    }
+    Err(Unclear::Truncated)
 }
 
 /// Which fields a message has: numbers below 64, as bit masks.
@@ -136,20 +140,17 @@ impl Shape {
         self.varint | self.bytes
     }
 
-    fn check(&self, field: &Field<'_>) -> Result<(), Unclear> {
-        let n = field.number;
-        if n >= 64 || self.all() & (1 << n) == 0 {
-            return Err(Unclear::UnknownField(n));
+    /// Why a field with this number and wire type is refused.
+    #[cold]
+    fn refuse(&self, number: u64, wire_type: u64) -> Unclear {
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
+        if number == 0 || wire_type > 5 {
+            Unclear::Truncated
+        } else if number >= 64 || self.all() & (1 << number) == 0 {
+            Unclear::UnknownField(number)
+        } else {
+            Unclear::WireType(number)
         }
-        let expected = match field.value {
-            Value::Varint(_) => self.varint,
-            Value::Bytes(_) => self.bytes,
-            Value::Fixed => 0,
-        };
-        if expected & (1 << n) == 0 {
-            return Err(Unclear::WireType(n));
-        }
-        Ok(())
     }
 }
 
@@ -160,19 +161,13 @@ pub(crate) struct Run<'a> {
     pub(crate) number: u32,
     /// Tags and contents as they stand in the message.
     pub(crate) raw: &'a [u8],
-    /// The first occurrence's content.
-    pub(crate) first: Value<'a>,
+    /// The first occurrence's bytes; empty if the field is a number.
+    pub(crate) bytes: &'a [u8],
+    /// The field's number; 0 if it is bytes.
+    pub(crate) integer: u64,
 }
 
 impl<'a> Run<'a> {
-    /// The first occurrence's bytes; empty if it is a number.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
-        match self.first {
-            Value::Bytes(bytes) => bytes,
-            _ => &[],
-        }
-    }
-
     /// The single fields.
     pub(crate) fn fields(&self) -> Fields<'a> {
         Fields::new(self.raw)
@@ -181,9 +176,7 @@ impl<'a> Run<'a> {
 
 /// Reads a message run by run and checks it against its shape.
 pub(crate) struct Runs<'a> {
-    fields: Fields<'a>,
-    /// The field that ended the run before, and where it starts.
-    ahead: Option<(Field<'a>, &'a [u8])>,
+    rest: &'a [u8],
     shape: Shape,
     last: u32,
 }
@@ -192,52 +185,53 @@ impl<'a> Runs<'a> {
     /// Starts at a message's first byte.
     pub(crate) fn new(message: &'a [u8], shape: Shape) -> Self {
         Runs {
-            fields: Fields::new(message),
-            ahead: None,
+            rest: message,
             shape,
             last: 0,
         }
     }
 
     /// The next run; `None` at the end.
+    #[inline]
     pub(crate) fn next(&mut self) -> Result<Option<Run<'a>>, Unclear> {
-        let (first, start) = match self.ahead.take() {
-            Some(ahead) => ahead,
-            None => {
-                let start = self.fields.rest;
-                match self.fields.next()? {
-                    Some(field) => (field, start),
-                    None => return Ok(None),
-                }
-            }
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let start = self.rest;
+        let tag = varint(&mut self.rest)?;
+        let number = tag >> 3;
+        let bit = if number < 64 { 1_u64 << number } else { 0 };
+        let (bytes, integer) = match tag & 7 {
+            0 if self.shape.varint & bit != 0 => (&[][..], varint(&mut self.rest)?),
+            2 if self.shape.bytes & bit != 0 => (bytes(&mut self.rest)?, 0),
+            wire_type => return Err(self.shape.refuse(number, wire_type)),
         };
-        self.shape.check(&first)?;
-        let number = first.number;
+        // Below 64, as the shape has it.
+        let number = number as u32;
         if number <= self.last {
-            return Err(Unclear::Order(number));
+            return Err(match number == self.last {
+                true => Unclear::Duplicate(number),
+                false => Unclear::Order(number),
+            });
         }
         self.last = number;
-        loop {
-            let here = self.fields.rest;
-            let end = start.len() - here.len();
-            let next = self.fields.next()?;
-            match next {
-                Some(field) if field.number == number => {
-                    if self.shape.repeated & (1 << number) == 0 {
-                        return Err(Unclear::Duplicate(number));
-                    }
-                    self.shape.check(&field)?;
+        if self.shape.repeated & bit != 0 {
+            while !self.rest.is_empty() {
+                let mut ahead = self.rest;
+                if varint(&mut ahead)? != tag {
+                    break;
                 }
-                _ => {
-                    self.ahead = next.map(|field| (field, here));
-                    return Ok(Some(Run {
-                        number,
-                        raw: &start[..end],
-                        first: first.value,
-                    }));
-                }
+                self::bytes(&mut ahead)?;
+                self.rest = ahead;
             }
         }
+        let raw = &start[..start.len() - self.rest.len()];
+        Ok(Some(Run {
+            number,
+            raw,
+            bytes,
+            integer,
+        }))
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::json::Members;
 use crate::kinds::{self, Judged, Status, lease_spec, meta};
 use crate::object::{Json, Object, Proto, map_entry};
-use crate::proto::{Fields, Run, Value, diff, find};
+use crate::proto::{Fields, Run, diff, find};
 use crate::unclear::Unclear;
 use std::fmt;
 
@@ -288,7 +288,7 @@ fn condition_type(condition: &[u8]) -> Result<&[u8], Unclear> {
 fn is_final(status: &[u8], kind: &Status) -> Result<bool, Unclear> {
     let phase = find(status, kind.shape, kind.phase)?;
     Ok(!matches!(
-        phase.map_or(&[][..], |p| p.bytes()),
+        phase.map_or(&[][..], |p| p.bytes),
         b"" | b"Pending" | b"Running"
     ))
 }
@@ -309,7 +309,7 @@ fn judge_lease(old: &Proto<'_>, new: &Proto<'_>) -> Verdict {
         }
     }
     let holder = find(new.spec, kinds::LEASE_SPEC, lease_spec::HOLDER)?;
-    if holder.is_none_or(|holder| holder.first == Value::Bytes(b"")) {
+    if holder.is_none_or(|holder| holder.bytes.is_empty()) {
         return Ok(no(Reason::NotHeld));
     }
     for spec in [old.spec, new.spec] {

@@ -311,7 +311,8 @@ impl Committer {
             self.journal.log_bytes(),
             self.journal.bytes_since_snapshot(),
         );
-        if !(due || self.shared.snapshot_wanted()) || !self.shared.snapshot_begin() {
+        let turns = &self.shared.journal_snapshots;
+        if !(due || turns.wanted()) || !turns.begin() {
             return;
         }
         // Between commits, and while the journal keeps volatile writes out, everything admitted
@@ -326,7 +327,7 @@ impl Committer {
         let (at, (cursor, head, pin)) = match self.journal.snapshot_position(open) {
             Ok(opened) => opened,
             Err(error) => {
-                self.shared.snapshot_end(None);
+                self.shared.snapshot_end(Err(error.to_string()));
                 return self.failed(&error);
             }
         };

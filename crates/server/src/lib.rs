@@ -2,12 +2,14 @@
 //!
 //! It turns requests into the engine's operations, takes the engine's batches to the
 //! journal, and answers when they are durable and visible; it serves watches, health and
-//! metrics. It may not hold a lock across an await, do file I/O outside the journal, or
+//! metrics. It may not hold a lock across an await, do file I/O other than
+//! through the journal's file system, or
 //! decide what etcd's semantics are: that is the engine's.
 //!
 //! A put goes `kv` → `store` → engine's sequencer → `durability` → journal, and back.
 
 mod admin;
+mod backup;
 mod durability;
 mod encode;
 mod error;
@@ -19,6 +21,7 @@ mod memory;
 mod pace;
 mod rates;
 mod replay;
+mod scheduled;
 mod service;
 mod shared;
 mod start;
@@ -26,6 +29,7 @@ mod status;
 mod storage;
 mod store;
 mod switch;
+mod turns;
 mod upkeep;
 mod volatile;
 mod watch;

@@ -106,16 +106,25 @@ impl Service {
         Reply::Later(Box::pin(async move {
             let started = Instant::now();
             tracing::info!("starting defragment");
-            this.shared.metrics.defrag_inflight.inc();
-            let before = this.shared.snapshots_done();
-            this.shared.want_snapshot();
-            while this.shared.snapshots_done() == before
-                && started.elapsed() < DEFRAGMENT_TIMEOUT
-                && !this.shared.stopping()
-            {
+            let inflight = Inflight::begin(&this.shared);
+            let number = this.shared.want_snapshot();
+            let result = loop {
+                if let Some(result) = this.shared.journal_snapshots.result(number) {
+                    break result.map_err(|reason| status::no_defragment(&reason));
+                }
+                if this.shared.stopping() {
+                    break Err(status::stopped());
+                }
+                if started.elapsed() > DEFRAGMENT_TIMEOUT {
+                    break Err(status::slow_defragment());
+                }
                 tokio::time::sleep(Duration::from_millis(5)).await;
+            };
+            drop(inflight);
+            if let Err(error) = &result {
+                tracing::warn!(error = %error.message, "failed to defragment");
             }
-            this.shared.metrics.defrag_inflight.dec();
+            result?;
             this.shared.metrics.defrag.observe(started.elapsed());
             tracing::info!(took = %telemetry::GoDuration(started.elapsed()), "finished defragment");
             Ok(encode::message(&pb::DefragmentResponse { header: None }))
@@ -300,6 +309,22 @@ impl Service {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
+    }
+}
+
+/// A Defragment under way, for the metrics; also if its client goes away.
+struct Inflight(Arc<Shared>);
+
+impl Inflight {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.metrics.defrag_inflight.inc();
+        Inflight(shared.clone())
+    }
+}
+
+impl Drop for Inflight {
+    fn drop(&mut self) {
+        self.0.metrics.defrag_inflight.dec();
     }
 }
 

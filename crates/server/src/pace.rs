@@ -21,6 +21,11 @@ impl Pace {
         }
     }
 
+    /// Counts work from now on: what came before was waiting.
+    pub(crate) fn restart(&mut self) {
+        self.since = Instant::now();
+    }
+
     /// Rests if there has been enough work. To be called without a lock held.
     pub(crate) fn rest(&mut self) {
         let worked = self.since.elapsed();

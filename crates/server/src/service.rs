@@ -182,7 +182,13 @@ impl Handler for Service {
                 let message = inbound.next().await?.unwrap_or_default();
                 this.health_watch(call, message, outbound).await
             }),
-            Some(GrpcMethod::MaintenanceSnapshot) => Box::pin(async { Err(status::no_snapshot()) }),
+            Some(GrpcMethod::MaintenanceSnapshot) => {
+                let snapshot = self.snapshot(call, outbound);
+                Box::pin(async move {
+                    let _open = open;
+                    snapshot.await
+                })
+            }
             _ => Box::pin(async { Err(status::no_lock_service()) }),
         }
     }

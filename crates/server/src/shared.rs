@@ -4,6 +4,7 @@ use crate::durability::SnapshotJob;
 use crate::encode::Ids;
 use crate::store::Store;
 use crate::switch::Request;
+use crate::turns::Turns;
 use journal::{Allocator, VolatileWriter};
 use metrics::Metrics;
 use parking_lot::Mutex;
@@ -62,9 +63,8 @@ pub(crate) struct Shared {
     snapshot_lag_bytes: AtomicU64,
     last_snapshot_unix_ms: AtomicU64,
     last_compaction_unix_s: AtomicU64,
-    snapshot_running: AtomicBool,
-    snapshot_wanted: AtomicBool,
-    snapshots_done: AtomicU64,
+    pub(crate) journal_snapshots: Turns,
+    pub(crate) sending_snapshots: crate::backup::Sending,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     connections: OnceLock<wire::Counts>,
 }
@@ -130,9 +130,8 @@ impl Shared {
             snapshot_lag_bytes: AtomicU64::new(0),
             last_snapshot_unix_ms: AtomicU64::new(0),
             last_compaction_unix_s: AtomicU64::new(0),
-            snapshot_running: AtomicBool::new(false),
-            snapshot_wanted: AtomicBool::new(false),
-            snapshots_done: AtomicU64::new(0),
+            journal_snapshots: Turns::default(),
+            sending_snapshots: crate::backup::Sending::default(),
             threads: Mutex::new(Vec::new()),
             connections: OnceLock::new(),
         }
@@ -344,39 +343,28 @@ impl Shared {
             .max(data_bytes)
     }
 
-    pub(crate) fn snapshot_begin(&self) -> bool {
-        self.snapshot_wanted.store(false, Ordering::Relaxed);
-        !self.snapshot_running.swap(true, Ordering::AcqRel)
-    }
-
-    pub(crate) fn snapshot_end(&self, done: Option<Duration>) {
-        if let Some(took) = done {
+    /// Ends a snapshot of the journal, with what it took, or why there is none.
+    pub(crate) fn snapshot_end(&self, result: Result<Duration, String>) {
+        if let Ok(took) = &result {
             self.last_snapshot_unix_ms
                 .store(unix_ms(), Ordering::Relaxed);
-            self.metrics.journal_snapshot.observe(took);
-            self.metrics.snap_save.observe(took);
+            self.metrics.journal_snapshot.observe(*took);
+            self.metrics.snap_save.observe(*took);
         }
-        self.snapshots_done.fetch_add(1, Ordering::Release);
-        self.snapshot_running.store(false, Ordering::Release);
+        if self.journal_snapshots.end(result.map(drop)) {
+            self.store.commit.raise();
+        }
     }
 
     pub(crate) fn last_snapshot_unix_s(&self) -> f64 {
         self.last_snapshot_unix_ms.load(Ordering::Relaxed) as f64 / 1000.0
     }
 
-    /// Number of snapshots that have ended, well or not.
-    pub(crate) fn snapshots_done(&self) -> u64 {
-        self.snapshots_done.load(Ordering::Acquire)
-    }
-
-    /// Asks for a snapshot now.
-    pub(crate) fn want_snapshot(&self) {
-        self.snapshot_wanted.store(true, Ordering::Relaxed);
+    /// Asks for a snapshot of the journal that begins from now on; returns its number.
+    pub(crate) fn want_snapshot(&self) -> u64 {
+        let number = self.journal_snapshots.want();
         self.store.commit.raise();
-    }
-
-    pub(crate) fn snapshot_wanted(&self) -> bool {
-        self.snapshot_wanted.load(Ordering::Relaxed)
+        number
     }
 
     pub(crate) fn spawn_snapshot(self: &Arc<Self>, job: SnapshotJob) {
@@ -389,7 +377,7 @@ impl Shared {
             Ok(handle) => self.keep_thread(handle),
             Err(error) => {
                 tracing::warn!(%error, "cannot start the snapshot thread; tried again later");
-                self.snapshot_end(None);
+                self.snapshot_end(Err(error.to_string()));
             }
         }
     }

@@ -5,6 +5,7 @@ use crate::encode::Ids;
 use crate::error::Error;
 use crate::memory;
 use crate::replay::Feed;
+use crate::scheduled::Scheduled;
 use crate::service::{METHODS, Service};
 use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Parts, Shared};
 use crate::storage::Storage;
@@ -102,14 +103,14 @@ impl Server {
             );
         }
 
-        let files: Arc<dyn FileSystem> =
-            Arc::new(RealFs::new().with_sync_delay(config.fault_sync_delay));
         if !config.fault_sync_delay.is_zero() {
             tracing::warn!(
                 delay = %telemetry::GoDuration(config.fault_sync_delay),
-                "--fault-sync-delay makes every sync slower; it is for tests and measurements"
+                "each sync is made slower, as --fault-sync-delay asks: not for production"
             );
         }
+        let files: Arc<dyn FileSystem> =
+            Arc::new(RealFs::new().with_sync_delay(config.fault_sync_delay));
         let limits = Limits {
             quota_bytes: budget.quota_bytes as usize,
             max_held_bytes: budget.held_bytes as usize,
@@ -215,6 +216,10 @@ impl Server {
         let committer = spawn("committer", move || committer.run())?;
         let upkeep = Upkeep::new(shared.clone(), config.auto_compaction);
         let upkeep = spawn("upkeep", move || upkeep.run())?;
+        if let Some(scheduled) = &config.scheduled_snapshots {
+            let scheduled = Scheduled::new(shared.clone(), scheduled);
+            shared.keep_thread(spawn("scheduled", move || scheduled.run())?);
+        }
 
         let wire_config = wire::Config {
             workers,

@@ -36,11 +36,13 @@ statuses! {
     stream_sort = Unimplemented, "RangeStream does not support custom sort orders";
     stream_filters = Unimplemented, "RangeStream does not support revision filters";
     /// Not etcd's: why members cannot change.
-    one_member = Unimplemented, "orlop: this server is one member by design; its membership cannot be changed";
+    one_member = Unimplemented, "orlop: this is one server without replicas, so members can be neither added nor removed; let further control plane nodes use it as an external etcd (kubeadm: etcd.external.endpoints)";
     /// Not etcd's: why users and roles are not offered.
     no_auth = Unimplemented, "orlop: users and roles are not offered; restrict access with client certificates (--client-cert-auth, --trusted-ca-file, --client-cert-allowed-cn)";
-    /// Not etcd's: snapshots come in a later release.
-    no_snapshot = Unimplemented, "orlop: Snapshot is not offered yet; stop the server and copy its data directory to back it up";
+    /// Not etcd's: each snapshot that is sent takes memory.
+    too_many_snapshots = ResourceExhausted, "orlop: as many snapshots as allowed are being sent already; try again when one is done";
+    /// Not etcd's: a Defragment that is not over is no success.
+    slow_defragment = Unavailable, "orlop: the journal's snapshot takes longer than five minutes; it goes on";
     /// Not etcd's: its lock and election services are not offered.
     no_lock_service = Unimplemented, "orlop: the services v3lock and v3election are not offered yet; use leases and transactions, as etcdctl lock and elect do";
     no_downgrade = Unimplemented, "orlop: there is no cluster to downgrade; to leave, run an older etcd beside it";
@@ -61,6 +63,22 @@ pub(crate) fn of(error: Error) -> Status {
         Error::TooManyRequests => too_many_requests(),
         Error::Stopped => stopped(),
     }
+}
+
+/// The store cannot be written in etcd's format.
+pub(crate) fn no_snapshot(error: &snapshot::Error) -> Status {
+    Status::new(
+        Code::Internal,
+        format!("orlop: cannot make a snapshot: {error}"),
+    )
+}
+
+/// Defragment did nothing.
+pub(crate) fn no_defragment(reason: &str) -> Status {
+    Status::new(
+        Code::Internal,
+        format!("orlop: the journal was not made smaller: {reason}"),
+    )
 }
 
 /// grpc-go's answer to a message that does not decode.

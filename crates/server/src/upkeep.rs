@@ -287,7 +287,7 @@ pub(crate) fn snapshot(shared: &Arc<Shared>, job: SnapshotJob) {
     let started = Instant::now();
     let at = job.at;
     match write_snapshot(shared, job) {
-        Ok(None) => shared.snapshot_end(None),
+        Ok(None) => shared.snapshot_end(Err("the server stops".into())),
         Ok(Some(info)) => {
             let took = started.elapsed();
             if let Err(error) = shared.allocator.retire(at) {
@@ -300,11 +300,11 @@ pub(crate) fn snapshot(shared: &Arc<Shared>, job: SnapshotJob) {
                 path = %info.path.display(),
                 "saved a snapshot of the journal"
             );
-            shared.snapshot_end(Some(took));
+            shared.snapshot_end(Ok(took));
         }
         Err(error) => {
             tracing::warn!(%error, "failed to save a snapshot of the journal; the log is kept and it is tried again later");
-            shared.snapshot_end(None);
+            shared.snapshot_end(Err(error.to_string()));
         }
     }
 }

@@ -213,6 +213,10 @@ impl Generator {
             request.min_create_revision = 0;
             request.max_create_revision = 0;
         }
+        if request.sort_order == 0 {
+            // etcd sorts each of its chunks by itself: see decision 5.
+            request.sort_target = 0;
+        }
         request
     }
 

@@ -83,7 +83,10 @@ impl Pair {
             ..pb::RangeRequest::default()
         };
         let mut summary = Summary::default();
-        pair.step(&Op::Range(everything), &mut summary).await?;
+        let now = pb::HashKvRequest { revision: 0 };
+        for op in [Op::Range(everything), Op::HashKv(now)] {
+            pair.step(&op, &mut summary).await?;
+        }
         Ok(pair)
     }
 

@@ -161,6 +161,11 @@ impl State {
                 self.compact_revision = request.revision;
                 self.compacting = !request.physical;
             }
+            (Op::HashKv(_), [Answer::HashKv(response)]) => {
+                self.compacting = false;
+                // Stores that are not new may have been compacted before.
+                self.compact_revision = self.compact_revision.max(response.compact_revision);
+            }
             (Op::Compact(_) | Op::HashKv(_), _) => self.compacting = false,
             (Op::LeaseGrant(_), [Answer::LeaseGrant(response)]) => {
                 self.leases.insert(response.id);

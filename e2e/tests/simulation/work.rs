@@ -258,7 +258,7 @@ impl World {
     pub(super) fn compact(&mut self, process: &mut Process) {
         if let Some(mut cursor) = process.engine.compaction_hash_open() {
             while !process.engine.hash_step(&mut cursor, 5) {}
-            process.engine.compaction_hash_done(cursor.finish_hash());
+            process.engine.compaction_hash_done(cursor.finish_hash(&mut || ()));
         }
         if process.engine.compaction_due() {
             process.engine.compact_step(1 + self.random.below(20));

@@ -90,6 +90,9 @@ impl Replay for Feed {
         self.0.apply(record);
         Ok(())
     }
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.0.jump(revision)
+    }
     fn revision(&self) -> i64 {
         self.0.revision()
     }
@@ -167,7 +170,7 @@ fn options(segment_bytes: u64, guards: Guards) -> Options {
 fn hash(engine: &Engine<u64>) -> Result<KvHash, String> {
     let mut cursor = engine.hash_open(0).map_err(|e| e.to_string())?;
     while !engine.hash_step(&mut cursor, 3) {}
-    Ok(cursor.finish_hash())
+    Ok(cursor.finish_hash(&mut || ()))
 }
 
 /// Runs a seed.

@@ -3,12 +3,13 @@
 mod check;
 mod convert;
 
-use crate::encode;
+use crate::encode::{self, Ids};
 use crate::pace::Pace;
 use crate::service::Service;
 use crate::status;
 use bytes::Bytes;
-use engine::op::{RangeOp, RangeReply, Write};
+use engine::op::{RangeOp, RangeReply, SortTarget, Write};
+use engine::tail::KeyValue;
 use etcd_api::etcdserverpb as pb;
 use metrics::{ApplyOp, RequestType};
 use prost::Message;
@@ -110,15 +111,27 @@ impl Service {
     }
 
     async fn send_pieces(&self, op: RangeOp, outbound: &Outbound) -> Result<(), Status> {
-        let (limit, keys_only) = (op.limit, op.keys_only);
-        let mut left = if limit > 0 {
-            limit as usize
+        let mut pieces = Pieces {
+            outbound,
+            keys_only: op.keys_only,
+            held: Vec::new(),
+            held_bytes: 0,
+        };
+        let sorted = op.sort_target != SortTarget::Key;
+        let mut left = if op.limit > 0 {
+            op.limit as usize
         } else {
             usize::MAX
         };
         let mut read = self.shared.store.read(op).map_err(status::of)?;
-        let mut held = Vec::new();
-        let mut held_bytes = 0;
+        if sorted {
+            // As in a Range, where no order means ascending; it is known when all is read.
+            let (revision, mut reply) = read.finish().await;
+            let kvs = std::mem::take(&mut reply.kvs);
+            pieces.push(kvs).await?;
+            let header = (&self.shared.ids, revision);
+            return pieces.end(header, reply.more, reply.count).await;
+        }
         let mut more = false;
         loop {
             let mut kvs = read.cursor.take_collected();
@@ -127,28 +140,10 @@ impl Service {
                 more = true;
             }
             left -= kvs.len();
-            for kv in kvs {
-                // A slice of large values is more than one piece.
-                if held_bytes >= STREAM_PIECE_BYTES {
-                    held_bytes = 0;
-                    let piece = RangeReply {
-                        kvs: std::mem::take(&mut held),
-                        ..Default::default()
-                    };
-                    send_piece(outbound, encode::stream_piece(None, &piece)).await?;
-                }
-                let kv = if keys_only { kv.without_value() } else { kv };
-                held_bytes += kv.encoded_len();
-                held.push(kv);
-            }
+            pieces.push(kvs).await?;
             if read.cursor.is_done() {
-                let header = Some((&self.shared.ids, read.cursor.header_revision));
-                let piece = RangeReply {
-                    kvs: held,
-                    more,
-                    count: read.cursor.count(),
-                };
-                return send_piece(outbound, encode::stream_piece(header, &piece)).await;
+                let header = (&self.shared.ids, read.cursor.header_revision);
+                return pieces.end(header, more, read.cursor.count()).await;
             }
             read.step();
             tokio::task::yield_now().await;
@@ -295,6 +290,48 @@ fn check_streamable(op: &RangeOp) -> Result<(), Status> {
         return Err(status::stream_filters());
     }
     Ok(())
+}
+
+/// The messages of a RangeStream, cut by size.
+struct Pieces<'a> {
+    outbound: &'a Outbound,
+    keys_only: bool,
+    held: Vec<KeyValue>,
+    held_bytes: usize,
+}
+
+impl Pieces<'_> {
+    async fn push(&mut self, kvs: Vec<KeyValue>) -> Result<(), Status> {
+        for kv in kvs {
+            // A slice of large values is more than one piece.
+            if self.held_bytes >= STREAM_PIECE_BYTES {
+                self.held_bytes = 0;
+                let piece = RangeReply {
+                    kvs: std::mem::take(&mut self.held),
+                    ..Default::default()
+                };
+                send_piece(self.outbound, encode::stream_piece(None, &piece)).await?;
+            }
+            let kv = if self.keys_only {
+                kv.without_value()
+            } else {
+                kv
+            };
+            self.held_bytes += kv.encoded_len();
+            self.held.push(kv);
+        }
+        Ok(())
+    }
+
+    /// The last one, with what is said once.
+    async fn end(self, header: (&Ids, i64), more: bool, count: i64) -> Result<(), Status> {
+        let piece = RangeReply {
+            kvs: self.held,
+            more,
+            count,
+        };
+        send_piece(self.outbound, encode::stream_piece(Some(header), &piece)).await
+    }
 }
 
 /// Runs CPU-heavy work beside the worker.

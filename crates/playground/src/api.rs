@@ -6,9 +6,9 @@ use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
 
-use super::http::Client;
-use super::metrics::Metrics;
-use super::{Error, Result};
+use crate::http::Client;
+use crate::metrics::Metrics;
+use crate::{Error, Result};
 
 const JSON: &str = "application/json";
 const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -141,7 +141,7 @@ impl Api {
     /// [`Error::Transport`] if there is no answer.
     pub async fn metrics(&self) -> Result<Metrics> {
         let (status, text) = self.client.page("/metrics").await?;
-        super::ensure(status == 200, || {
+        crate::ensure(status == 200, || {
             format!("apiserver /metrics: HTTP {status}")
         })?;
         Ok(Metrics::new(text))

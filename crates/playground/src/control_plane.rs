@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::api::Api;
-use super::pki::{Authority, Pair, write_key};
-use super::proc::{Process, free_port};
-use super::store::Store;
-use super::{Result, binaries, ensure, fail};
+use crate::api::Api;
+use crate::pki::{Authority, Pair, write_key};
+use crate::proc::{Process, free_port};
+use crate::store::Store;
+use crate::{Result, binaries, ensure, fail};
 
 /// A debug-built store, two cores and a cold cache are no excuse beyond this.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -25,12 +25,27 @@ const PANIC_SIGNS: [&str; 3] = [
     "panicked: true",
     "Cache consistency check failed",
 ];
+const SECRET_BYTES: usize = 16;
 /// Users that the apiservers know by token: name and groups.
 const USERS: [(&str, &str); 3] = [
     ("admin", "system:masters"),
     ("system:kube-controller-manager", ""),
     ("system:kube-scheduler", ""),
 ];
+
+/// What a control plane is made of.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Directory of kube-apiserver, kube-controller-manager and kube-scheduler.
+    pub binaries: PathBuf,
+    /// Whether apiservers compare their watch cache with the store, and panic if it differs.
+    pub checks_cache: bool,
+    /// Requests a second that the controller manager and the scheduler may make; their
+    /// burst is the double. None for their defaults, 20 and 50.
+    pub client_qps: Option<u32>,
+    /// Port of the first apiserver; 0 for a free one.
+    pub port: u16,
+}
 
 /// A kube-apiserver.
 #[derive(Debug)]
@@ -55,7 +70,8 @@ struct Component {
 #[derive(Debug)]
 pub struct ControlPlane {
     dir: PathBuf,
-    binaries: PathBuf,
+    plan: Plan,
+    secret: String,
     authority: Authority,
     serving: Pair,
     store_flags: Vec<String>,
@@ -64,8 +80,31 @@ pub struct ControlPlane {
     components: Vec<Component>,
 }
 
-fn token(user: &str) -> String {
-    format!("token-of-{}", user.replace(':', "-"))
+/// What proves to this control plane's apiservers that a client is `user`. Other users of
+/// the machine can reach the port, so it cannot be guessed.
+fn token(secret: &str, user: &str) -> String {
+    format!("{}-{secret}", user.replace(':', "-"))
+}
+
+fn new_secret() -> Result<String> {
+    let mut bytes = [0; SECRET_BYTES];
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        Err(_) => fail("the system has no random numbers"),
+    }
+}
+
+/// What a kube-apiserver is told of its store.
+fn store_flags(store: &Store) -> Vec<String> {
+    let mut flags = vec![format!("--etcd-servers={}", store.url())];
+    if let Some(tls) = store.tls() {
+        flags.push(format!("--etcd-cafile={}", tls.ca.display()));
+        if let Some(client) = &tls.client {
+            flags.push(format!("--etcd-certfile={}", client.cert.display()));
+            flags.push(format!("--etcd-keyfile={}", client.key.display()));
+        }
+    }
+    flags
 }
 
 impl ControlPlane {
@@ -75,28 +114,37 @@ impl ControlPlane {
     /// # Errors
     /// If it does not become ready.
     pub async fn start(dir: &Path, set: &str, store: &Store, flags: &[&str]) -> Result<Self> {
+        let plan = Plan {
+            binaries: binaries(set)?,
+            checks_cache: true,
+            client_qps: None,
+            port: 0,
+        };
+        Self::start_as(plan, dir, store, flags).await
+    }
+
+    /// Prepares the control plane that `plan` describes on `store`, and starts one apiserver
+    /// with `flags` beside its defaults.
+    ///
+    /// # Errors
+    /// If it does not become ready.
+    pub async fn start_as(plan: Plan, dir: &Path, store: &Store, flags: &[&str]) -> Result<Self> {
         let authority = Authority::new(dir, "kubernetes")?;
         let serving = authority.sign("kube-apiserver")?;
         write_key(&dir.join("service-account.key"))?;
+        let secret = new_secret()?;
         let tokens: String = USERS
             .iter()
-            .map(|(user, groups)| format!("{},{user},{user},\"{groups}\"\n", token(user)))
+            .map(|(user, groups)| format!("{},{user},{user},\"{groups}\"\n", token(&secret, user)))
             .collect();
         std::fs::write(dir.join("tokens.csv"), tokens)?;
-        let mut store_flags = vec![format!("--etcd-servers={}", store.url())];
-        if let Some(tls) = store.tls() {
-            store_flags.push(format!("--etcd-cafile={}", tls.ca.display()));
-            if let Some(client) = &tls.client {
-                store_flags.push(format!("--etcd-certfile={}", client.cert.display()));
-                store_flags.push(format!("--etcd-keyfile={}", client.key.display()));
-            }
-        }
         let mut plane = Self {
             dir: dir.to_owned(),
-            binaries: binaries(set)?,
+            plan,
+            secret,
             authority,
             serving,
-            store_flags,
+            store_flags: store_flags(store),
             apiservers: Vec::new(),
             components: Vec::new(),
         };
@@ -110,8 +158,15 @@ impl ControlPlane {
     /// If it does not become ready.
     pub async fn add_apiserver(&mut self, flags: &[&str]) -> Result<()> {
         let number = self.apiservers.len() + 1;
-        let port = free_port()?;
-        let api = Arc::new(Api::new(port, &self.authority.cert, &token("admin"))?);
+        let port = match self.plan.port {
+            port if port != 0 && number == 1 => port,
+            _ => free_port()?,
+        };
+        let api = Arc::new(Api::new(
+            port,
+            &self.authority.cert,
+            &token(&self.secret, "admin"),
+        )?);
         let name = format!("kube-apiserver-{number}");
         self.apiservers.push(ApiServer {
             name,
@@ -130,10 +185,20 @@ impl ControlPlane {
     /// # Errors
     /// If it does not become ready.
     pub async fn restart_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
+        self.stop_apiserver(index);
+        self.start_apiserver(index, flags).await
+    }
+
+    /// Stops an apiserver until [`ControlPlane::restart_apiserver`].
+    pub fn stop_apiserver(&mut self, index: usize) {
         if let Some(mut process) = self.apiservers[index].process.take() {
             let _ = process.terminate(APISERVER_GRACE);
         }
-        self.start_apiserver(index, flags).await
+    }
+
+    /// Names another store to the apiservers that are started from now on.
+    pub fn use_store(&mut self, store: &Store) {
+        self.store_flags = store_flags(store);
     }
 
     async fn start_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
@@ -141,9 +206,11 @@ impl ControlPlane {
         let server = &mut self.apiservers[index];
         let file = |name: &str| dir.join(name).display().to_string();
         let key = file("service-account.key");
-        let mut command = Command::new(self.binaries.join("kube-apiserver"));
+        let mut command = Command::new(self.plan.binaries.join("kube-apiserver"));
+        if self.plan.checks_cache {
+            command.env("KUBE_WATCHCACHE_CONSISTENCY_CHECKER", "true");
+        }
         command
-            .env("KUBE_WATCHCACHE_CONSISTENCY_CHECKER", "true")
             .args(&self.store_flags)
             .arg(format!("--secure-port={}", server.port))
             .arg("--bind-address=127.0.0.1")
@@ -192,7 +259,7 @@ impl ControlPlane {
     /// If it cannot be started.
     pub fn start_component(&mut self, program: &str, name: &str) -> Result<()> {
         let kubeconfig = self.write_kubeconfig(&format!("system:{program}"))?;
-        let mut command = Command::new(self.binaries.join(program));
+        let mut command = Command::new(self.plan.binaries.join(program));
         command
             .arg(format!("--kubeconfig={}", kubeconfig.display()))
             .arg(format!(
@@ -206,6 +273,11 @@ impl ControlPlane {
             .arg("--bind-address=127.0.0.1")
             .arg(format!("--secure-port={}", free_port()?))
             .arg("--leader-elect=true");
+        if let Some(qps) = self.plan.client_qps {
+            command
+                .arg(format!("--kube-api-qps={qps}"))
+                .arg(format!("--kube-api-burst={}", qps * 2));
+        }
         if program == "kube-controller-manager" {
             command
                 .arg("--use-service-account-credentials=true")
@@ -304,7 +376,7 @@ impl ControlPlane {
                 "server": format!("https://127.0.0.1:{}", self.apiservers[0].port),
                 "certificate-authority": self.authority.cert,
             }}],
-            "users": [{ "name": user, "user": { "token": token(user) } }],
+            "users": [{ "name": user, "user": { "token": token(&self.secret, user) } }],
             "contexts": [{ "name": "test", "context": { "cluster": "test", "user": user } }]
         });
         let path = self
@@ -312,6 +384,49 @@ impl ControlPlane {
             .join(format!("{}.kubeconfig", user.replace(':', "-")));
         std::fs::write(&path, serde_json::to_vec_pretty(&config)?)?;
         Ok(path)
+    }
+
+    /// Its processes that run: name and process id.
+    #[must_use]
+    pub fn pids(&self) -> Vec<(String, u32)> {
+        let servers = self.apiservers.iter().filter_map(|server| {
+            let process = server.process.as_ref()?;
+            Some((server.name.clone(), process.id()))
+        });
+        let components = self
+            .components
+            .iter()
+            .map(|component| (component.name.clone(), component.process.id()));
+        servers.chain(components).collect()
+    }
+
+    /// Stops everything: first the clients of the apiservers, then these. Whatever does not
+    /// end soon after SIGTERM is killed.
+    pub fn stop(&mut self) {
+        for mut component in self.components.drain(..).rev() {
+            let _ = component.process.terminate(APISERVER_GRACE);
+        }
+        for server in &mut self.apiservers {
+            if let Some(mut process) = server.process.take() {
+                let _ = process.terminate(APISERVER_GRACE);
+            }
+        }
+    }
+
+    /// Fails if a program has ended.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn check_alive(&mut self) -> Result<()> {
+        let servers = self
+            .apiservers
+            .iter_mut()
+            .filter_map(|server| server.process.as_mut());
+        let components = self.components.iter_mut().map(|c| &mut c.process);
+        for process in servers.chain(components) {
+            process.check_running()?;
+        }
+        Ok(())
     }
 
     /// The first apiserver's API.

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::etcdctl::Etcdctl;
-use super::http::Client;
-use super::metrics::Metrics;
-use super::pki::Pair;
-use super::proc::{Process, free_port};
-use super::{Result, binaries, ensure, fail};
+use crate::etcdctl::Etcdctl;
+use crate::http::Client;
+use crate::metrics::Metrics;
+use crate::pki::Pair;
+use crate::proc::{Process, free_port};
+use crate::{Result, binaries, ensure, fail};
 
 /// How long a store may take to become ready. A real etcd with a new directory
 /// needs a second or two, its election included.
@@ -51,10 +51,15 @@ impl Kind {
             Self::Etcd => Ok(binaries("etcd")?.join("etcd")),
             Self::Orlop => {
                 let exe = std::env::current_exe()?;
-                let target = exe.parent().and_then(Path::parent);
+                // A test's own program is one directory deeper than the others.
+                let beside = exe.parent().unwrap_or(Path::new("."));
+                let target = match beside.parent() {
+                    Some(above) if beside.ends_with("deps") => above,
+                    _ => beside,
+                };
                 let program = match std::env::var_os("ORLOP_E2E_ORLOP") {
                     Some(path) => PathBuf::from(path),
-                    None => target.unwrap_or(Path::new(".")).join("orlop"),
+                    None => target.join("orlop"),
                 };
                 ensure(program.is_file(), || {
                     format!(
@@ -65,6 +70,39 @@ impl Kind {
                 })?;
                 Ok(program)
             }
+        }
+    }
+}
+
+/// How a store is run: what, where its data lies, and around it.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Which program it is.
+    pub kind: Kind,
+    /// The program's file.
+    pub program: PathBuf,
+    /// Words before the program on the command line, as a tracer is; none for none. The
+    /// process must still be the store's own.
+    pub before: Vec<String>,
+    /// More flags, in etcd's spelling.
+    pub flags: Vec<String>,
+    /// Directory of its data directory; none for the one of its log.
+    pub data_in: Option<PathBuf>,
+    /// Client port; 0 for a free one.
+    pub port: u16,
+}
+
+impl Setup {
+    /// `program` as it is, with a free port and no flags.
+    #[must_use]
+    pub fn new(kind: Kind, program: PathBuf) -> Self {
+        Self {
+            kind,
+            program,
+            before: Vec::new(),
+            flags: Vec::new(),
+            data_in: None,
+            port: 0,
         }
     }
 }
@@ -83,14 +121,13 @@ pub struct Tls {
 /// A store process with its data directory and port, which outlive its restarts.
 #[derive(Debug)]
 pub struct Store {
-    kind: Kind,
+    setup: Setup,
     name: String,
     dir: PathBuf,
     port: u16,
     metrics_port: u16,
     peer_port: u16,
     tls: Option<Tls>,
-    extra: Vec<String>,
     process: Option<Process>,
 }
 
@@ -107,15 +144,28 @@ impl Store {
         tls: Option<Tls>,
         extra: &[&str],
     ) -> Result<Self> {
+        let mut setup = Setup::new(kind, kind.program()?);
+        setup.flags = extra.iter().map(ToString::to_string).collect();
+        Self::start_as(setup, name, dir, tls).await
+    }
+
+    /// Starts the store that `setup` describes, as [`Store::start`] does.
+    ///
+    /// # Errors
+    /// If it does not get ready.
+    pub async fn start_as(setup: Setup, name: &str, dir: &Path, tls: Option<Tls>) -> Result<Self> {
+        let port = match setup.port {
+            0 => free_port()?,
+            port => port,
+        };
         let mut store = Self {
-            kind,
+            setup,
             name: name.to_owned(),
             dir: dir.to_owned(),
-            port: free_port()?,
+            port,
             metrics_port: free_port()?,
             peer_port: free_port()?,
             tls,
-            extra: extra.iter().map(ToString::to_string).collect(),
             process: None,
         };
         store.start_again().await?;
@@ -129,7 +179,7 @@ impl Store {
     /// If it does not get ready.
     pub async fn start_again(&mut self) -> Result<Duration> {
         let began = Instant::now();
-        let mut process = Process::start(&self.name, &self.dir, &mut self.command()?)?;
+        let mut process = Process::start(&self.name, &self.dir, &mut self.command())?;
         let client = Client::plain(self.metrics_port);
         loop {
             process.check_running()?;
@@ -149,19 +199,32 @@ impl Store {
         Ok(began.elapsed())
     }
 
-    fn command(&self) -> Result<Command> {
-        let mut command = Command::new(self.kind.program()?);
-        if self.kind == Kind::Orlop {
+    fn command(&self) -> Command {
+        let Setup {
+            program, before, ..
+        } = &self.setup;
+        let mut command = match before.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("ETCD_") {
+                command.env_remove(&*name);
+            }
+        }
+        if self.setup.kind == Kind::Orlop {
             command.arg("serve");
         }
         let url = self.url();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         command
             .arg(format!("--name={}", self.name))
-            .arg(format!(
-                "--data-dir={}",
-                self.dir.join(format!("{}-data", self.name)).display()
-            ))
+            .arg(format!("--data-dir={}", self.data_dir().display()))
             .arg(format!("--listen-client-urls={url}"))
             .arg(format!("--advertise-client-urls={url}"))
             .arg(format!(
@@ -181,14 +244,27 @@ impl Store {
                     .arg(format!("--trusted-ca-file={}", tls.ca.display()));
             }
         }
-        command.args(&self.extra);
-        Ok(command)
+        command.args(&self.setup.flags);
+        command
     }
 
     /// Which program it is.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.setup.kind
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        let parent = self.setup.data_in.as_ref().unwrap_or(&self.dir);
+        parent.join(format!("{}-data", self.name))
+    }
+
+    /// Its process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
     }
 
     /// Its client URL.

@@ -7,7 +7,7 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-use super::Result;
+use crate::Result;
 
 /// An authority whose certificate and key lie in a directory.
 #[derive(Debug)]

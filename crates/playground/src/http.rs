@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 
-use super::{Error, Result};
+use crate::{Error, Result};
 
 /// Limit for one request's answer to begin and, for bodies read whole, to end.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(35);

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use super::store::Tls;
-use super::{Result, binaries, ensure, fail};
+use crate::store::Tls;
+use crate::{Result, binaries, ensure, fail};
 
 /// Longest run of one command, except those that are made to run on.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -147,8 +147,8 @@ impl Etcdctl {
         name: &str,
         dir: &Path,
         args: &[S],
-    ) -> Result<super::proc::Process> {
-        super::proc::Process::start(name, dir, &mut self.command(args))
+    ) -> Result<crate::proc::Process> {
+        crate::proc::Process::start(name, dir, &mut self.command(args))
     }
 
     /// The keys below `prefix` and their modification revisions, at `revision` (0:

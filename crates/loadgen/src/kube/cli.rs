@@ -1,0 +1,357 @@
+//! The arguments of `orlop bench kube`, and its run.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use playground::cli::start_guard;
+use playground::cluster::Programs;
+use tokio::task::LocalSet;
+
+use super::error::{Error, Result};
+use super::limit::Search;
+use super::load::Shape;
+use super::manifest::Manifest;
+use super::progress::Progress;
+use super::report::Report;
+use super::run::Bench;
+use super::stores::{self, StoreSpec};
+use crate::{Interrupt, procfs};
+
+/// Load patterns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// One Deployment every interval.
+    Burst,
+    /// A number of Deployments, then one deleted and one created in turn.
+    Steady,
+}
+
+/// Arguments of `orlop bench kube`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Measure this cluster's apiserver, in a namespace that is made and removed; otherwise a
+    /// control plane of its own for each run.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["compare", "idle", "find_limit", "disk_delay", "nodes"])]
+    kubeconfig: Option<PathBuf>,
+
+    /// Stores, measured in turn: etcd, strict, balanced, ephemeral (orlop's profiles); with
+    /// `-ram` behind the name the data is in memory.
+    #[arg(
+        long,
+        value_name = "STORES",
+        value_delimiter = ',',
+        default_value = "strict"
+    )]
+    compare: Vec<String>,
+
+    /// The load.
+    #[arg(long, value_enum, default_value = "burst")]
+    mode: Mode,
+
+    /// Deployments that exist before a steady state begins.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    initial: u32,
+
+    /// Time from one request to the next; several are measured one after the other.
+    #[arg(long, value_name = "TIMES", value_delimiter = ',', default_value = "50ms", value_parser = time)]
+    interval: Vec<Duration>,
+
+    /// Length of the load.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
+    duration: Duration,
+
+    /// How long everything may take to be done after it; then the run has failed.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    settle: Duration,
+
+    /// Deployments made before anything is measured.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    warmup: u32,
+
+    /// How often to measure each; medians are shown.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
+
+    /// A Deployment with ${INDEX} in its name; otherwise the thesis's.
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+
+    /// Search for the shortest interval at which latency from the intended time to bound
+    /// stays within --limit at the 99th percentile and does not grow.
+    #[arg(long, conflicts_with = "idle")]
+    find_limit: bool,
+
+    /// For --find-limit.
+    #[arg(long, value_name = "TIME", default_value = "250ms", value_parser = time)]
+    limit: Duration,
+
+    /// For --find-limit: a shorter interval is not tried.
+    #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = time)]
+    shortest: Duration,
+
+    /// For --find-limit: a longer one neither.
+    #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = time)]
+    longest: Duration,
+
+    /// Measure what an idle control plane and its nodes' heartbeats cost the disk, for
+    /// --duration.
+    #[arg(long)]
+    idle: bool,
+
+    /// Make each sync of the store take this much longer, and say what that adds to a put.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    disk_delay: Option<Duration>,
+
+    /// Hollow nodes.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    nodes: u32,
+
+    /// Directory of the Kubernetes programs; otherwise the pinned ones.
+    #[arg(long, value_name = "DIR")]
+    kube_bin: Option<PathBuf>,
+
+    /// etcd's executable; otherwise the pinned one.
+    #[arg(long, value_name = "FILE")]
+    etcd_bin: Option<PathBuf>,
+
+    /// orlop's executable; otherwise this one.
+    #[arg(long, value_name = "FILE")]
+    orlop_bin: Option<PathBuf>,
+
+    /// Where the stores' data goes, on the disk that is to be measured; removed at the end.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+
+    /// Also write the results, every run, to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Also write a page with tables and plots to this file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+/// Runs what the arguments ask for: results on stdout, progress and errors on stderr.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    match try_run(args) {
+        Ok(report) if report.failures.is_empty() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("\norlop bench kube: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A time of at least 1 ms and at most a day, with its unit.
+fn time(text: &str) -> std::result::Result<Duration, String> {
+    let bad = || format!("`{text}` is no time: write 16ms, 0.5s, 5m or 1h");
+    let unit = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .ok_or_else(bad)?;
+    let (number, unit) = text.split_at(unit);
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let seconds = match unit {
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(bad()),
+    };
+    if !(0.001..=86_400.0).contains(&seconds) {
+        return Err(format!("`{text}` is not between 1ms and 24h"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn try_run(args: &Args) -> Result<Report> {
+    if args.find_limit && args.shortest >= args.longest {
+        return Err(Error::Argument(
+            "--shortest is not shorter than --longest".into(),
+        ));
+    }
+    if args
+        .disk_delay
+        .is_some_and(|delay| delay > Duration::from_secs(1))
+    {
+        return Err(Error::Argument("--disk-delay may be 1s at most".into()));
+    }
+    let manifest = match &args.manifest {
+        Some(path) => Manifest::read(path)?,
+        None => Manifest::thesis()?,
+    };
+    let mut say = |line: &str| eprintln!("{line}");
+    // A signal ends this process while it builds, and the guard then ends the compiler.
+    let guard = start_guard()?;
+    let mut specs = Vec::new();
+    let programs = if args.kubeconfig.is_some() {
+        Programs::none()
+    } else {
+        let stores = stores::Programs {
+            etcd: args.etcd_bin.clone(),
+            orlop: args.orlop_bin.clone(),
+        };
+        for name in &args.compare {
+            specs.push(StoreSpec::parse(name, &stores, &mut say)?);
+        }
+        Programs::find(args.kube_bin.as_deref(), &mut say)?
+    };
+    let interrupt = Interrupt::on_signals().map_err(|e| Error::Argument(e.to_string()))?;
+    let mut bench = Bench {
+        programs,
+        nodes: args.nodes,
+        dir: std::path::absolute(&args.dir).map_err(Error::io(args.dir.display().to_string()))?,
+        disk_delay: args.disk_delay.unwrap_or_default(),
+        manifest,
+        interrupt,
+        progress: Progress::new(),
+        guard,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::io("starting a runtime"))?;
+    let report = LocalSet::new().block_on(&runtime, args.measure(&mut bench, &specs))?;
+    bench.progress.done("");
+    println!("{report}");
+    if let Some(path) = &args.json {
+        write(path, &report.to_json()?)?;
+    }
+    if let Some(path) = &args.html {
+        write(path, &super::html::page(&report))?;
+    }
+    Ok(report)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).map_err(Error::io(path.display().to_string()))
+}
+
+impl Args {
+    fn shapes(&self) -> Vec<Shape> {
+        let shape = |interval: &Duration| Shape {
+            initial: match self.mode {
+                Mode::Burst => None,
+                Mode::Steady => Some(self.initial),
+            },
+            interval: *interval,
+            duration: self.duration,
+            settle: self.settle,
+            warmup: self.warmup,
+        };
+        self.interval.iter().map(shape).collect()
+    }
+
+    async fn measure(&self, bench: &mut Bench, specs: &[StoreSpec]) -> Result<Report> {
+        let mut report = Report {
+            machine: procfs::machine(),
+            load_average: procfs::load_average(),
+            nodes: self.nodes,
+            runs: Vec::new(),
+            delays: Vec::new(),
+            limits: Vec::new(),
+            idle: Vec::new(),
+            failures: Vec::new(),
+        };
+        if let Some(delay) = self.disk_delay {
+            for spec in specs {
+                report
+                    .delays
+                    .push(spec.measure_delay(delay, &bench.dir).await?);
+            }
+        }
+        for round in 1..=usize::from(self.rounds) {
+            if let Some(kubeconfig) = &self.kubeconfig {
+                for shape in self.shapes() {
+                    let run = bench.load_on(kubeconfig, round, &shape).await;
+                    report.take(run, &mut bench.progress)?;
+                }
+                continue;
+            }
+            for turn in 0..specs.len() {
+                // Another one begins in each round.
+                let Some(spec) = specs.get((turn + round - 1) % specs.len()) else {
+                    continue;
+                };
+                if self.idle {
+                    let idle = bench.idle(spec, self.duration).await?;
+                    report.idle.push(idle);
+                } else if self.find_limit {
+                    let search = Search {
+                        shortest: self.shortest,
+                        longest: self.longest,
+                        limit: self.limit,
+                    };
+                    for shape in self.shapes().iter().take(1) {
+                        let found = bench.find_limit(spec, shape, &search).await?;
+                        report.limits.push(found);
+                    }
+                } else {
+                    for shape in self.shapes() {
+                        let run = bench.load(spec, round, &shape).await;
+                        report.take(run, &mut bench.progress)?;
+                    }
+                }
+            }
+        }
+        Ok(report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.args)
+    }
+
+    #[test]
+    fn shapes_are_what_was_asked_for() {
+        let args = parse("kube --mode steady --initial 7 --interval 20ms,16ms").unwrap();
+        let shapes = args.shapes();
+        assert_eq!(shapes.len(), 2);
+        assert_eq!(shapes[1].interval, Duration::from_millis(16));
+        assert_eq!((shapes[0].initial, shapes[0].mode()), (Some(7), "steady"));
+        assert_eq!(parse("kube").unwrap().shapes()[0].mode(), "burst");
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for line in [
+            "kube --kubeconfig x --disk-delay 8ms",
+            "kube --kubeconfig x --idle",
+            "kube --interval 0ms",
+            "kube --duration 30",
+            "kube --rounds 0",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        let args = parse("kube --find-limit --shortest 1s").unwrap();
+        assert!(
+            try_run(&args)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("--shortest")
+        );
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(time("12.5ms"), Ok(Duration::from_micros(12_500)));
+        assert_eq!(time("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "5", "ms", "25h", "0.1ms", "-1s"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+}

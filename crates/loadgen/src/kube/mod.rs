@@ -1,0 +1,32 @@
+//! `orlop bench kube`: what a store is worth to the users of a Kubernetes cluster.
+//!
+//! The load patterns are those of T. A. Ionita's thesis on two-tier storage for Kubernetes
+//! (Waterloo, 2022): Deployments are asked for in an open loop, and latency runs from the
+//! moment a request was due to what a client sees. It speaks to Kubernetes as any client
+//! does; of the store it knows processes and published metrics only.
+//!
+//! A reader follows a run from [`cli`] through `run` (a fresh cluster) and `load` (requests,
+//! watches) to `track` (what became of each), and back through `result`, `report` and `html`.
+
+pub mod cli;
+mod client;
+mod error;
+mod html;
+mod limit;
+mod load;
+mod manifest;
+mod progress;
+mod proto;
+mod report;
+mod result;
+mod run;
+mod sample;
+mod stores;
+mod svg;
+mod track;
+
+pub use cli::{Args, run};
+pub use error::Error;
+
+/// The store's name among the components.
+pub(crate) const STORE: &str = "store";

@@ -1,0 +1,297 @@
+//! The table for people and the JSON for programs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use super::STORE;
+use super::error::{Error, Result};
+use super::limit::Found;
+use super::progress::Progress;
+use super::result::{Latencies, Run};
+use super::run::Idle;
+use super::stores::Delay;
+use super::track::Stage;
+use crate::report::median;
+
+const KIB: f64 = 1024.0;
+const MIB: f64 = KIB * KIB;
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: String,
+    /// Before the first run: whether the machine was quiet.
+    pub(crate) load_average: Option<f64>,
+    pub(crate) nodes: u32,
+    pub(crate) runs: Vec<Run>,
+    pub(crate) delays: Vec<Delay>,
+    pub(crate) limits: Vec<Found>,
+    pub(crate) idle: Vec<Idle>,
+    /// Runs that failed, and why.
+    pub(crate) failures: Vec<String>,
+}
+
+/// Runs of one load, by store.
+pub(crate) type Group<'a> = (String, BTreeMap<&'a str, Vec<&'a Run>>);
+
+impl Report {
+    /// Keeps a run's result. A run whose count is wrong is told and makes the whole fail, but
+    /// the others go on.
+    pub(crate) fn take(&mut self, run: Result<Run>, progress: &mut Progress) -> Result<()> {
+        match run {
+            Ok(run) => {
+                progress.done(&summary(&run));
+                self.runs.push(run);
+                Ok(())
+            }
+            Err(error @ Error::Count(_)) => {
+                progress.done(&error.to_string());
+                self.failures.push(error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self)
+            .map(|text| text + "\n")
+            .map_err(|e| Error::Argument(e.to_string()))
+    }
+
+    /// Runs by load, in the order in which they were first made.
+    pub(crate) fn groups(&self) -> Vec<Group<'_>> {
+        let mut groups: Vec<Group<'_>> = Vec::new();
+        for run in &self.runs {
+            let title = title(run);
+            let at = match groups.iter().position(|(t, _)| *t == title) {
+                Some(at) => at,
+                None => {
+                    groups.push((title, BTreeMap::new()));
+                    groups.len() - 1
+                }
+            };
+            if let Some((_, stores)) = groups.get_mut(at) {
+                stores.entry(&run.store).or_default().push(run);
+            }
+        }
+        groups
+    }
+}
+
+fn title(run: &Run) -> String {
+    let mut title = format!(
+        "{}, a request every {} ms for {:.0} s",
+        run.mode, run.interval_ms, run.load_s
+    );
+    if run.disk_delay_ms > 0.0 {
+        title += &format!(", each sync {} ms slower", run.disk_delay_ms);
+    }
+    title
+}
+
+/// The median over runs of what `pick` gives.
+pub(crate) fn of(runs: &[&Run], pick: impl Fn(&Run) -> Option<f64>) -> Option<f64> {
+    median(runs.iter().filter_map(|run| pick(run)))
+}
+
+/// The median over runs of a percentile of a stage.
+pub(crate) fn stage(runs: &[&Run], stage: Stage, pick: impl Fn(&Latencies) -> f64) -> Option<f64> {
+    of(runs, |run| run.stage(stage).map(&pick))
+}
+
+fn cell(value: Option<f64>, decimals: usize) -> String {
+    value.map_or_else(|| "-".into(), |value| format!("{value:.decimals$}"))
+}
+
+/// A line about one run.
+fn summary(run: &Run) -> String {
+    let at = |stage, pick: fn(&Latencies) -> f64| cell(run.stage(stage).map(pick), 0);
+    format!(
+        "round {} {} T={} ms: bound p50 {} p99 {} ms, ready p50 {} p99 {} ms, {:.1}/s{}",
+        run.round,
+        run.store,
+        run.interval_ms,
+        at(Stage::Bound, |l| l.p50_ms),
+        at(Stage::Bound, |l| l.p99_ms),
+        at(Stage::Ready, |l| l.p50_ms),
+        at(Stage::Ready, |l| l.p99_ms),
+        run.bound_per_s,
+        if run.kept_up { "" } else { ", did not keep up" }
+    )
+}
+
+/// A column: its heading, its decimals, and its value.
+pub(crate) struct Column {
+    pub(crate) head: &'static str,
+    decimals: usize,
+    value: fn(&[&Run]) -> Option<f64>,
+}
+
+impl Column {
+    pub(crate) fn text(&self, runs: &[&Run]) -> String {
+        cell((self.value)(runs), self.decimals)
+    }
+}
+
+const fn column(head: &'static str, decimals: usize, value: fn(&[&Run]) -> Option<f64>) -> Column {
+    Column {
+        head,
+        decimals,
+        value,
+    }
+}
+
+/// Latencies that the table shows: stage and heading.
+pub(crate) const SHOWN: [(Stage, &str); 8] = [
+    (Stage::Accepted, "create accepted"),
+    (Stage::ReplicaSet, "ReplicaSet seen"),
+    (Stage::Pod, "pod seen"),
+    (Stage::Bound, "pod bound"),
+    (Stage::Ready, "pod ready"),
+    (Stage::Complete, "Deployment complete"),
+    (Stage::DeleteAccepted, "delete accepted"),
+    (Stage::Gone, "all gone"),
+];
+
+/// What else is shown of each store.
+pub(crate) const COLUMNS: [Column; 9] = [
+    column("bound/s", 1, |r| of(r, |r| Some(r.bound_per_s))),
+    column("kept up", 2, |r| {
+        let kept = r.iter().filter(|r| r.kept_up).count();
+        Some(kept as f64 / r.len() as f64)
+    }),
+    column("store ms/write", 2, |r| {
+        of(r, |r| r.store_writes.map(|s| s.mean_ms))
+    }),
+    column("store ms/request", 2, |r| {
+        of(r, |r| {
+            r.store_writes.map(|s| s.sum_s * 1e3 / r.requests as f64)
+        })
+    }),
+    column("store CPU ms", 2, |r| {
+        of(r, |r| r.used.get(STORE).map(|u| u.cpu_ms_per_request))
+    }),
+    column("all CPU ms", 1, |r| {
+        of(r, |r| {
+            let others = r.used.iter().filter(|(name, _)| *name != "load generator");
+            Some(others.map(|(_, u)| u.cpu_ms_per_request).sum())
+        })
+    }),
+    column("store MiB", 0, |r| {
+        of(r, |r| {
+            r.used.get(STORE).map(|u| u.rss_peak_bytes as f64 / MIB)
+        })
+    }),
+    column("syncs", 2, |r| {
+        of(r, |r| r.syncs.map(|s| s / r.requests as f64))
+    }),
+    column("KiB written", 1, |r| {
+        of(r, |r| {
+            r.used
+                .get(STORE)
+                .map(|u| u.written_bytes as f64 / KIB / r.requests as f64)
+        })
+    }),
+];
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}; everything shares it; {} hollow nodes",
+            self.machine, self.nodes
+        )?;
+        if let Some(load) = self.load_average {
+            writeln!(f, "load average before the first run: {load:.2}")?;
+        }
+        for delay in &self.delays {
+            writeln!(
+                f,
+                "{}: one put alone takes {:.2} ms; with each sync {} ms slower {:.2} ms",
+                delay.store, delay.put_ms, delay.asked_ms, delay.delayed_put_ms
+            )?;
+        }
+        for (title, stores) in self.groups() {
+            self.group(f, &title, &stores)?;
+        }
+        for found in &self.limits {
+            let rate = match (found.per_s, found.interval_ms) {
+                (Some(rate), Some(ms)) => format!("{rate:.1} requests/s (every {ms:.1} ms)"),
+                _ => "not even the longest interval".into(),
+            };
+            writeln!(
+                f,
+                "{} {}, syncs {} ms slower: bound within {} ms (p99) up to {rate}; {} attempts",
+                found.store,
+                found.mode,
+                found.disk_delay_ms,
+                found.limit_ms,
+                found.attempts.len()
+            )?;
+        }
+        for idle in &self.idle {
+            writeln!(
+                f,
+                "{} idle with {} nodes ({:.0} s): {:.0} syncs/h, {:.1} MiB written/h, store CPU {:.2} ms/s, all CPU {:.1} ms/s",
+                idle.store,
+                idle.nodes,
+                idle.seconds,
+                idle.syncs_per_hour,
+                idle.written_bytes_per_hour / MIB,
+                idle.store_cpu_ms_per_s,
+                idle.all_cpu_ms_per_s
+            )?;
+        }
+        for failure in &self.failures {
+            writeln!(f, "FAILED: {failure}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn group(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        title: &str,
+        stores: &BTreeMap<&str, Vec<&Run>>,
+    ) -> fmt::Result {
+        let rounds = stores.values().map(Vec::len).max().unwrap_or_default();
+        writeln!(
+            f,
+            "\n{title}; medians of {rounds} runs; ms from the intended time of the request: p50 / p99"
+        )?;
+        write!(f, "{:<22}", "")?;
+        for name in stores.keys() {
+            write!(f, "{name:>18}")?;
+        }
+        writeln!(f)?;
+        for (shown, head) in SHOWN {
+            if !stores
+                .values()
+                .flatten()
+                .any(|run| run.stage(shown).is_some())
+            {
+                continue;
+            }
+            write!(f, "{head:<22}")?;
+            for runs in stores.values() {
+                let p50 = cell(stage(runs, shown, |l| l.p50_ms), 1);
+                let p99 = cell(stage(runs, shown, |l| l.p99_ms), 1);
+                write!(f, "{:>18}", format!("{p50} / {p99}"))?;
+            }
+            writeln!(f)?;
+        }
+        for column in &COLUMNS {
+            write!(f, "{:<22}", column.head)?;
+            for runs in stores.values() {
+                write!(f, "{:>18}", column.text(runs))?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "(CPU, syncs and bytes are by request)")
+    }
+}

@@ -1,0 +1,234 @@
+//! One run: a fresh cluster on a store, a load, and away with it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use playground::cluster::{Cluster, Options, Programs};
+use playground::guard::Guard;
+use serde::Serialize;
+use tempfile::TempDir;
+
+use super::client::Target;
+use super::error::{Error, Result};
+use super::load::{self, Shape};
+use super::manifest::Manifest;
+use super::progress::Progress;
+use super::result::Run;
+use super::sample::Subjects;
+use super::stores::StoreSpec;
+use crate::Interrupt;
+
+/// How long an idle control plane is left alone before it is looked at: informers, leader
+/// leases and first reports are done then.
+const IDLE_WARMUP: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(50);
+const HOUR_S: f64 = 3600.0;
+
+/// Everything that runs have in common.
+pub(crate) struct Bench {
+    pub(crate) programs: Programs,
+    pub(crate) nodes: u32,
+    pub(crate) dir: std::path::PathBuf,
+    pub(crate) disk_delay: Duration,
+    pub(crate) manifest: Manifest,
+    pub(crate) interrupt: Interrupt,
+    pub(crate) progress: Progress,
+    pub(crate) guard: Guard,
+}
+
+/// What an idle control plane costs its disk.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Idle {
+    pub(crate) store: String,
+    pub(crate) nodes: u32,
+    pub(crate) seconds: f64,
+    pub(crate) syncs_per_hour: f64,
+    pub(crate) written_bytes_per_hour: f64,
+    pub(crate) store_cpu_ms_per_s: f64,
+    pub(crate) all_cpu_ms_per_s: f64,
+}
+
+struct Started {
+    cluster: Cluster,
+    subjects: Subjects,
+    target: Arc<Target>,
+    _ram: Option<TempDir>,
+}
+
+impl Bench {
+    /// Runs a load on a fresh cluster on `store`.
+    ///
+    /// # Errors
+    /// If the cluster does not start, the count is wrong, or the user interrupts.
+    pub(crate) async fn load(
+        &mut self,
+        store: &StoreSpec,
+        round: usize,
+        shape: &Shape,
+    ) -> Result<Run> {
+        self.progress.title(format!(
+            "round {round} {} {} T={} ms",
+            store.name,
+            shape.mode(),
+            shape.interval.as_secs_f64() * 1e3
+        ));
+        let started = self.start(store).await?;
+        let outcome = load::run(
+            Arc::clone(&started.target),
+            &self.manifest,
+            shape,
+            &started.subjects,
+            false,
+            &self.interrupt,
+            &mut self.progress,
+        )
+        .await;
+        let outcome = started.end(outcome)?;
+        Ok(Run::new(
+            &store.name,
+            round,
+            shape,
+            self.disk_delay,
+            &outcome,
+        ))
+    }
+
+    /// Runs a load on somebody's cluster.
+    ///
+    /// # Errors
+    /// As [`Bench::load`].
+    pub(crate) async fn load_on(
+        &mut self,
+        kubeconfig: &Path,
+        round: usize,
+        shape: &Shape,
+    ) -> Result<Run> {
+        self.progress
+            .title(format!("round {round} {}", shape.mode()));
+        let target = Arc::new(Target::from_kubeconfig(kubeconfig)?);
+        let subjects = Subjects {
+            pids: Vec::new(),
+            store: None,
+        };
+        let outcome = load::run(
+            target,
+            &self.manifest,
+            shape,
+            &subjects,
+            true,
+            &self.interrupt,
+            &mut self.progress,
+        )
+        .await?;
+        Ok(Run::new("cluster", round, shape, Duration::ZERO, &outcome))
+    }
+
+    /// Looks at a control plane with which nothing happens, for `length`.
+    ///
+    /// # Errors
+    /// If it does not start, or the user interrupts.
+    pub(crate) async fn idle(&mut self, store: &StoreSpec, length: Duration) -> Result<Idle> {
+        self.progress.title(format!("idle {}", store.name));
+        let started = self.start(store).await?;
+        self.progress.say("waiting until it is idle");
+        let looked = async {
+            self.wait(IDLE_WARMUP).await?;
+            self.progress.begin(length);
+            let before = started.subjects.sample().await;
+            self.wait(length).await?;
+            Ok((before, started.subjects.sample().await))
+        }
+        .await;
+        let (before, after) = started.end(looked)?;
+        let seconds = after.at.duration_since(before.at).as_secs_f64();
+        let cpu = |name: Option<&str>| -> f64 {
+            let ours = |(n, _): &(&String, &super::sample::Use)| match name {
+                Some(name) => n.as_str() == name,
+                None => n.as_str() != "load generator",
+            };
+            let sum = |s: &super::sample::Sample| -> f64 {
+                s.uses.iter().filter(ours).map(|(_, u)| u.cpu_ms).sum()
+            };
+            (sum(&after) - sum(&before)) / seconds
+        };
+        let written = |s: &super::sample::Sample| {
+            s.uses
+                .get(super::STORE)
+                .map_or(0.0, |u| u.written_bytes as f64)
+        };
+        let syncs = after.syncs.unwrap_or_default() - before.syncs.unwrap_or_default();
+        Ok(Idle {
+            store: store.name.clone(),
+            nodes: self.nodes,
+            seconds,
+            syncs_per_hour: syncs / seconds * HOUR_S,
+            written_bytes_per_hour: (written(&after) - written(&before)) / seconds * HOUR_S,
+            store_cpu_ms_per_s: cpu(Some(super::STORE)),
+            all_cpu_ms_per_s: cpu(None),
+        })
+    }
+
+    async fn start(&mut self, store: &StoreSpec) -> Result<Started> {
+        self.progress.say("starting a control plane");
+        let (setup, ram) = store.setup(self.disk_delay)?;
+        let dir = tempfile::Builder::new()
+            .prefix("orlop-bench-")
+            .tempdir_in(&self.dir)
+            .map_err(Error::io(self.dir.display().to_string()))?;
+        for dir in ram.iter().chain([&dir]) {
+            self.guard.remove_at_end(dir.path())?;
+        }
+        let options = Options {
+            programs: self.programs.clone(),
+            store: setup,
+            nodes: self.nodes,
+            port: 0,
+        };
+        let cluster = tokio::select! {
+            cluster = Cluster::start(options, dir) => cluster?,
+            () = interrupted(&self.interrupt) => return Err(Error::Interrupted),
+        };
+        let subjects = Subjects {
+            pids: cluster.pids(),
+            store: Some((store.kind(), cluster.store().metrics_port())),
+        };
+        let target = Arc::new(Target::from_kubeconfig(cluster.kubeconfig())?);
+        Ok(Started {
+            cluster,
+            subjects,
+            target,
+            _ram: ram,
+        })
+    }
+
+    async fn wait(&mut self, length: Duration) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < length {
+            self.interrupt.check().map_err(|_| Error::Interrupted)?;
+            self.progress.show(0, 0, 0);
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+}
+
+impl Started {
+    /// Ends the cluster; a failure says, too, if a program had ended by itself.
+    fn end<T>(mut self, result: Result<T>) -> Result<T> {
+        let alive = self.cluster.check_alive();
+        let stopped = self.cluster.stop();
+        match (result, alive) {
+            (Err(Error::Interrupted), _) => Err(Error::Interrupted),
+            (_, Err(dead)) => Err(dead.into()),
+            (Err(error), Ok(())) => Err(error),
+            (Ok(value), Ok(())) => stopped.map(|()| value).map_err(Error::from),
+        }
+    }
+}
+
+async fn interrupted(interrupt: &Interrupt) {
+    while interrupt.check().is_ok() {
+        tokio::time::sleep(LOOK).await;
+    }
+}

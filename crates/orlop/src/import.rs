@@ -1,0 +1,373 @@
+//! `orlop import --from URL`: takes a running etcd over into a new data directory.
+//!
+//! A snapshot, then every change after it by a watch, into a directory beside the one that
+//! was asked for; that gets its name only after HashKV was equal on both sides.
+
+use crate::failure::Failure;
+use crate::import_follow::{Follower, Progress};
+use crate::import_source::{Source, SourceError, TlsArgs};
+use crate::snapshot_restore::{ALARM_CORRUPT, options, ready_for};
+use engine::{Engine, Limits};
+use journal::fs::real::RealFs;
+use snapshot::{Snapshot, human_bytes};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How often it begins anew when the source compacts what is still to be watched.
+const ROUNDS: u32 = 3;
+/// How often progress is told.
+const TELL: Duration = Duration::from_secs(5);
+
+/// Arguments of `orlop import`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The etcd, https://HOST:2379; of several, separated by commas, the first that answers
+    /// is used for all. Versions 3.5 to 3.7. Users and passwords are not supported.
+    #[arg(long, value_name = "URL")]
+    from: String,
+    /// The new data directory; it must not exist, or be empty.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// The member's name.
+    #[arg(long, default_value = "default")]
+    name: String,
+    /// Go on following changes until a signal (Ctrl-C, SIGTERM), and finish then. Without it,
+    /// finish as soon as it has caught up.
+    #[arg(long)]
+    follow: bool,
+    #[command(flatten)]
+    tls: TlsArgs,
+}
+
+/// Exit code 0: the directory is there, and equal to the source; 1: it is not there.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("orlop import: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(import(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orlop import: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ctrl-C and SIGTERM.
+pub(crate) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for either.
+    pub(crate) async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// A directory beside the target, removed unless the import was finished.
+struct Workplace {
+    dir: PathBuf,
+}
+
+impl Workplace {
+    fn new(target: &Path) -> Result<Self, Failure> {
+        let mut name = target.as_os_str().to_owned();
+        name.push(".import");
+        let dir = PathBuf::from(name);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                Err(Failure::Refused(format!(
+                    "{} exists: another import is running, or one was killed. If none runs, remove \
+                     it",
+                    dir.display()
+                )))
+            }
+            other => other
+                .map_err(Failure::io("create", &dir))
+                .map(|()| Workplace { dir }),
+        }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join("source.db")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Gives the finished directory its name.
+    fn finish(self, target: &Path) -> Result<(), Failure> {
+        fs::rename(self.data(), target).map_err(|error| {
+            Failure::Refused(format!(
+                "cannot rename {} to {}: {error}; a mount point cannot be renamed over: name a \
+                 directory in it",
+                self.data().display(),
+                target.display()
+            ))
+        })?;
+        let parent = target.parent().filter(|p| !p.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new("."));
+        fs::File::open(parent)
+            .and_then(|dir| dir.sync_all())
+            .map_err(Failure::io("sync", parent))
+    }
+}
+
+impl Drop for Workplace {
+    fn drop(&mut self) {
+        // What cannot be removed is named at the next import.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+async fn import(args: &Args) -> Result<(), Failure> {
+    let began = Instant::now();
+    ready_for(&args.data_dir)?;
+    let mut signals =
+        Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
+    let (source, status) = Source::connect(&args.from, &args.tls).await?;
+    println!(
+        "source: etcd {} at {}, {}, revision {}",
+        status.version,
+        source.url(),
+        human_bytes(status.db_size.max(0) as u64),
+        status.header.as_ref().map_or(0, |h| h.revision)
+    );
+    check_source(&source).await?;
+    let work = Workplace::new(&args.data_dir)?;
+    let mut round = 1;
+    let (follower, hash) = loop {
+        match take(args, &source, &work, &mut signals).await {
+            Err(Failure::Source(SourceError::Compacted { compact_revision })) if round < ROUNDS => {
+                println!(
+                    "the source compacted its history up to revision {compact_revision} meanwhile; \
+                     beginning again with a new snapshot"
+                );
+                round += 1;
+            }
+            Err(Failure::Source(SourceError::Compacted { .. })) => {
+                return Err(Failure::Refused(format!(
+                    "the source compacted, {ROUNDS} times, what was still to be read. Stop the \
+                     apiservers first and import then, or raise their \
+                     --etcd-compaction-interval for the time of the import"
+                )));
+            }
+            other => break other?,
+        }
+    };
+    let (keys, leases, last_step) = (follower.keys(), follower.leases(), follower.last_step());
+    follower.close()?;
+    work.finish(&args.data_dir)?;
+    println!(
+        "verified: HashKV {:08x} at revision {}, compacted at {}, on both sides",
+        hash.hash, hash.revision, hash.compact_revision
+    );
+    println!(
+        "{} has {keys} keys and {leases} leases; {:.1} s in all, the last step {} ms",
+        args.data_dir.display(),
+        began.elapsed().as_secs_f64(),
+        last_step.as_millis()
+    );
+    print_next(args, &source, hash.revision).await;
+    Ok(())
+}
+
+async fn check_source(source: &Source) -> Result<(), Failure> {
+    source.refuse_auth().await?;
+    for (member_id, alarm) in source.alarms().await? {
+        if alarm == ALARM_CORRUPT {
+            return Err(Failure::Refused(format!(
+                "{}: member {member_id:x} has the alarm CORRUPT: its data may not be what the \
+                 other members have. Find out which member is right (etcdctl endpoint hashkv \
+                 --cluster), and import from that one after etcdctl alarm disarm",
+                source.url()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// One round: snapshot, following, verification.
+async fn take(
+    args: &Args,
+    source: &Source,
+    work: &Workplace,
+    signals: &mut Signals,
+) -> Result<(Follower, crate::import_source::SourceHash), Failure> {
+    if work.data().exists() {
+        fs::remove_dir_all(work.data()).map_err(Failure::io("remove", &work.data()))?;
+    }
+    let mut told = Instant::now();
+    let snapshot_file = work.file();
+    let save = source.save(&snapshot_file, |bytes, left| {
+        if told.elapsed() >= TELL {
+            told = Instant::now();
+            println!(
+                "snapshot: {} of {}",
+                human_bytes(bytes),
+                human_bytes(bytes + left)
+            );
+        }
+    });
+    let bytes = tokio::select! {
+        bytes = save => bytes?,
+        () = signals.wait() => return Err(Failure::Interrupted),
+    };
+    let began = Instant::now();
+    let engine = load(&work.file())?;
+    println!(
+        "snapshot: {}, {} keys, revision {}, read in {} ms",
+        human_bytes(bytes),
+        engine.keys(),
+        engine.revision(),
+        began.elapsed().as_millis()
+    );
+    journal::seed_engine(
+        Arc::new(RealFs::new()),
+        &work.data(),
+        options(&args.name),
+        &engine,
+    )?;
+    drop(engine);
+    fs::remove_file(work.file()).map_err(Failure::io("remove", &work.file()))?;
+    let mut follower = Follower::open(source.clone(), &work.data(), options(&args.name))?;
+    let caught_up = follower.catch_up();
+    let hash = tokio::select! {
+        hash = caught_up => hash?,
+        () = signals.wait() => return Err(Failure::Interrupted),
+    };
+    println!(
+        "caught up and verified at revision {} ({} changes since the snapshot)",
+        hash.revision,
+        follower.changes()
+    );
+    if !args.follow {
+        return Ok((follower, hash));
+    }
+    println!(
+        "following. Stop the apiservers (and whatever else writes to this etcd), wait for \
+         \"quiet\", then press Ctrl-C or send SIGTERM to {}",
+        std::process::id()
+    );
+    follow(&mut follower, signals).await?;
+    println!("finishing");
+    let finish = follower.finish();
+    let hash = tokio::select! {
+        hash = finish => hash?,
+        () = signals.wait() => return Err(Failure::Interrupted),
+    };
+    Ok((follower, hash))
+}
+
+async fn follow(follower: &mut Follower, signals: &mut Signals) -> Result<(), Failure> {
+    let mut tick = tokio::time::interval(TELL);
+    tick.tick().await;
+    let mut last = Progress::default();
+    loop {
+        tokio::select! {
+            received = follower.receive() => {
+                received?;
+                follower.take_all().await?;
+            }
+            () = signals.wait() => return Ok(()),
+            _ = tick.tick() => {
+                let now = follower.progress();
+                if now.revision == last.revision {
+                    if !last.quiet {
+                        println!(
+                            "quiet at revision {}: nothing was written in the last {} s",
+                            now.revision,
+                            TELL.as_secs()
+                        );
+                    }
+                    last.quiet = true;
+                } else {
+                    println!("revision {}, {} behind", now.revision, now.behind);
+                    last = now;
+                }
+            }
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Engine<()>, Failure> {
+    let file = Snapshot::open(path)?;
+    if !file.has_hash() {
+        return Err(Failure::Refused(
+            "the source's snapshot ended before its SHA-256: the source or the connection broke \
+             off; try again"
+                .to_owned(),
+        ));
+    }
+    file.verify_hash()?;
+    file.verify_pages()?;
+    let (restore, loaded) = file.load(Engine::new(Limits::default()))?;
+    let auth = loaded.contents.auth;
+    if auth.enabled {
+        return Err(Failure::Refused(format!(
+            "the source has auth enabled ({} users), and orlop has no users; see docs/operating/migrate.md",
+            auth.users
+        )));
+    }
+    if auth.users > 0 {
+        println!("note: {} users are left out; auth was off", auth.users);
+    }
+    Ok(restore.finish())
+}
+
+async fn print_next(args: &Args, source: &Source, revision: i64) {
+    let dir = args.data_dir.display();
+    match source.revision().await {
+        Ok(now) if now > revision => {
+            println!();
+            println!(
+                "WARNING: the source went on from revision {revision} to {now}. Those writes are not \
+                 in {dir}: something still writes to it. To switch with all of them, stop the \
+                 apiservers, remove {dir} and import again (with --follow, so that little is left \
+                 to do after they stop)."
+            );
+        }
+        Ok(_) => {}
+        Err(error) => println!("note: {error}"),
+    }
+    println!();
+    println!("Now, with the apiservers stopped:");
+    println!(
+        "  1. stop {} so that nothing writes to it any more; keep its data directory",
+        source.url()
+    );
+    println!(
+        "  2. orlop serve --data-dir={dir} --name={} with the flags of that etcd",
+        args.name
+    );
+    println!("     (the same --listen-client-urls, --advertise-client-urls and certificates)");
+    println!("  3. etcdctl endpoint status: the revision is {revision} or a little more");
+    println!("  4. start the apiservers, on the same --etcd-servers or the new address");
+    println!(
+        "Back before step 4: start that etcd again. After it: orlop export (docs/operating/migrate.md)."
+    );
+}

@@ -1,0 +1,188 @@
+//! `orlop snapshot status FILE`.
+
+use crate::failure::Failure;
+use engine::{Engine, Limits};
+use snapshot::{Snapshot, Status, human_bytes};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// Arguments of `orlop snapshot status`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A file that `etcdctl snapshot save` or `orlop export` wrote, or an etcd's
+    /// member/snap/db. Nothing is changed.
+    file: PathBuf,
+    /// How to print: in words, or exactly as etcdutl does.
+    #[arg(short = 'w', long, value_enum, default_value_t)]
+    write_out: Format,
+}
+
+/// How to print a status.
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum Format {
+    /// Sentences, and more than etcdutl tells.
+    #[default]
+    Words,
+    /// etcdutl's line of values.
+    Simple,
+    /// etcdutl's JSON.
+    Json,
+    /// etcdutl's table.
+    Table,
+    /// etcdutl's field a line.
+    Fields,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let file = Snapshot::open(&args.file)?;
+    file.verify_pages()?;
+    let status = file.status()?;
+    let row = [
+        format!("{:x}", status.hash),
+        status.revision.to_string(),
+        status.total_keys.to_string(),
+        human_bytes(status.total_bytes),
+        status.version.clone(),
+    ];
+    match args.write_out {
+        Format::Words => print!("{}", words(&file, &status)?),
+        Format::Simple => println!("{}", row.join(", ")),
+        Format::Json => println!(
+            "{{\"hash\":{},\"revision\":{},\"totalKey\":{},\"totalSize\":{},\"version\":\"{}\"}}",
+            status.hash, status.revision, status.total_keys, status.total_bytes, status.version
+        ),
+        Format::Table => print!("{}", table(&row)),
+        Format::Fields => {
+            println!("\"Hash\" : {}", status.hash);
+            println!("\"Revision\" : {}", status.revision);
+            println!("\"Keys\" : {}", status.total_keys);
+            println!("\"Size\" : {}", status.total_bytes);
+            println!("\"Version\" : {}", status.version);
+        }
+    }
+    Ok(())
+}
+
+const HEAD: [&str; 5] = ["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE", "VERSION"];
+
+fn table(row: &[String; 5]) -> String {
+    let widths: Vec<usize> = HEAD
+        .iter()
+        .zip(row)
+        .map(|(head, cell)| head.chars().count().max(cell.chars().count()))
+        .collect();
+    let rule = |left: char, middle: &str, right: char| {
+        let cells: Vec<String> = widths.iter().map(|w| "─".repeat(w + 2)).collect();
+        format!("{left}{}{right}\n", cells.join(middle))
+    };
+    let head: Vec<String> = HEAD
+        .iter()
+        .zip(&widths)
+        .map(|(cell, &w)| format!(" {cell:^w$} "))
+        .collect();
+    let cells: Vec<String> = row
+        .iter()
+        .zip(&widths)
+        .map(|(cell, &w)| format!(" {cell:>w$} "))
+        .collect();
+    format!(
+        "{}│{}│\n{}│{}│\n{}",
+        rule('┌', "┬", '┐'),
+        head.join("│"),
+        rule('├', "┼", '┤'),
+        cells.join("│"),
+        rule('└', "┴", '┘')
+    )
+}
+
+fn words(file: &Snapshot, status: &Status) -> Result<String, Failure> {
+    // Reads every version again, as a restore would: what restores is what is said here.
+    let (restore, loaded) = file.load(Engine::<()>::new(Limits::default()))?;
+    let engine = restore.finish();
+    let contents = &loaded.contents;
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let mut line = |label: &str, text: String| {
+        let _ = writeln!(out, "  {label:<12}{text}");
+    };
+    line("hash", format!("{:x} (as etcdutl counts it)", status.hash));
+    line("revision", engine.revision().to_string());
+    line(
+        "compacted",
+        match engine.compact_revision() {
+            -1 => "never".to_owned(),
+            at => format!("up to revision {at}"),
+        },
+    );
+    line(
+        "keys",
+        format!("{}, in {} versions", engine.keys(), loaded.entries),
+    );
+    if let Some(at) = loaded.bumped_to {
+        line(
+            "bumped",
+            format!("to revision {at} by a restore (etcdutl counts this as a key)"),
+        );
+    }
+    line("leases", contents.leases.len().to_string());
+    for (member_id, alarm) in &contents.alarms {
+        line(
+            "alarm",
+            format!("{} of member {member_id:x}", alarm_name(*alarm)),
+        );
+    }
+    line(
+        "size",
+        format!(
+            "{} bytes ({})",
+            status.total_bytes,
+            human_bytes(status.total_bytes)
+        ),
+    );
+    line(
+        "written by",
+        match (&contents.storage_version, &contents.cluster_version) {
+            (Some(version), _) => format!("etcd {version}, or orlop for it"),
+            (None, Some(version)) => format!("etcd {version}"),
+            (None, None) => "an etcd before 3.6".to_owned(),
+        },
+    );
+    if contents.auth.enabled || contents.auth.users > 0 {
+        line(
+            "auth",
+            format!(
+                "{}, {} users, {} roles",
+                if contents.auth.enabled {
+                    "enabled"
+                } else {
+                    "off"
+                },
+                contents.auth.users,
+                contents.auth.roles
+            ),
+        );
+    }
+    line(
+        "checked",
+        match (file.has_hash(), file.verify_hash()) {
+            (true, Ok(())) => "every page, and the SHA-256 at its end".to_owned(),
+            (false, _) => {
+                "every page; it has no SHA-256 at its end, as copied databases have none".to_owned()
+            }
+            (true, Err(error)) => format!("every page; BUT {error}"),
+        },
+    );
+    if let Some(warning) = file.warning() {
+        line("warning", warning);
+    }
+    Ok(format!("{}\n{out}", file.path().display()))
+}
+
+/// etcd's name of an alarm.
+pub(crate) fn alarm_name(alarm: i32) -> String {
+    match alarm {
+        1 => "NOSPACE".to_owned(),
+        2 => "CORRUPT".to_owned(),
+        other => format!("alarm {other}"),
+    }
+}

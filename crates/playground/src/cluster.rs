@@ -1,0 +1,231 @@
+//! A whole cluster: store, control plane, hollow nodes, kubeconfig.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::control_plane::{ControlPlane, Plan};
+use crate::proc::Process;
+use crate::store::{Kind, Setup, Store};
+use crate::{Result, bins, ensure, eventually, fail, kwok};
+
+/// Requests a second that controllers may make. Their defaults (20 and 50) would hide
+/// everything else.
+const CLIENT_QPS: u32 = 5000;
+/// How long controllers may take to make the first ServiceAccount.
+const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+const KUBE_SET: &str = "kube-1.37";
+
+/// Programs of a cluster.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// Directory of the Kubernetes programs.
+    pub kube: PathBuf,
+    /// KWOK.
+    pub kwok: PathBuf,
+    /// kubectl, if it is there.
+    pub kubectl: Option<PathBuf>,
+}
+
+impl Programs {
+    /// No programs: for a cluster that somebody else runs.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            kube: PathBuf::new(),
+            kwok: PathBuf::new(),
+            kubectl: None,
+        }
+    }
+
+    /// Takes the programs in `kube_bin`, or the pinned ones, which are built if they are
+    /// not in the cache. `say` hears of the building.
+    ///
+    /// # Errors
+    /// If a program is missing, or cannot be built.
+    pub fn find(kube_bin: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<Self> {
+        let kube = match kube_bin {
+            Some(dir) => dir.to_owned(),
+            None => bins::set(KUBE_SET)?.build(say)?,
+        };
+        for name in [
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+        ] {
+            ensure(kube.join(name).is_file(), || {
+                format!("there is no {name} in {}", kube.display())
+            })?;
+        }
+        let own_kwok = kube.join("kwok");
+        let kwok = if own_kwok.is_file() {
+            own_kwok
+        } else {
+            bins::set("kwok")?.build(say)?.join("kwok")
+        };
+        let kubectl = Some(kube.join("kubectl")).filter(|path| path.is_file());
+        Ok(Self {
+            kube,
+            kwok,
+            kubectl,
+        })
+    }
+}
+
+/// Where etcd's program is: `given`, or the pinned one, built if it is not in the cache.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn etcd_program(given: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
+    match given {
+        Some(path) => Ok(path.to_owned()),
+        None => Ok(bins::set("etcd")?.build(say)?.join("etcd")),
+    }
+}
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Programs.
+    pub programs: Programs,
+    /// The store.
+    pub store: Setup,
+    /// Number of hollow nodes.
+    pub nodes: u32,
+    /// Port of the apiserver; 0 for a free one.
+    pub port: u16,
+}
+
+/// A running cluster. Dropped, its programs are killed and its directory is removed;
+/// [`Cluster::stop`] does it in order.
+#[derive(Debug)]
+pub struct Cluster {
+    // In the order in which they have to end.
+    kwok: Option<Process>,
+    plane: ControlPlane,
+    store: Store,
+    kubeconfig: PathBuf,
+    dir: TempDir,
+}
+
+impl Cluster {
+    /// Starts a cluster with everything in `dir`, and waits until its nodes take pods.
+    ///
+    /// # Errors
+    /// If a program does not get ready, with the end of its log.
+    pub async fn start(options: Options, dir: TempDir) -> Result<Self> {
+        let path = dir.path();
+        let name = match options.store.kind {
+            Kind::Etcd => "etcd",
+            Kind::Orlop => "orlop",
+        };
+        let store = Store::start_as(options.store, name, path, None).await?;
+        let plan = Plan {
+            binaries: options.programs.kube,
+            checks_cache: false,
+            client_qps: Some(CLIENT_QPS),
+            port: options.port,
+        };
+        let mut plane = ControlPlane::start_as(plan, path, &store, &[]).await?;
+        for program in ["kube-controller-manager", "kube-scheduler"] {
+            plane.start_component(program, program)?;
+        }
+        let kubeconfig = plane.write_kubeconfig("admin")?;
+        let api = plane.api();
+        kwok::create_nodes(&api, options.nodes).await?;
+        let kwok = match options.nodes {
+            0 => None,
+            _ => Some(kwok::start(&options.programs.kwok, &kubeconfig, path)?),
+        };
+        let mut cluster = Self {
+            kwok,
+            plane,
+            store,
+            kubeconfig,
+            dir,
+        };
+        let settled = async {
+            kwok::wait_for_nodes(&api, options.nodes).await?;
+            let account = "/api/v1/namespaces/default/serviceaccounts/default";
+            eventually("a default ServiceAccount", ACCOUNT_TIMEOUT, || {
+                api.find(account)
+            })
+            .await
+        }
+        .await;
+        match (settled, cluster.check_alive()) {
+            (Ok(_), Ok(())) => Ok(cluster),
+            (Err(error), Err(other)) => fail(format!("{error}\nBesides: {other}")),
+            (Err(error), Ok(())) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+
+    /// The apiserver, as a user who may do everything.
+    #[must_use]
+    pub fn api(&self) -> std::sync::Arc<Api> {
+        self.plane.api()
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// A kubeconfig of a user who may do everything.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Where its files and logs are.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its processes: a name and a process id each. The store is called `store`, an
+    /// apiserver `kube-apiserver`.
+    #[must_use]
+    pub fn pids(&self) -> Vec<(String, u32)> {
+        let mut pids: Vec<_> = self
+            .store
+            .pid()
+            .map(|pid| ("store".into(), pid))
+            .into_iter()
+            .collect();
+        pids.extend(self.plane.pids().into_iter().map(|(name, pid)| {
+            let name = name.strip_suffix("-1").map(str::to_owned).unwrap_or(name);
+            (name, pid)
+        }));
+        pids.extend(self.kwok.as_ref().map(|kwok| ("kwok".into(), kwok.id())));
+        pids
+    }
+
+    /// Fails if a program has ended by itself.
+    ///
+    /// # Errors
+    /// With the end of its log.
+    pub fn check_alive(&mut self) -> Result<()> {
+        self.store.check_running()?;
+        self.plane.check_alive()?;
+        match &mut self.kwok {
+            Some(kwok) => kwok.check_running(),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends everything in order, and removes the directory, unless that is disabled.
+    ///
+    /// # Errors
+    /// If the store does not end by itself.
+    pub fn stop(mut self) -> Result<()> {
+        if let Some(mut kwok) = self.kwok.take() {
+            kwok.kill();
+        }
+        self.plane.stop();
+        self.store.stop()
+    }
+}

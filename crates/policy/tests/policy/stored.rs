@@ -1,0 +1,104 @@
+//! Reads `testdata`: objects made by Kubernetes' own types and serializer, see
+//! `testdata/gen/main.go`.
+
+use policy::{Change, Class, Policy, Profile};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The releases that there are objects of.
+pub(crate) const RELEASES: [&str; 2] = ["1.28", "1.37"];
+
+pub(crate) fn base64(text: &str) -> Vec<u8> {
+    let digit = |c: u8| match c {
+        b'A'..=b'Z' => u32::from(c - b'A'),
+        b'a'..=b'z' => u32::from(c - b'a') + 26,
+        b'0'..=b'9' => u32::from(c - b'0') + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => panic!("not base64: {c}"),
+    };
+    let mut bytes = Vec::new();
+    for chunk in text.trim_end_matches('=').as_bytes().chunks(4) {
+        let bits = chunk.iter().fold(0, |bits, c| bits << 6 | digit(*c)) << (6 * (4 - chunk.len()));
+        bytes.extend_from_slice(&bits.to_be_bytes()[1..chunk.len()]);
+    }
+    bytes
+}
+
+fn lines(release: &str, file: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("testdata")
+        .join(release)
+        .join(file);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The objects of a release by name.
+pub(crate) struct Objects(BTreeMap<String, Vec<u8>>);
+
+impl Objects {
+    pub(crate) fn of(release: &str) -> Self {
+        let parse = |line: &str| {
+            let (name, value) = line.split_once('\t').expect("a name and a value");
+            (name.to_string(), base64(value))
+        };
+        Objects(lines(release, "objects.txt").lines().map(parse).collect())
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<&[u8]> {
+        self.0.get(name).map(Vec::as_slice)
+    }
+
+    pub(crate) fn get(&self, name: &str) -> &[u8] {
+        self.find(name)
+            .unwrap_or_else(|| panic!("no object {name}"))
+    }
+
+    /// `old > new`, where either may be empty.
+    pub(crate) fn change(&self, change: &str) -> Change<'_> {
+        let (old, new) = change.split_once('>').expect("old > new");
+        let get = |name: &str| (!name.trim().is_empty()).then(|| self.get(name.trim()));
+        Change {
+            old: get(old),
+            new: get(new),
+        }
+    }
+}
+
+/// One field of one kind's status.
+pub(crate) struct StatusField {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) field: String,
+    pub(crate) old: Vec<u8>,
+    pub(crate) new: Vec<u8>,
+}
+
+pub(crate) fn status_fields(release: &str) -> Vec<StatusField> {
+    let parse = |line: &str| match line.split('\t').collect::<Vec<_>>()[..] {
+        [api_version, kind, field, _, old, new] => StatusField {
+            api_version: api_version.to_string(),
+            kind: kind.to_string(),
+            field: field.to_string(),
+            old: base64(old),
+            new: base64(new),
+        },
+        _ => panic!("not a line of status fields: {line}"),
+    };
+    lines(release, "status-fields.txt")
+        .lines()
+        .map(parse)
+        .collect()
+}
+
+pub(crate) fn profile(profile: Profile) -> Policy {
+    Policy::profile(profile, None).expect("a profile that ships")
+}
+
+pub(crate) fn rules(text: &str) -> Policy {
+    Policy::parse("test.toml", text, None).unwrap_or_else(|e| panic!("{e}"))
+}
+
+pub(crate) const fn volatile(sync_within_ms: u32) -> Class {
+    Class::Volatile { sync_within_ms }
+}

@@ -1,0 +1,247 @@
+//! Snapshots in etcd's format: all of the store as one file, streamed to a client.
+//!
+//! A thread of its own collects in slices, encodes and hashes, and gives way to writers in
+//! between; it holds what is there already, not copies. It is a few pieces ahead of the
+//! client at most: a slow one costs that thread and the memory of what is replaced
+//! meanwhile, and one that goes away ends it.
+
+use crate::encode::{int_len, nested_len, put_int, put_nested};
+use crate::pace::Pace;
+use crate::service::Service;
+use crate::shared::Shared;
+use crate::status;
+use crate::store::{Pin, SLICE_KEYS};
+use bytes::BufMut;
+use snapshot::{Encoder, Origin, StorageVersion, human_bytes};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use telemetry::GoDuration;
+use tokio::sync::mpsc::{Receiver, Sender};
+use wire::{Call, Frame, LocalFuture, Outbound, Status};
+
+/// So many clients are sent a snapshot at once: each holds memory in proportion to the keys.
+const SENT_AT_ONCE: usize = 4;
+/// Bytes of the file in a message.
+const PIECE_BYTES: usize = 64 << 10;
+/// Messages ready before the client takes them.
+const PIECES_AHEAD: usize = 8;
+/// Longest that a client may take nothing.
+const STALL: Duration = Duration::from_secs(120);
+
+/// The etcd that the files are for.
+const STORAGE_VERSION: StorageVersion = StorageVersion::V3_7;
+
+/// Why there is no snapshot.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server stops, or nobody wants it any more.
+    Stopped,
+    /// It cannot be encoded.
+    Encode(snapshot::Error),
+}
+
+/// The store as it is now, as an encoder of the file, and its revision. Takes its time: for
+/// a background thread.
+pub(crate) fn encoder(
+    shared: &Arc<Shared>,
+    pace: &mut Pace,
+    unwanted: impl Fn() -> bool,
+) -> Result<(Encoder, i64), Failure> {
+    let store = &shared.store;
+    let (mut cursor, head, pin) = {
+        let mut engine = store.lock();
+        let (cursor, head) = engine.export_open();
+        let pin = Pin::new(store, &mut engine, cursor.pin());
+        (cursor, head, pin)
+    };
+    while !store.lock().versions_step(&mut cursor, SLICE_KEYS) {
+        if unwanted() {
+            return Err(Failure::Stopped);
+        }
+        pace.rest();
+    }
+    drop(pin);
+    let versions = cursor.finish(&mut || pace.rest());
+    pace.rest();
+    let origin = Origin {
+        member_id: shared.ids.member_id,
+        raft_term: shared.ids.raft_term,
+        raft_index: shared.committed_lsn(),
+        storage_version: STORAGE_VERSION,
+    };
+    let encoder = Encoder::new(&origin, &head, versions).map_err(Failure::Encode)?;
+    Ok((encoder, head.revision))
+}
+
+/// How many snapshots are being sent.
+#[derive(Debug, Default)]
+pub(crate) struct Sending(AtomicUsize);
+
+/// One of them.
+struct Turn(Arc<Shared>);
+
+impl Turn {
+    fn take(shared: &Arc<Shared>) -> Option<Turn> {
+        let free = |n| (n < SENT_AT_ONCE).then_some(n + 1);
+        let sending = &shared.sending_snapshots.0;
+        sending
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, free)
+            .ok()?;
+        Some(Turn(shared.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.sending_snapshots.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Service {
+    pub(crate) fn snapshot(
+        self: &Rc<Self>,
+        call: Call,
+        outbound: Outbound,
+    ) -> LocalFuture<Result<(), Status>> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            let Some(turn) = Turn::take(&shared) else {
+                return Err(status::too_many_snapshots());
+            };
+            let (pieces, ready) = tokio::sync::mpsc::channel(PIECES_AHEAD);
+            let body = {
+                let shared = shared.clone();
+                move || {
+                    make(&shared, &pieces);
+                    drop(turn);
+                }
+            };
+            let thread = std::thread::Builder::new()
+                .name("send-snapshot".into())
+                .spawn(body)
+                .map_err(|_| status::stopped())?;
+            shared.keep_thread(thread);
+            send(call, ready, outbound).await
+        })
+    }
+}
+
+/// Hands the pieces on as the client takes them.
+async fn send(
+    call: Call,
+    mut ready: Receiver<Result<Frame, Status>>,
+    outbound: Outbound,
+) -> Result<(), Status> {
+    let closing = call.closing();
+    loop {
+        let piece = tokio::select! {
+            () = closing.wait() => return Err(status::stopped()),
+            piece = ready.recv() => piece,
+        };
+        let Some(piece) = piece else { return Ok(()) };
+        tokio::select! {
+            () = closing.wait() => return Err(status::stopped()),
+            () = tokio::time::sleep(STALL) => return Err(status::timed_out()),
+            sent = outbound.send(piece?) => sent.map_err(|_| status::stopped())?,
+        }
+    }
+}
+
+/// Makes all pieces; ends early when nobody takes them any more.
+fn make(shared: &Arc<Shared>, pieces: &Sender<Result<Frame, Status>>) {
+    match make_pieces(shared, pieces) {
+        Ok(()) => {}
+        Err(Failure::Stopped) => {
+            tracing::info!("the client left before it had all of the database snapshot");
+        }
+        Err(Failure::Encode(error)) => {
+            tracing::error!(%error, "cannot make a database snapshot");
+            // Nobody is told if nobody is there.
+            let _ = pieces.blocking_send(Err(status::no_snapshot(&error)));
+        }
+    }
+}
+
+fn make_pieces(
+    shared: &Arc<Shared>,
+    pieces: &Sender<Result<Frame, Status>>,
+) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut pace = Pace::start();
+    let (mut encoder, revision) = encoder(shared, &mut pace, || pieces.is_closed())?;
+    let version = STORAGE_VERSION.to_string();
+    let total = encoder.bytes();
+    tracing::info!(
+        "total-bytes" = total,
+        size = %human_bytes(total),
+        "storage-version" = %version,
+        revision,
+        "sending database snapshot to client"
+    );
+    let send = |frame| {
+        let sent = pieces.blocking_send(Ok(frame));
+        sent.map_err(|_| Failure::Stopped)
+    };
+    let mut left = total;
+    while let Some(piece) = encoder.next_chunk(PIECE_BYTES).map_err(Failure::Encode)? {
+        left = left.saturating_sub(piece.len() as u64);
+        let frame = response(left, &piece, &version);
+        drop(piece);
+        pace.rest();
+        send(frame)?;
+        pace.restart();
+    }
+    let hash = encoder.sha256();
+    tracing::info!(
+        "total-bytes" = total,
+        "checksum-size" = hash.len() as u64,
+        "sending database sha256 checksum to client"
+    );
+    send(response(0, &hash, &version))?;
+    let took = started.elapsed();
+    shared.metrics.backend_snapshot.observe(took);
+    tracing::info!(
+        "total-bytes" = total,
+        size = %human_bytes(total),
+        took = %GoDuration(took),
+        "storage-version" = %version,
+        revision,
+        "successfully sent database snapshot to client"
+    );
+    Ok(())
+}
+
+/// `SnapshotResponse{remaining_bytes=2, blob=3, version=4}`; etcd fills no header in.
+fn response(left: u64, blob: &[u8], version: &str) -> Frame {
+    let len = int_len(left) + nested_len(blob.len()) + nested_len(version.len());
+    Frame::encode(len, |b| {
+        put_int(b, 2, left);
+        put_nested(b, 3, blob.len());
+        b.put_slice(blob);
+        put_nested(b, 4, version.len());
+        b.put_slice(version.as_bytes());
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etcd_api::etcdserverpb::SnapshotResponse;
+    use prost::Message;
+
+    #[test]
+    fn a_piece_is_etcds_message() {
+        for left in [0, 300] {
+            let frame = response(left, b"blob", "3.7.0");
+            let want = SnapshotResponse {
+                header: None,
+                remaining_bytes: left,
+                blob: "blob".into(),
+                version: "3.7.0".into(),
+            };
+            assert_eq!(SnapshotResponse::decode(frame.message()).unwrap(), want);
+        }
+    }
+}

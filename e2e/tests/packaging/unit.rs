@@ -1,0 +1,239 @@
+//! The systemd unit: valid, and its sandbox leaves orlop what it needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use e2e::kube::etcdctl::Etcdctl;
+use e2e::kube::proc::{Process, conclude, free_port};
+use e2e::kube::store::Kind;
+use e2e::kube::{Result, ensure, fail};
+
+use crate::{repo, run};
+
+/// Longest start of a server with an empty directory, in a debug build under strace.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The worst exposure that `systemd-analyze security` may find, in tenths (of 100).
+const EXPOSURE_TENTHS: u32 = 20;
+
+/// The assignments of a unit, in their order.
+fn settings(unit: &str) -> Vec<(&str, &str)> {
+    unit.lines()
+        .filter(|line| !line.starts_with(['#', '[']))
+        .filter_map(|line| line.split_once('='))
+        .collect()
+}
+
+fn values<'a>(settings: &[(&'a str, &'a str)], name: &str) -> Vec<&'a str> {
+    let named = settings.iter().filter(|(n, _)| *n == name);
+    named.map(|(_, value)| *value).collect()
+}
+
+fn unit() -> Result<String> {
+    Ok(std::fs::read_to_string(repo(
+        "packaging/systemd/orlop.service",
+    ))?)
+}
+
+#[test]
+fn systemd_takes_the_unit() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = Kind::Orlop.program().unwrap();
+    // The verifier wants to see the program.
+    let text = unit()
+        .unwrap()
+        .replace("/usr/local/bin/orlop", &program.display().to_string());
+    let file = dir.path().join("orlop.service");
+    std::fs::write(&file, text).unwrap();
+    let verify = || run(Command::new("systemd-analyze").arg("verify").arg(&file)).unwrap();
+    assert_eq!(verify(), "");
+
+    let threshold = format!("--threshold={EXPOSURE_TENTHS}");
+    let security = ["security", "--no-pager", "--offline=true", &threshold];
+    run(Command::new("systemd-analyze").args(security).arg(&file)).unwrap();
+
+    let drop_in = dir.path().join("orlop.service.d");
+    std::fs::create_dir(&drop_in).unwrap();
+    std::fs::copy(repo("packaging/systemd/tls.conf"), drop_in.join("tls.conf")).unwrap();
+    assert_eq!(verify(), "");
+}
+
+/// Runs orlop as the unit does, with its environment, and compares each system call with
+/// what the unit's sandbox allows.
+#[test]
+fn the_sandbox_leaves_what_orlop_needs() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = sandbox(dir.path());
+    conclude(dir, result);
+}
+
+fn sandbox(dir: &Path) -> Result<()> {
+    let unit = unit()?;
+    let settings = settings(&unit);
+    let trace = dir.join("trace");
+    let (client, metrics) = (free_port()?, free_port()?);
+    let local = |value: &str| {
+        value
+            .replace("127.0.0.1:2379", &format!("127.0.0.1:{client}"))
+            .replace("127.0.0.1:2381", &format!("127.0.0.1:{metrics}"))
+            .replace("/var/lib/orlop", &dir.join("state").display().to_string())
+    };
+    let start = values(&settings, "ExecStart");
+    ensure(start == ["/usr/local/bin/orlop serve"], || {
+        format!("{start:?}")
+    })?;
+    std::fs::create_dir(dir.join("state"))?;
+    let file = std::fs::read_to_string(repo("packaging/systemd/orlop.env"))?;
+    let file = file.lines().filter(|line| !line.starts_with('#'));
+    let environment: Vec<(&str, String)> = values(&settings, "Environment")
+        .into_iter()
+        .chain(file)
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name, local(value)))
+        .collect();
+
+    let notify = dir.join("notify");
+    let manager = UnixDatagram::bind(&notify)?;
+    manager.set_read_timeout(Some(READY_TIMEOUT))?;
+    let mut command = Command::new("strace");
+    command
+        // -D: the process is orlop itself, and strace looks on from aside.
+        .args(["-D", "-f", "--signal=none", "-o"])
+        .arg(&trace)
+        .arg(Kind::Orlop.program()?)
+        .arg("serve")
+        .env_clear()
+        .envs(environment)
+        .env("NOTIFY_SOCKET", &notify);
+    let mut process = Process::start("orlop", dir, &mut command)?;
+    let mut said = [0; 64];
+    let mut hear = |process: &mut Process, expected: &str| {
+        let Ok(len) = manager.recv(&mut said) else {
+            return fail(format!("no {expected}; the log ends:\n{}", process.tail()));
+        };
+        let said = String::from_utf8_lossy(&said[..len]).into_owned();
+        ensure(said == expected, || said)
+    };
+    hear(&mut process, "READY=1")?;
+    let etcdctl = Etcdctl::new(&format!("http://127.0.0.1:{client}"), None)?;
+    etcdctl.ok(&["put", "key", "value"])?;
+    etcdctl.ok(&["compaction", "2"])?;
+    etcdctl.ok(&["defrag"])?;
+    etcdctl.ok(&["endpoint", "status"])?;
+    ensure(dir.join("state/data/format").is_file(), || {
+        "no data where the unit says".into()
+    })?;
+    let status = process.terminate(READY_TIMEOUT)?;
+    ensure(status.success(), || format!("{status}"))?;
+    hear(&mut process, "STOPPING=1")?;
+    allowed(&whole(&trace, process.id())?, &settings)
+}
+
+/// The trace, once it tells of the end of the process.
+fn whole(trace: &Path, id: u32) -> Result<String> {
+    let ends = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        words.starts_with(&[&id.to_string(), "+++", "exited"])
+    };
+    for _ in 0..500 {
+        let text = std::fs::read_to_string(trace)?;
+        if text.lines().any(ends) {
+            return Ok(text);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    fail(format!("{} does not end", trace.display()))
+}
+
+/// Compares a trace with the unit's SystemCallFilter, RestrictAddressFamilies and
+/// MemoryDenyWriteExecute.
+fn allowed(trace: &str, settings: &[(&str, &str)]) -> Result<()> {
+    let listed = run(Command::new("systemd-analyze").args(["--no-pager", "syscall-filter"]))?;
+    let sets = call_sets(&listed);
+    let mut calls = BTreeSet::new();
+    for filter in values(settings, "SystemCallFilter") {
+        match filter.strip_prefix('~') {
+            None => add(&sets, filter, &mut calls),
+            Some(denied) => {
+                let mut out = BTreeSet::new();
+                add(&sets, denied, &mut out);
+                calls.retain(|call| !out.contains(call));
+            }
+        }
+    }
+    ensure(calls.len() > 100, || format!("{calls:?}"))?;
+    let families: Vec<_> = values(settings, "RestrictAddressFamilies")
+        .into_iter()
+        .flat_map(str::split_whitespace)
+        .collect();
+    let mut seen = BTreeSet::new();
+    let mut executed = false;
+    for line in trace.lines() {
+        // `PID call(ARGUMENTS) = RESULT`; or `PID <... call resumed>`, `PID +++ exited`.
+        let Some((_, rest)) = line.split_once(' ') else {
+            continue;
+        };
+        let Some((call, arguments)) = rest.trim_start().split_once('(') else {
+            continue;
+        };
+        if call.contains([' ', '<', '+']) {
+            continue;
+        }
+        // systemd's own call starts the program.
+        if call == "execve" && !executed {
+            executed = true;
+            continue;
+        }
+        ensure(calls.contains(call), || {
+            format!("the unit does not allow {call}: {line}")
+        })?;
+        if call == "socket" {
+            let family = arguments.split(',').next().unwrap_or_default();
+            ensure(families.contains(&family), || {
+                format!("the unit does not allow {family}: {line}")
+            })?;
+        }
+        if call == "mmap" || call == "mprotect" {
+            let both = arguments.contains("PROT_WRITE") && arguments.contains("PROT_EXEC");
+            ensure(!both, || {
+                format!("memory that is written and executed: {line}")
+            })?;
+        }
+        seen.insert(call);
+    }
+    // The comparison saw a server at work, not an empty trace.
+    for call in ["fdatasync", "epoll_wait", "accept4"] {
+        ensure(seen.contains(call), || format!("no {call} in {seen:?}"))?;
+    }
+    Ok(())
+}
+
+/// `systemd-analyze syscall-filter`: a set's name, then its members, indented.
+fn call_sets(listed: &str) -> BTreeMap<&str, Vec<&str>> {
+    let mut sets = BTreeMap::new();
+    let mut current = "";
+    for line in listed.lines() {
+        match line.strip_prefix("    ") {
+            Some(member) if !member.starts_with('#') => {
+                sets.entry(current).or_insert_with(Vec::new).push(member);
+            }
+            None if line.starts_with('@') => current = line,
+            _ => {}
+        }
+    }
+    sets
+}
+
+/// Adds the calls of `names`, sets within sets included.
+fn add<'a>(sets: &BTreeMap<&str, Vec<&'a str>>, names: &'a str, to: &mut BTreeSet<&'a str>) {
+    for name in names.split_whitespace() {
+        match sets.get(name) {
+            Some(members) => members.iter().for_each(|member| add(sets, member, to)),
+            None => {
+                to.insert(name);
+            }
+        }
+    }
+}
