@@ -98,6 +98,8 @@ pub(crate) struct End {
     /// The highest mark written.
     pub(crate) marked: Lsn,
     pub(crate) bytes: u64,
+    /// The revision after all that was visible, as far as this journal was told.
+    pub(crate) revision: i64,
     /// A page for a segment's header, then the frame.
     buffer: Vec<u8>,
     pub(crate) unsynced: Unsynced,
@@ -142,6 +144,7 @@ impl Core {
                 synced: 0,
                 marked: 0,
                 bytes: 0,
+                revision: 0,
                 buffer: Vec::new(),
                 unsynced: Unsynced::default(),
                 epochs: Epochs::default(),
@@ -295,6 +298,17 @@ impl End {
     pub(crate) fn append(&mut self, content: Content<'_>) -> Result<Written, CommitError> {
         if let Some(error) = self.shared.poison() {
             return Err(error);
+        }
+        if content.revision_before < self.revision {
+            // A frame that says so could never be read back.
+            let what = format!(
+                "the store says that it is at revision {}, and was at revision {} before: a fault \
+                 in orlop",
+                content.revision_before, self.revision
+            );
+            return Err(self
+                .shared
+                .set_poison(&self.shared.layout.log, io::Error::other(what)));
         }
         let page = PAGE as usize;
         self.buffer.resize(page + HEADER, 0);
@@ -520,6 +534,11 @@ impl End {
             })?;
         current.offset = PAGE;
         Ok(())
+    }
+
+    /// Records that take `taken` revisions become visible, at `before` or later.
+    pub(crate) fn show(&mut self, before: i64, taken: i64) {
+        self.revision = self.revision.max(before) + taken;
     }
 
     /// Notes in the marker that the log reaches its end, before what is there is visible.

@@ -131,8 +131,8 @@ impl Journal {
         store: &mut dyn Replay,
     ) -> Result<(Journal, OpenReport), OpenError> {
         let opened = dir::open(&*fs, dir)?;
-        match opened.format.clone() {
-            None => create(fs, opened, options, store),
+        let (journal, report) = match opened.format.clone() {
+            None => create(fs, opened, options, store)?,
             Some(format) => {
                 let mut found =
                     recovery::read(&*fs, &opened.layout, &format, options.guards, store)?;
@@ -144,9 +144,11 @@ impl Journal {
                     &mut found,
                     store,
                 )?;
-                resume(fs, opened, format, options, found, settled)
+                resume(fs, opened, format, options, found, settled)?
             }
-        }
+        };
+        journal.core.end().revision = store.revision();
+        Ok((journal, report))
     }
 }
 

@@ -133,6 +133,7 @@ impl VolatileWriter {
         let write_us = written.write_us + end::micros(marking);
         let within = sync_within.clamp(WITHIN.0, WITHIN.1);
         let mut wake = end.unsynced.add(written.bytes, marking, within) && !core.no_fsync;
+        end.show(revision_before, taken);
         let published = publish();
         // In good time, so that nobody has to wait for it.
         let epochs = &mut end.epochs;

@@ -105,6 +105,7 @@ impl Journal {
         let mut end = core.end();
         end.epochs.pending = 0;
         let stamped = stamp(core, &mut end, &written, (before, taken), revision)?;
+        end.show(before, taken);
         let published = publish();
         drop(end);
         core.changed.notify_all();
@@ -195,24 +196,23 @@ impl Journal {
     /// After [`CommitError::NoSpace`] all is on disk, but the epoch is still open: a power
     /// loss makes watchers relist. Any other error poisons the journal.
     pub fn close_epoch(&mut self, revision: impl Fn() -> i64) -> Result<(), CommitError> {
-        let result = self.end_epoch(revision(), false);
+        let result = self.end_epoch(revision);
         self.core.sync()?;
         self.core.changed.notify_all();
         result
     }
 
     /// Refuses volatile writes and writes the note that ends the epoch, if one is open.
-    fn end_epoch(&self, revision_before: i64, closing: bool) -> Result<(), CommitError> {
+    fn end_epoch(&self, revision: impl FnOnce() -> i64) -> Result<(), CommitError> {
         let mut end = self.core.end();
         end.epochs.accepting = false;
         end.epochs.wanted = false;
-        end.closed |= closing;
         if end.epochs.open.is_none() {
             return Ok(());
         }
         end.append(Content {
             notes: &[Note::EpochEnd],
-            revision_before,
+            revision_before: revision(),
             flags: FLAG_PLACED,
             ..Content::default()
         })
@@ -320,7 +320,10 @@ impl Journal {
     }
 
     pub(crate) fn close_frame(&mut self, revision: i64) -> Result<(), CommitError> {
-        let ended = self.end_epoch(revision, true);
+        self.core.end().closed = true;
+        // Volatile writes may have gone on until now.
+        let revision = self.core.end().revision.max(revision);
+        let ended = self.end_epoch(|| revision);
         self.core.sync()?;
         let mut end = self.core.end();
         if end.current.is_some() && ended.is_ok() {

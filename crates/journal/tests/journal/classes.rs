@@ -389,6 +389,19 @@ fn a_marker_that_cannot_be_changed_is_removed() {
     assert_eq!(names(&store), ["p1"]);
 }
 
+#[test]
+fn a_revision_that_went_backwards_is_never_written() {
+    let fs = SimFs::new(1);
+    let mut classes = Classes::accepting(&fs);
+    classes.volatile("p1").unwrap();
+    let stale = classes.revision.load(Ordering::SeqCst) - 1;
+    let error = classes.journal.commit(&[put("p2", b"x")], || stale, || ());
+    assert!(matches!(error, Err(CommitError::Poisoned { .. })));
+    drop(classes);
+    let (_, store, _) = Classes::open(&fs.kill(1));
+    assert_eq!(names(&store), ["p1"]);
+}
+
 /// A committer as the server has one: upkeep when it is due or asked for.
 struct Committer {
     stop: Arc<AtomicBool>,
