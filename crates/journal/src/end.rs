@@ -6,7 +6,7 @@ use crate::dir::Format;
 use crate::error::CommitError;
 use crate::frame::{self, FrameHeader, HEADER, MAX_PAYLOAD_BYTES, PAGE};
 use crate::fs::{File, is_no_space, read_full};
-use crate::marker::{Failed, Marker};
+use crate::marker::{self, Failed, Marker};
 use crate::open::Guards;
 use crate::record::{self, Note};
 use crate::segment::{self, SegmentHeader};
@@ -230,6 +230,12 @@ impl Core {
         end.epochs.wanted = false;
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// The epoch is over, and that is on disk.
+    pub(crate) fn remove_marker(&self) {
+        let shared = &self.shared;
+        marker::remove(&*shared.fs, self.marker_dir.as_deref(), &shared.layout);
     }
 
     /// Without a marker, a killed process restarts as after a power loss: that is no reason

@@ -201,6 +201,17 @@ impl Marker {
     }
 }
 
+/// Removes the marker of an epoch that is over. One that stays harms nothing: it names an
+/// epoch that is not open.
+pub(crate) fn remove(fs: &dyn FileSystem, marker_dir: Option<&Path>, layout: &Layout) {
+    let Some(Ok(path)) = marker_dir.map(|dir| path(fs, dir, layout)) else {
+        return;
+    };
+    if matches!(fs.kind(&path), Ok(Some(Kind::File(_)))) {
+        let _ = fs.remove(&path);
+    }
+}
+
 /// Whether markers can be kept in this directory.
 pub(crate) fn usable(fs: &dyn FileSystem, marker_dir: &Path) -> io::Result<()> {
     if fs.in_memory(marker_dir)? {

@@ -299,7 +299,7 @@ fn close_left_open(
         ..Content::default()
     });
     match written.and_then(|_| end.sync_inline()) {
-        Ok(()) => {}
+        Ok(()) => journal.core.remove_marker(),
         // The next commit notes it: until then all is as it was when the process was killed.
         Err(CommitError::NoSpace { .. }) if report.trusted => {
             end.epochs.left_open = true;

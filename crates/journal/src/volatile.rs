@@ -52,7 +52,7 @@ impl VolatileStatus {
             unsynced_frames,
             unsynced_bytes,
             oldest_unsynced,
-            marker: end.marker.as_ref().map(|marker| marker.path.clone()),
+            marker: end.marker.as_ref().map(|m| m.path.clone()),
         }
     }
 }
@@ -132,7 +132,8 @@ impl VolatileWriter {
         end.mark_reached()?;
         let write_us = written.write_us + end::micros(marking);
         let within = sync_within.clamp(WITHIN.0, WITHIN.1);
-        let mut wake = end.unsynced.add(written.bytes, marking, within) && !core.no_fsync;
+        // Without fsync nothing is promised.
+        let mut wake = !core.no_fsync && end.unsynced.add(written.bytes, marking, within);
         end.show(revision_before, taken);
         let published = publish();
         // In good time, so that nobody has to wait for it.

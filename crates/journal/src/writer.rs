@@ -199,6 +199,9 @@ impl Journal {
         let result = self.end_epoch(revision);
         self.core.sync()?;
         self.core.changed.notify_all();
+        if result.is_ok() {
+            self.core.remove_marker();
+        }
         result
     }
 
@@ -325,6 +328,9 @@ impl Journal {
         let revision = self.core.end().revision.max(revision);
         let ended = self.end_epoch(|| revision);
         self.core.sync()?;
+        if ended.is_ok() {
+            self.core.remove_marker();
+        }
         let mut end = self.core.end();
         if end.current.is_some() && ended.is_ok() {
             let result = end.append(Content {

@@ -142,6 +142,8 @@ fn nothing_volatile_is_taken_before_it_is_allowed_or_after_the_end() {
     assert_eq!(classes.journal.volatile_status().epoch_bound, None);
     let writer = classes.journal.volatile();
     classes.journal.close(revision).unwrap();
+    let in_memory = |path: &PathBuf| path.starts_with(MEMORY);
+    assert!(!fs.list().iter().any(in_memory), "the marker is gone");
     assert!(matches!(
         refused(volatile(&writer, &classes.revision, "p", LATER)),
         CommitError::Closed
@@ -400,6 +402,93 @@ fn a_revision_that_went_backwards_is_never_written() {
     drop(classes);
     let (_, store, _) = Classes::open(&fs.kill(1));
     assert_eq!(names(&store), ["p1"]);
+}
+
+#[test]
+fn volatile_writes_wait_while_one_is_later_on_disk_than_promised() {
+    let fs = SimFs::new(1);
+    let mut classes = Classes::accepting(&fs);
+    let (writer, revision) = (classes.journal.volatile(), classes.revision.clone());
+    let promise = Duration::from_millis(1);
+    assert_eq!(volatile(&writer, &revision, "p1", promise).unwrap(), 0);
+    std::thread::sleep(promise * 2);
+    let thread = std::thread::spawn(move || volatile(&writer, &revision, "p2", promise));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!thread.is_finished());
+    assert!(classes.upkeep().unwrap().is_some());
+    assert!(thread.join().unwrap().unwrap() > 0);
+}
+
+/// A log of both classes over several segments, its process killed, and what was visible.
+fn mixed_log() -> (SimFs, Vec<String>, i64) {
+    let fs = SimFs::new(3);
+    let mut options = options();
+    options.segment_bytes = 16 * 1024;
+    options.marker_dir = Some(PathBuf::from(MEMORY));
+    let mut store = Store::new();
+    let (journal, _) = Journal::open(fs.shared(), Path::new(DIR), options, &mut store).unwrap();
+    let revision = Arc::new(AtomicI64::new(store.revision));
+    let mut classes = Classes { journal, revision };
+    classes.durable("p0").unwrap();
+    classes.journal.allow_volatile();
+    classes.upkeep().unwrap();
+    for key in ["p1", "p2"] {
+        classes.volatile(key).unwrap();
+    }
+    classes.journal.sync().unwrap();
+    let (writer, revision) = (classes.journal.volatile(), classes.revision.clone());
+    fs.during_next_sync(move || {
+        volatile(&writer, &revision, "p3", LATER).unwrap();
+    });
+    classes.durable("p4").unwrap();
+    for key in ["p5", "p6", "p7"] {
+        classes.volatile(key).unwrap();
+    }
+    let names = (0..8).map(|n| format!("p{n}")).collect();
+    let revision = classes.revision.load(Ordering::SeqCst);
+    drop(classes);
+    (fs.kill(0), names, revision)
+}
+
+#[test]
+fn a_flipped_bit_at_every_byte_of_both_classes_is_noticed_or_harmless() {
+    let (fs, visible, revision) = mixed_log();
+    let (mut refused, mut jumped, mut whole) = (0, 0, 0);
+    for path in fs.list() {
+        if path.extension().is_none_or(|e| e != "seg" && e != "marker") {
+            continue;
+        }
+        for at in (0..fs.contents(&path).unwrap().len()).step_by(5) {
+            let fs = fs.kill(0);
+            fs.flip_bit(&path, at, (at % 8) as u8).unwrap();
+            let mut options = options();
+            options.marker_dir = Some(PathBuf::from(MEMORY));
+            let mut store = Store::new();
+            let what = format!("{} byte {at}", path.display());
+            match Journal::open(fs.shared(), Path::new(DIR), options, &mut store) {
+                Err(error) => {
+                    assert!(error.to_string().contains("/data"), "{what}: {error}");
+                    refused += 1;
+                }
+                Ok((_, report)) => {
+                    let found = names(&store);
+                    if report.epoch.is_some_and(|epoch| epoch.trusted) {
+                        assert_eq!((&found, store.revision), (&visible, revision), "{what}");
+                        whole += 1;
+                    } else {
+                        assert!(found.iter().all(|key| visible.contains(key)), "{what}");
+                        assert!(found.contains(&"p2".to_owned()), "{what}: {found:?}");
+                        assert!(store.revision > revision, "{what}");
+                        jumped += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(
+        refused > 50 && jumped > 50 && whole > 1000,
+        "{refused} {jumped} {whole}"
+    );
 }
 
 /// A committer as the server has one: upkeep when it is due or asked for.
