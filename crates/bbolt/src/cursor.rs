@@ -169,8 +169,9 @@ impl<'a, R: ReadAt> Cursor<'a, R> {
     /// All keys of a page lie between the key that leads to it and the next one. This is
     /// also what ends the walk over pages that refer to each other.
     fn check_bounds(&self, node: &Node) -> Result<(), Error> {
+        // bbolt removes a leaf together with its last key.
         let Some(last) = node.count().checked_sub(1) else {
-            return Ok(());
+            return Err(node.place().damaged("a leaf page below a branch is empty"));
         };
         let Some(parent) = self.path.last() else {
             return Ok(());

@@ -62,6 +62,13 @@ impl Node {
         if self.count == 0 && !self.leaf {
             return Err(self.place.damaged("the branch page has no elements"));
         }
+        // bbolt fills pages with zeros.
+        let first = self.bytes.iter().skip(HEADER_BYTES).take(ELEMENT_BYTES);
+        if self.count == 0 && first.copied().any(|byte| byte != 0) {
+            return Err(self
+                .place
+                .damaged("the page says that it has no elements, but there are"));
+        }
         // bbolt writes the data of all elements one after the other, right behind the table.
         let mut expected = table_end as u64;
         for i in 0..self.count {

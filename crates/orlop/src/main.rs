@@ -12,6 +12,7 @@ mod import;
 mod import_follow;
 mod import_source;
 mod profile;
+mod rules;
 mod serve;
 mod snapshot;
 mod snapshot_feed;
@@ -58,6 +59,8 @@ enum Command {
     Import(import::Args),
     /// Write a snapshot that etcd starts from.
     Export(export::Args),
+    /// Rules that give each write its durability: check, explain and print them.
+    Rules(rules::Args),
     /// Start a Kubernetes control plane to play with, and hollow nodes.
     Playground(playground::cli::Args),
     /// Ends what a killed playground left; it starts this itself.
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Rules(args) => rules::run(&args),
         Command::Playground(args) => playground::cli::run(&args),
         Command::Guard => {
             playground::guard::run();

@@ -89,7 +89,7 @@ impl fmt::Display for KeyExplanation {
 
 impl Rule {
     /// What the rule asks besides the key, in words.
-    pub(crate) fn condition(&self) -> String {
+    pub fn condition(&self) -> String {
         let mut parts = vec![format!("change {}", self.changes)];
         if !self.owners.is_empty() {
             let owners: Vec<String> = self.owners.iter().map(OwnerKind::to_string).collect();

@@ -349,11 +349,12 @@ async fn events(
     let request = pb::WatchRequest {
         request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
     };
-    let requests =
-        tokio_stream::StreamExt::chain(tokio_stream::once(request), tokio_stream::pending());
+    // Its end at the end of this function closes the connection; etcd's stop waits for that.
+    let (requests, receiver) = tokio::sync::mpsc::channel(1);
+    requests.send(request).await?;
     let mut stream = pb::watch_client::WatchClient::new(channel)
         .max_decoding_message_size(256 << 20)
-        .watch(requests)
+        .watch(tokio_stream::wrappers::ReceiverStream::new(receiver))
         .await?
         .into_inner();
     let reached = |events: &[(i32, Option<mvccpb::KeyValue>)]| {
