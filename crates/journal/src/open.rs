@@ -259,6 +259,12 @@ fn resume(
     adopt(&journal, &found)?;
     let no_space = ready_first(&journal, &options)?;
     let epoch = close_left_open(&journal, settled)?;
+    // The marker may name one of these; its epoch is over now.
+    for id in &found.superseded {
+        let fs = &journal.core.shared.fs;
+        let path = segment::path(&journal.core.shared.layout.log, *id);
+        fs.remove(&path).map_err(OpenError::io("remove", &path))?;
+    }
     let report = OpenReport {
         identity: format.identity,
         created: false,
@@ -370,10 +376,6 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
     let snapshot_lsn = found.snapshot_lsn();
     let outdated = found.snapshots.iter().filter(|lsn| **lsn != snapshot_lsn);
     for path in outdated.map(|lsn| snapshot::path(&layout.snap, *lsn)) {
-        fs.remove(&path).map_err(OpenError::io("remove", &path))?;
-    }
-    for id in &found.superseded {
-        let path = segment::path(&layout.log, *id);
         fs.remove(&path).map_err(OpenError::io("remove", &path))?;
     }
     let mut total = 0;
