@@ -1,13 +1,11 @@
-//! The log's end, where frames go: one behind a mutex, for the committer and for volatile
-//! writers. A sync runs without the mutex, so that a volatile write never waits for one.
+//! The log's end, where frames go, of durable and of volatile records.
 
 use crate::allocator::{Closed, Shared};
 use crate::dir::Format;
 use crate::error::CommitError;
 use crate::frame::{self, FrameHeader, HEADER, MAX_PAYLOAD_BYTES, PAGE};
 use crate::fs::{File, is_no_space, read_full};
-use crate::marker::{self, Failed, Marker};
-use crate::open::Guards;
+use crate::marker::{Failed, Marker};
 use crate::record::{self, Note};
 use crate::segment::{self, SegmentHeader};
 use crate::unsynced::Unsynced;
@@ -15,7 +13,7 @@ use crate::{Epoch, Lsn, Position};
 use engine::record::Record;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The commit buffer is given back above this, so that one large commit does not stay.
@@ -108,158 +106,6 @@ pub(crate) struct End {
     pub(crate) closed: bool,
 }
 
-/// What the journal and its volatile writers share.
-pub(crate) struct Core {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) no_fsync: bool,
-    pub(crate) guards: Guards,
-    pub(crate) marker_dir: Option<PathBuf>,
-    pub(crate) cluster_id: u64,
-    end: Mutex<End>,
-    /// Told when what a volatile writer may wait for has changed.
-    pub(crate) changed: Condvar,
-    pub(crate) waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
-}
-
-impl Core {
-    pub(crate) fn new(
-        shared: Shared,
-        format: &Format,
-        no_fsync: bool,
-        guards: Guards,
-        marker_dir: Option<PathBuf>,
-    ) -> Core {
-        let shared = Arc::new(shared);
-        let cluster_id = format.identity.cluster_id;
-        Core {
-            end: Mutex::new(End {
-                shared: shared.clone(),
-                cluster_id,
-                salt: format.salt,
-                no_fsync,
-                current: None,
-                behind: Vec::new(),
-                lsn: 0,
-                crc: 0,
-                synced: 0,
-                marked: 0,
-                bytes: 0,
-                revision: 0,
-                buffer: Vec::new(),
-                unsynced: Unsynced::default(),
-                epochs: Epochs::default(),
-                marker: None,
-                closed: false,
-            }),
-            shared,
-            no_fsync,
-            guards,
-            marker_dir,
-            cluster_id,
-            changed: Condvar::new(),
-            waker: OnceLock::new(),
-        }
-    }
-
-    /// A frame that a panic kept from being finished is not counted in: what is there is whole.
-    pub(crate) fn end(&self) -> MutexGuard<'_, End> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The end, unless someone is at it.
-    pub(crate) fn try_end(&self) -> Option<MutexGuard<'_, End>> {
-        self.end.try_lock().ok()
-    }
-
-    pub(crate) fn wake(&self) {
-        if let Some(wake) = self.waker.get() {
-            wake();
-        }
-    }
-
-    /// Syncs all that was written before the call; `None` if there was nothing to sync. Only
-    /// for the committer: of two syncs of one file at a time, the kernel may tell only one
-    /// of an error.
-    pub(crate) fn sync(&self) -> Result<Option<Duration>, CommitError> {
-        let (target, files) = {
-            let mut end = self.end();
-            if let Some(error) = self.shared.poison() {
-                return Err(error);
-            }
-            if end.synced == end.lsn {
-                return Ok(None);
-            }
-            end.unsynced.sync_begins();
-            (end.lsn, end.unsynced_files())
-        };
-        let began = Instant::now();
-        let result = files.into_iter().try_for_each(|(id, file)| {
-            file.sync_data().map_err(|error| {
-                let path = segment::path(&self.shared.layout.log, id);
-                self.shared.set_poison(&path, error)
-            })
-        });
-        let took = began.elapsed();
-        let result = result.and_then(|()| {
-            let mut end = self.end();
-            // A sync under the mutex may have been told of the error that this one met.
-            self.shared.poison().map_or(Ok(()), Err)?;
-            end.note_synced(target, took);
-            Ok(Some(took))
-        });
-        self.changed.notify_all();
-        result
-    }
-
-    /// If the note of an epoch's bound is on disk now, lets volatile writes go on up to it.
-    pub(crate) fn settle_epoch(&self) -> Result<(), CommitError> {
-        let mut end = self.end();
-        let end = &mut *end;
-        let noted_in = end.epochs.noted_in;
-        if noted_in == 0 || (end.synced < noted_in && !self.no_fsync) {
-            return Ok(());
-        }
-        end.epochs.noted_in = 0;
-        let Some(epoch) = end.epochs.open else {
-            return Ok(());
-        };
-        if epoch.opened == noted_in {
-            end.marker = self.make_marker(end, epoch)?;
-        }
-        end.epochs.reserved = epoch.bound;
-        end.epochs.wanted = false;
-        self.changed.notify_all();
-        Ok(())
-    }
-
-    /// The epoch is over, and that is on disk.
-    pub(crate) fn remove_marker(&self) {
-        let shared = &self.shared;
-        marker::remove(&*shared.fs, self.marker_dir.as_deref(), &shared.layout);
-    }
-
-    /// Without a marker, a killed process restarts as after a power loss: that is no reason
-    /// not to write.
-    fn make_marker(&self, end: &End, epoch: Epoch) -> Result<Option<Marker>, CommitError> {
-        let (Some(current), Some(marker_dir)) = (&end.current, &self.marker_dir) else {
-            return Ok(None);
-        };
-        let made = Marker::create(
-            &*self.shared.fs,
-            marker_dir,
-            &self.shared.layout,
-            (self.cluster_id, epoch.opened),
-            current.id,
-            end.lsn,
-        );
-        match made {
-            Ok(marker) => Ok(Some(marker)),
-            Err(Failed::Gone) => Ok(None),
-            Err(Failed::Stuck(path, error)) => Err(self.shared.set_poison(&path, error)),
-        }
-    }
-}
-
 /// Checks, before anything is copied, that records fit into a frame.
 pub(crate) fn check_size(records: &[Record]) -> Result<(), CommitError> {
     let bytes: u64 = records.iter().map(record::encoded_bytes_at_most).sum();
@@ -300,6 +146,29 @@ impl Epochs {
 }
 
 impl End {
+    /// Before anything is in it.
+    pub(crate) fn new(shared: Arc<Shared>, format: &Format, no_fsync: bool) -> End {
+        End {
+            shared,
+            cluster_id: format.identity.cluster_id,
+            salt: format.salt,
+            no_fsync,
+            current: None,
+            behind: Vec::new(),
+            lsn: 0,
+            crc: 0,
+            synced: 0,
+            marked: 0,
+            bytes: 0,
+            revision: 0,
+            buffer: Vec::new(),
+            unsynced: Unsynced::default(),
+            epochs: Epochs::default(),
+            marker: None,
+            closed: false,
+        }
+    }
+
     /// Writes a frame; does not sync it. After an error the log is as before, or poisoned.
     pub(crate) fn append(&mut self, content: Content<'_>) -> Result<Written, CommitError> {
         if let Some(error) = self.shared.poison() {
@@ -423,7 +292,7 @@ impl End {
     }
 
     /// Files with frames that are not synced, in log order.
-    fn unsynced_files(&self) -> Vec<(u64, Arc<dyn File>)> {
+    pub(crate) fn unsynced_files(&self) -> Vec<(u64, Arc<dyn File>)> {
         let behind = self
             .behind
             .iter()

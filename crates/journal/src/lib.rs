@@ -20,6 +20,7 @@ mod error;
 mod frame;
 pub mod fs;
 mod load;
+mod log;
 mod marker;
 mod open;
 mod order;

@@ -147,7 +147,7 @@ impl Journal {
                 resume(fs, opened, format, options, found, settled)?
             }
         };
-        journal.core.end().revision = store.revision();
+        journal.log.end().revision = store.revision();
         Ok((journal, report))
     }
 }
@@ -226,7 +226,7 @@ pub(crate) fn begin(
     let shared = new_shared(fs, layout, &format, options, 1, 0);
     let journal = Journal::start(shared, lock, &format, options);
     ready_first(&journal, options)?;
-    let mut end = journal.core.end();
+    let mut end = journal.log.end();
     end.begin_segment(MIN_SEGMENT_BYTES, revision)
         .and_then(|()| end.write_header())
         .map_err(open_error)?;
@@ -261,8 +261,8 @@ fn resume(
     let epoch = close_left_open(&journal, settled)?;
     // The marker may name one of these; its epoch is over now.
     for id in &found.superseded {
-        let fs = &journal.core.shared.fs;
-        let path = segment::path(&journal.core.shared.layout.log, *id);
+        let fs = &journal.log.shared.fs;
+        let path = segment::path(&journal.log.shared.layout.log, *id);
         fs.remove(&path).map_err(OpenError::io("remove", &path))?;
     }
     let report = OpenReport {
@@ -297,7 +297,7 @@ fn close_left_open(
     else {
         return Ok(None);
     };
-    let mut end = journal.core.end();
+    let mut end = journal.log.end();
     let written = end.append(Content {
         notes: &notes,
         revision_before,
@@ -305,7 +305,7 @@ fn close_left_open(
         ..Content::default()
     });
     match written.and_then(|_| end.sync_inline()) {
-        Ok(()) => journal.core.remove_marker(),
+        Ok(()) => journal.log.remove_marker(),
         // The next commit notes it: until then all is as it was when the process was killed.
         Err(CommitError::NoSpace { .. }) if report.trusted => {
             end.epochs.left_open = true;
@@ -363,7 +363,7 @@ fn rewrite_tail(fs: &dyn FileSystem, found: &Recovered) -> Result<(), OpenError>
 
 /// Takes over the files that were found; removes or sets aside those without use.
 fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
-    let shared = &journal.core.shared;
+    let shared = &journal.log.shared;
     let (fs, layout) = (&*shared.fs, &shared.layout);
     for path in found
         .files
@@ -443,7 +443,7 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
     keep.into_iter()
         .for_each(|(id, bytes)| shared.add_spare(id, bytes));
     shared.log_bytes.store(total, Ordering::Relaxed);
-    let mut end = journal.core.end();
+    let mut end = journal.log.end();
     end.lsn = found.end.lsn;
     end.crc = found.end.crc;
     end.synced = found.end.lsn;
@@ -459,7 +459,7 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
 
 /// Readies a segment for the first commit; true if there is no room for one.
 fn ready_first(journal: &Journal, options: &Options) -> Result<bool, OpenError> {
-    let shared = &journal.core.shared;
+    let shared = &journal.log.shared;
     let first = options
         .segment_bytes
         .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);

@@ -1,9 +1,10 @@
 //! Volatile records: visible when they are in the log's file, on disk a little later.
 
 use crate::Lsn;
-use crate::end::{self, Content, Core, End, RENEW_BELOW};
+use crate::end::{self, Content, End, RENEW_BELOW};
 use crate::error::CommitError;
 use crate::frame::{FLAG_PLACED, FLAG_VOLATILE};
+use crate::log::Log;
 use engine::record::Record;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -44,8 +45,8 @@ pub struct VolatileStatus {
 }
 
 impl VolatileStatus {
-    pub(crate) fn of(core: &Core) -> Self {
-        let end = core.end();
+    pub(crate) fn of(log: &Log) -> Self {
+        let end = log.end();
         let (unsynced_frames, unsynced_bytes, oldest_unsynced) = end.unsynced.totals();
         VolatileStatus {
             epoch_bound: end.epochs.open.map(|epoch| epoch.bound),
@@ -60,7 +61,7 @@ impl VolatileStatus {
 /// Writes volatile records into a journal's log. It never syncs.
 #[derive(Clone)]
 pub struct VolatileWriter {
-    pub(crate) core: Arc<Core>,
+    pub(crate) log: Arc<Log>,
 }
 
 impl VolatileWriter {
@@ -86,12 +87,12 @@ impl VolatileWriter {
         end::check_size(records)?;
         let taken = end::revisions(records);
         let began = Instant::now();
-        let core = &*self.core;
-        let mut end = core.end();
+        let log = &*self.log;
+        let mut end = log.end();
         let refusals = end.epochs.refusals;
         let mut waited = false;
         let revision_before = loop {
-            if let Some(error) = core.shared.poison() {
+            if let Some(error) = log.shared.poison() {
                 return Err(error);
             }
             if end.closed {
@@ -101,19 +102,19 @@ impl VolatileWriter {
                 return Err(CommitError::Strict);
             }
             let before = revision();
-            if may_go(core, &mut end, before + taken) {
+            if may_go(log, &mut end, before + taken) {
                 break before;
             }
             if waited && end.epochs.refusals != refusals {
                 return Err(CommitError::NoSpace {
-                    path: core.shared.layout.log.clone(),
+                    path: log.shared.layout.log.clone(),
                 });
             }
             drop(end);
-            core.wake();
-            end = core.end();
-            if waited || !may_go(core, &mut end, before + taken) {
-                end = core
+            log.wake();
+            end = log.end();
+            if waited || !may_go(log, &mut end, before + taken) {
+                end = log
                     .changed
                     .wait_timeout(end, LOOK_AGAIN)
                     .unwrap_or_else(PoisonError::into_inner)
@@ -133,19 +134,19 @@ impl VolatileWriter {
         let write_us = written.write_us + end::micros(marking);
         let within = sync_within.clamp(WITHIN.0, WITHIN.1);
         // Without fsync nothing is promised.
-        let mut wake = !core.no_fsync && end.unsynced.add(written.bytes, marking, within);
+        let mut wake = !log.no_fsync && end.unsynced.add(written.bytes, marking, within);
         end.show(revision_before, taken);
         let published = publish();
         // In good time, so that nobody has to wait for it.
         let epochs = &mut end.epochs;
         let left = epochs.reserved - revision_before - taken;
-        if left < RENEW_BELOW && !epochs.wanted && epochs.noted_in == 0 && core.guards.epoch {
+        if left < RENEW_BELOW && !epochs.wanted && epochs.noted_in == 0 && log.guards.epoch {
             epochs.wanted = true;
             wake = true;
         }
         drop(end);
         if wake {
-            core.wake();
+            log.wake();
         }
         let info = VolatileInfo {
             lsn: written.position.lsn,
@@ -159,25 +160,25 @@ impl VolatileWriter {
     /// Whether a write of these records would wait. For tests.
     #[doc(hidden)]
     pub fn would_wait(&self, records: &[Record], revision: i64) -> bool {
-        let Some(mut end) = self.core.try_end() else {
+        let Some(mut end) = self.log.try_end() else {
             return true;
         };
-        let refused = end.closed || !end.epochs.accepting || self.core.shared.poison().is_some();
-        !refused && !may_go(&self.core, &mut end, revision + end::revisions(records))
+        let refused = end.closed || !end.epochs.accepting || self.log.shared.poison().is_some();
+        !refused && !may_go(&self.log, &mut end, revision + end::revisions(records))
     }
 
     /// What a power loss would take now.
     pub fn status(&self) -> VolatileStatus {
-        VolatileStatus::of(&self.core)
+        VolatileStatus::of(&self.log)
     }
 }
 
 /// Whether a volatile write may show `revision` now. If an epoch is in the way, asks for one.
-fn may_go(core: &Core, end: &mut End, revision: i64) -> bool {
+fn may_go(log: &Log, end: &mut End, revision: i64) -> bool {
     let epochs = &mut end.epochs;
-    if core.guards.epoch && revision + epochs.pending > epochs.reserved {
+    if log.guards.epoch && revision + epochs.pending > epochs.reserved {
         epochs.wanted = true;
         return false;
     }
-    core.no_fsync || !end.unsynced.overdue(Instant::now())
+    log.no_fsync || !end.unsynced.overdue(Instant::now())
 }

@@ -2,10 +2,11 @@
 
 use crate::allocator::{Allocator, Shared};
 use crate::dir::Format;
-use crate::end::{self, Content, Core, End, Written};
+use crate::end::{self, Content, End, Written};
 use crate::error::CommitError;
 use crate::frame::{FLAG_CLOSE, FLAG_PLACED, PAGE};
 use crate::fs::Lock;
+use crate::log::Log;
 use crate::open::Options;
 use crate::record::Note;
 use crate::volatile::{VolatileStatus, VolatileWriter};
@@ -37,7 +38,7 @@ pub struct CommitInfo {
 /// they say and do is in the log's order: whoever calls the journal must not hold a lock
 /// that they take.
 pub struct Journal {
-    pub(crate) core: Arc<Core>,
+    pub(crate) log: Arc<Log>,
     _lock: Box<dyn Lock>,
 }
 
@@ -48,7 +49,7 @@ impl Journal {
         format: &Format,
         options: &Options,
     ) -> Self {
-        let core = Core::new(
+        let log = Log::new(
             shared,
             format,
             options.no_fsync,
@@ -56,7 +57,7 @@ impl Journal {
             options.marker_dir.clone(),
         );
         Journal {
-            core: Arc::new(core),
+            log: Arc::new(log),
             _lock: lock,
         }
     }
@@ -64,7 +65,7 @@ impl Journal {
     /// Sets what a volatile write calls when there is something to do for this journal's
     /// thread: [`due`](Journal::due) has changed. It must not block. The first one stays.
     pub fn set_waker(&mut self, wake: impl Fn() + Send + Sync + 'static) {
-        let _ = self.core.waker.set(Box::new(wake));
+        let _ = self.log.waker.set(Box::new(wake));
     }
 
     /// Puts records on disk, all or none: one write and one sync. When it returns they are
@@ -84,9 +85,9 @@ impl Journal {
     ) -> Result<(CommitInfo, T), CommitError> {
         end::check_size(records)?;
         let taken = end::revisions(records);
-        let core = &self.core;
+        let log = &self.log;
         let (written, before, noted) = {
-            let mut end = core.end();
+            let mut end = log.end();
             let before = revision();
             let note = end.epochs.note_due(before + taken);
             let written = end.append(Content {
@@ -98,17 +99,17 @@ impl Journal {
             end.epochs.pending = taken;
             (written, before, note.is_some())
         };
-        let synced = if core.no_fsync { None } else { core.sync()? };
+        let synced = if log.no_fsync { None } else { log.sync()? };
         if noted {
-            core.settle_epoch()?;
+            log.settle_epoch()?;
         }
-        let mut end = core.end();
+        let mut end = log.end();
         end.epochs.pending = 0;
-        let stamped = stamp(core, &mut end, &written, (before, taken), revision)?;
+        let stamped = stamp(log, &mut end, &written, (before, taken), revision)?;
         end.show(before, taken);
         let published = publish();
         drop(end);
-        core.changed.notify_all();
+        log.changed.notify_all();
         let info = CommitInfo {
             position: written.position,
             bytes: written.bytes,
@@ -122,7 +123,7 @@ impl Journal {
     /// When [`upkeep`](Journal::upkeep) next has something to do; `None` until a volatile
     /// write calls the waker.
     pub fn due(&self) -> Option<Instant> {
-        let end = self.core.end();
+        let end = self.log.end();
         if end.epochs.wanted {
             return Some(Instant::now());
         }
@@ -135,16 +136,16 @@ impl Journal {
     /// # Errors
     /// If the journal is poisoned. On a full disk volatile writers are told.
     pub fn upkeep(&mut self, revision: impl Fn() -> i64) -> Result<Option<u64>, CommitError> {
-        let core = &self.core;
+        let log = &self.log;
         let (sync, noted) = {
-            let mut end = core.end();
+            let mut end = log.end();
             let noted = end.epochs.wanted && self.note_epoch(&mut end, revision)?;
             let due = end.unsynced.due().is_some_and(|due| due <= Instant::now());
             (noted || due, noted)
         };
-        let synced = if sync { core.sync()? } else { None };
+        let synced = if sync { log.sync()? } else { None };
         if noted {
-            core.settle_epoch()?;
+            log.settle_epoch()?;
         }
         Ok(synced.map(|took| took.as_micros() as u64))
     }
@@ -166,7 +167,7 @@ impl Journal {
             Err(CommitError::NoSpace { .. }) => {
                 end.epochs.wanted = false;
                 end.epochs.refusals += 1;
-                self.core.changed.notify_all();
+                self.log.changed.notify_all();
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -178,13 +179,13 @@ impl Journal {
     /// # Errors
     /// If the journal is poisoned, or is by this.
     pub fn sync(&mut self) -> Result<(), CommitError> {
-        self.core.sync().map(drop)
+        self.log.sync().map(drop)
     }
 
     /// Accepts volatile writes from now on; a journal that was just opened does not. The next
     /// [`upkeep`](Journal::upkeep), due at once, opens an epoch, for which they wait.
     pub fn allow_volatile(&mut self) {
-        let mut end = self.core.end();
+        let mut end = self.log.end();
         end.epochs.accepting = true;
         end.epochs.wanted |= end.epochs.reserved == 0;
     }
@@ -197,17 +198,17 @@ impl Journal {
     /// loss makes watchers relist. Any other error poisons the journal.
     pub fn close_epoch(&mut self, revision: impl Fn() -> i64) -> Result<(), CommitError> {
         let result = self.end_epoch(revision);
-        self.core.sync()?;
-        self.core.changed.notify_all();
+        self.log.sync()?;
+        self.log.changed.notify_all();
         if result.is_ok() {
-            self.core.remove_marker();
+            self.log.remove_marker();
         }
         result
     }
 
     /// Refuses volatile writes and writes the note that ends the epoch, if one is open.
     fn end_epoch(&self, revision: impl FnOnce() -> i64) -> Result<(), CommitError> {
-        let mut end = self.core.end();
+        let mut end = self.log.end();
         end.epochs.accepting = false;
         end.epochs.wanted = false;
         if end.epochs.open.is_none() {
@@ -229,13 +230,13 @@ impl Journal {
     /// # Errors
     /// As [`commit`](Journal::commit).
     pub fn mark(&mut self, revision: impl FnOnce() -> i64) -> Result<(), CommitError> {
-        let mut end = self.core.end();
+        let mut end = self.log.end();
         let room = end
             .current
             .as_ref()
             .is_some_and(|c| c.offset + PAGE <= c.bytes);
         if !room || end.marked >= end.synced || end.synced < end.lsn {
-            return self.core.shared.poison().map_or(Ok(()), Err);
+            return self.log.shared.poison().map_or(Ok(()), Err);
         }
         end.append(Content {
             revision_before: revision(),
@@ -246,7 +247,7 @@ impl Journal {
 
     /// The log's end.
     pub fn position(&self) -> Position {
-        self.core.end().position()
+        self.log.end().position()
     }
 
     /// The position for a snapshot of the store as it is when `open` is called: all visible
@@ -260,10 +261,10 @@ impl Journal {
         open: impl FnOnce() -> T,
     ) -> Result<(Position, T), CommitError> {
         let (position, opened) = {
-            let end = self.core.end();
+            let end = self.log.end();
             (end.position(), open())
         };
-        self.core.sync()?;
+        self.log.sync()?;
         Ok((position, opened))
     }
 
@@ -272,7 +273,7 @@ impl Journal {
     /// # Errors
     /// [`CommitError::NoSpace`] if not, or the error that ended the journal.
     pub fn ensure_room(&mut self) -> Result<(), CommitError> {
-        let shared = &self.core.shared;
+        let shared = &self.log.shared;
         if shared.has_ready() {
             return shared.poison().map_or(Ok(()), Err);
         }
@@ -282,34 +283,34 @@ impl Journal {
     /// What writes volatile records, for another thread.
     pub fn volatile(&self) -> VolatileWriter {
         VolatileWriter {
-            core: self.core.clone(),
+            log: self.log.clone(),
         }
     }
 
     /// What a power loss would take now.
     pub fn volatile_status(&self) -> VolatileStatus {
-        VolatileStatus::of(&self.core)
+        VolatileStatus::of(&self.log)
     }
 
     /// What makes segments ahead, for a thread of the caller's.
     pub fn allocator(&self) -> Allocator {
-        Allocator(self.core.shared.clone())
+        Allocator(self.log.shared.clone())
     }
 
     /// Bytes of frames since the latest snapshot; what a start would have to replay.
     pub fn bytes_since_snapshot(&self) -> u64 {
-        let snapshot = self.core.shared.snapshot_bytes.load(Ordering::Relaxed);
-        self.core.end().bytes.saturating_sub(snapshot)
+        let snapshot = self.log.shared.snapshot_bytes.load(Ordering::Relaxed);
+        self.log.end().bytes.saturating_sub(snapshot)
     }
 
     /// Bytes of the log's files, those ready and spare included.
     pub fn log_bytes(&self) -> u64 {
-        self.core.shared.log_bytes.load(Ordering::Relaxed)
+        self.log.shared.log_bytes.load(Ordering::Relaxed)
     }
 
     /// The error that ended all commits, if one did.
     pub fn poisoned(&self) -> Option<CommitError> {
-        self.core.shared.poison()
+        self.log.shared.poison()
     }
 
     /// Closes the log: a last frame says that all before it is synced and nothing follows.
@@ -323,15 +324,15 @@ impl Journal {
     }
 
     pub(crate) fn close_frame(&mut self, revision: i64) -> Result<(), CommitError> {
-        self.core.end().closed = true;
+        self.log.end().closed = true;
         // Volatile writes may have gone on until now.
-        let revision = self.core.end().revision.max(revision);
+        let revision = self.log.end().revision.max(revision);
         let ended = self.end_epoch(|| revision);
-        self.core.sync()?;
+        self.log.sync()?;
         if ended.is_ok() {
-            self.core.remove_marker();
+            self.log.remove_marker();
         }
-        let mut end = self.core.end();
+        let mut end = self.log.end();
         if end.current.is_some() && ended.is_ok() {
             let result = end.append(Content {
                 revision_before: revision,
@@ -350,15 +351,15 @@ impl Journal {
     /// The last frame, for tests.
     #[doc(hidden)]
     pub fn last_lsn(&self) -> Lsn {
-        self.core.end().lsn
+        self.log.end().lsn
     }
 }
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.core.end().closed = true;
-        self.core.changed.notify_all();
-        self.core.shared.stop();
+        self.log.end().closed = true;
+        self.log.changed.notify_all();
+        self.log.shared.stop();
     }
 }
 
@@ -366,14 +367,14 @@ impl Drop for Journal {
 /// Without it they follow from the log's order, as long as all of the log is there: if there
 /// is no room, only a power loss makes a difference, and gives them new ones.
 fn stamp(
-    core: &Core,
+    log: &Log,
     end: &mut End,
     written: &Written,
     (before, taken): (i64, i64),
     revision: impl Fn() -> i64,
 ) -> Result<bool, CommitError> {
     let lsn = written.position.lsn;
-    if taken == 0 || end.lsn == lsn || end.epochs.open.is_none() || !core.guards.stamp {
+    if taken == 0 || end.lsn == lsn || end.epochs.open.is_none() || !log.guards.stamp {
         return Ok(false);
     }
     let revision_before = revision();
