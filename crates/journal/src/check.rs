@@ -78,15 +78,14 @@ impl fmt::Display for CheckReport {
             (None, true) => writeln!(f, "  the last process closed the log")?,
             (None, false) => writeln!(f, "  the last process did not close the log")?,
         }
-        if self.unproven_frames > 0 {
-            writeln!(
-                f,
-                "  the last {} frames: nothing in the log proves that they were synced",
-                self.unproven_frames
-            )?;
-        }
         if let Some(epoch) = &self.epoch {
             fmt_epoch(f, epoch)?;
+            writeln!(
+                f,
+                "  of {} frames at the end nothing in the log proves that they were synced; a start \
+                 writes them again",
+                self.unproven_frames
+            )?;
         }
         self.warnings
             .iter()

@@ -644,7 +644,7 @@ fn classes_keep_their_promises_in_any_crash() {
         run(seed, Guards::default(), &ALL).unwrap();
         return;
     }
-    let seeds = number("JOURNAL_SEEDS").unwrap_or(2000);
+    let seeds = number("JOURNAL_SEEDS").unwrap_or(1000);
     let mut jumps = 0;
     let failed: Vec<_> = (0..seeds)
         .filter_map(|seed| match run(seed, Guards::default(), &ALL) {
