@@ -19,8 +19,9 @@ pub struct CheckReport {
     pub dir: PathBuf,
     /// Whose it is.
     pub identity: Identity,
-    /// The snapshot that a start would use, 0 for none, and its items and bytes.
-    pub snapshot_lsn: Lsn,
+    /// The frame that the snapshot stands after that a start would use: 0 for the one that
+    /// a restore made; `None` if there is no snapshot.
+    pub snapshot_lsn: Option<Lsn>,
     /// Items in it.
     pub snapshot_items: u64,
     /// Bytes of its file.
@@ -60,12 +61,18 @@ impl fmt::Display for CheckReport {
             "  cluster {cluster_id:x}, member {member_id:x}, made as \"{name}\""
         )?;
         match self.snapshot_lsn {
-            0 => writeln!(f, "  no snapshot yet: the log is whole from its beginning")?,
-            lsn => writeln!(
-                f,
-                "  snapshot up to frame {lsn}: {} items, {} bytes, all checksums right",
-                self.snapshot_items, self.snapshot_bytes
-            )?,
+            None => writeln!(f, "  no snapshot yet: the log is whole from its beginning")?,
+            Some(lsn) => {
+                match lsn {
+                    0 => write!(f, "  snapshot from a restore: ")?,
+                    lsn => write!(f, "  snapshot up to frame {lsn}: ")?,
+                }
+                writeln!(
+                    f,
+                    "{} items, {} bytes, all checksums right",
+                    self.snapshot_items, self.snapshot_bytes
+                )?;
+            }
         }
         writeln!(
             f,
@@ -198,7 +205,7 @@ pub fn read(
     Ok(CheckReport {
         dir: dir.to_owned(),
         identity: format.identity.clone(),
-        snapshot_lsn: found.snapshot_lsn(),
+        snapshot_lsn: found.snapshot.as_ref().map(|s| s.header.lsn),
         snapshot_items: found.snapshot.as_ref().map_or(0, |s| s.items),
         snapshot_bytes: found.snapshot.as_ref().map_or(0, |s| s.bytes),
         segments: found.chain.len(),

@@ -8,10 +8,8 @@ use crate::report::Report;
 use crate::server::Program;
 use crate::workload::Workload;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
-
-const CHECKOUT_SCRIPT: &str = "e2e/build-bins";
 
 /// What to measure on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -60,7 +58,7 @@ pub struct Args {
     #[arg(long, value_enum, conflicts_with = "endpoints")]
     against: Option<Against>,
 
-    /// etcd's executable; otherwise the first on PATH, or the checkout's.
+    /// etcd's executable; otherwise the first on PATH, or the pinned one.
     #[arg(long, value_name = "FILE", requires = "against")]
     etcd_bin: Option<PathBuf>,
 
@@ -296,37 +294,20 @@ fn authority(url: &str) -> Result<String, Error> {
     }
 }
 
-/// etcd on PATH (unless that is orlop under etcd's name), or the one of the checkout.
+/// etcd on PATH (unless that is orlop under etcd's name), or the pinned one.
 fn find_etcd(orlop: &Path) -> Result<PathBuf, Error> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let orlop = orlop.canonicalize().ok();
     let on_path = std::env::split_paths(&path)
         .map(|dir| dir.join("etcd"))
         .find(|file| file.is_file() && file.canonicalize().ok() != orlop);
-    on_path.map_or_else(checkout_etcd, Ok)
+    on_path.map_or_else(pinned_etcd, Ok)
 }
 
-/// The etcd that `e2e/build-bins` built, if the current directory is in a checkout.
-fn checkout_etcd() -> Result<PathBuf, Error> {
-    let here = std::env::current_dir().map_err(Error::system("finding the current directory"))?;
-    let script = here
-        .ancestors()
-        .map(|dir| dir.join(CHECKOUT_SCRIPT))
-        .find(|file| file.is_file())
-        .ok_or_else(|| Error::NoEtcd("not on PATH, and not in a checkout".into()))?;
-    let output = Command::new(&script)
-        .args(["--path", "etcd"])
-        .output()
-        .map_err(Error::file(&script))?;
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let dir = stdout.lines().find_map(|line| line.strip_prefix("etcd="));
-    match dir.map(|dir| Path::new(dir).join("etcd")) {
-        Some(file) if file.is_file() => Ok(file),
-        _ => Err(Error::NoEtcd(format!(
-            "not on PATH, and {} has none",
-            script.display()
-        ))),
-    }
+/// The etcd that `e2e/build-bins` or a playground built.
+fn pinned_etcd() -> Result<PathBuf, Error> {
+    let none = |error: playground::Error| Error::NoEtcd(format!("not on PATH, and {error}"));
+    Ok(playground::binaries("etcd").map_err(none)?.join("etcd"))
 }
 
 #[cfg(test)]

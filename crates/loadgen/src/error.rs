@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// No etcd to compare with.
     #[error(
-        "no etcd found ({0}); name one with --etcd-bin, put it on PATH, or run `e2e/build-bins etcd` in the checkout"
+        "no etcd found ({0}); name one with --etcd-bin, put it on PATH, or build the pinned one: `orlop playground --store etcd --build-only`"
     )]
     NoEtcd(String),
     /// A file or directory.

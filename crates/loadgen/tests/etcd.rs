@@ -2,22 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
 use loadgen::{Interrupt, Load, Plan, Program, Report, Span, Workload, against, endpoint};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// etcd as `e2e/build-bins etcd` built it.
 fn etcd() -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../e2e/build-bins");
-    let output = Command::new(&script)
-        .args(["--path", "etcd"])
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    let dir = stdout.lines().find_map(|line| line.strip_prefix("etcd="));
-    let file = dir.map(|dir| Path::new(dir).join("etcd"));
-    file.filter(|file| file.is_file())
-        .unwrap_or_else(|| panic!("etcd is not built: run `e2e/build-bins etcd`"))
+    match playground::binaries("etcd") {
+        Ok(dir) => dir.join("etcd"),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 fn program(name: &str) -> Program {

@@ -1,6 +1,6 @@
 //! `orlop export`: a snapshot file, and how to start an etcd from it.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::import_source::{Source, TlsArgs, private_file};
 use crate::snapshot_feed;
 use engine::{Engine, Limits};
@@ -146,29 +146,25 @@ fn encode(engine: &Engine<()>, origin: &Origin, path: &Path) -> Result<(), Failu
 
 fn print_next(args: &Args, status: &snapshot::Status) {
     let file = args.output.display();
-    println!(
+    say!(
         "wrote {file}: {}, {} keys, revision {}, hash {:x}; SHA-256 and every page verified",
         human_bytes(status.total_bytes),
         status.total_keys,
         status.revision,
         status.hash
     );
-    println!();
-    println!("To start an etcd {} from it:", args.etcd_version);
-    println!("  etcdutl snapshot restore {file} --data-dir /var/lib/etcd --name default \\");
-    println!("    --initial-cluster default=http://127.0.0.1:2380 \\");
-    println!("    --initial-advertise-peer-urls http://127.0.0.1:2380");
-    println!("  etcd --data-dir /var/lib/etcd --name default \\");
-    println!(
+    say!();
+    say!("To start an etcd {} from it:", args.etcd_version);
+    say!("  etcdutl snapshot restore {file} --data-dir /var/lib/etcd --name default \\");
+    say!("    --initial-cluster default=http://127.0.0.1:2380 \\");
+    say!("    --initial-advertise-peer-urls http://127.0.0.1:2380");
+    say!("  etcd --data-dir /var/lib/etcd --name default \\");
+    say!(
         "    --listen-peer-urls http://127.0.0.1:2380 --initial-advertise-peer-urls http://127.0.0.1:2380 \\"
     );
-    println!(
+    say!(
         "    --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379"
     );
-    println!(
-        "Revisions stay as they are. If anything was written after this snapshot and is given up"
-    );
-    println!(
-        "by going back to it, add to the first line: --bump-revision 1000000000 --mark-compacted"
-    );
+    say!("Revisions stay as they are. If anything was written after this snapshot and is given up");
+    say!("by going back to it, add to the first line: --bump-revision 1000000000 --mark-compacted");
 }

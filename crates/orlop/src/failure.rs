@@ -1,4 +1,4 @@
-//! Why a subcommand ended without doing what it was asked to.
+//! What a subcommand says: lines of progress, and why it ended without a result.
 
 /// A subcommand's error; its text is for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -47,3 +47,12 @@ impl Failure {
         }
     }
 }
+
+/// Prints a line. A reader that has gone away (`| head`) ends no work.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
+pub(crate) use say;

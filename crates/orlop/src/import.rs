@@ -3,7 +3,7 @@
 //! A snapshot, then every change after it by a watch, into a directory beside the one that
 //! was asked for; that gets its name only after HashKV was equal on both sides.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::import_follow::{Follower, Progress};
 use crate::import_source::{Source, SourceError, TlsArgs};
 use crate::snapshot_restore::{ALARM_CORRUPT, options, ready_for};
@@ -94,6 +94,17 @@ struct Workplace {
 
 impl Workplace {
     fn new(target: &Path) -> Result<Self, Failure> {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &Path| fs::metadata(path).map(|m| m.dev());
+        if let (Ok(own), Ok(above)) = (device(target), device(&target.join("..")))
+            && own != above
+        {
+            return Err(Failure::Refused(format!(
+                "--data-dir {} is a mount point, which the finished copy cannot be renamed to: name \
+                 a directory in it",
+                target.display()
+            )));
+        }
         let mut name = target.as_os_str().to_owned();
         name.push(".import");
         let dir = PathBuf::from(name);
@@ -123,8 +134,7 @@ impl Workplace {
     fn finish(self, target: &Path) -> Result<(), Failure> {
         fs::rename(self.data(), target).map_err(|error| {
             Failure::Refused(format!(
-                "cannot rename {} to {}: {error}; a mount point cannot be renamed over: name a \
-                 directory in it",
+                "cannot rename {} to {}: {error}",
                 self.data().display(),
                 target.display()
             ))
@@ -150,7 +160,7 @@ async fn import(args: &Args) -> Result<(), Failure> {
     let mut signals =
         Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
     let (source, status) = Source::connect(&args.from, &args.tls).await?;
-    println!(
+    say!(
         "source: etcd {} at {}, {}, revision {}",
         status.version,
         source.url(),
@@ -163,7 +173,7 @@ async fn import(args: &Args) -> Result<(), Failure> {
     let (follower, hash) = loop {
         match take(args, &source, &work, &mut signals).await {
             Err(Failure::Source(SourceError::Compacted { compact_revision })) if round < ROUNDS => {
-                println!(
+                say!(
                     "the source compacted its history up to revision {compact_revision} meanwhile; \
                      beginning again with a new snapshot"
                 );
@@ -182,11 +192,16 @@ async fn import(args: &Args) -> Result<(), Failure> {
     let (keys, leases, last_step) = (follower.keys(), follower.leases(), follower.last_step());
     follower.close()?;
     work.finish(&args.data_dir)?;
-    println!(
-        "verified: HashKV {:08x} at revision {}, compacted at {}, on both sides",
-        hash.hash, hash.revision, hash.compact_revision
+    say!(
+        "verified: HashKV {:08x} at revision {} ({}) on both sides",
+        hash.hash,
+        hash.revision,
+        match hash.compact_revision {
+            ..0 => "never compacted".to_owned(),
+            at => format!("compacted at {at}"),
+        }
     );
-    println!(
+    say!(
         "{} has {keys} keys and {leases} leases; {:.1} s in all, the last step {} ms",
         args.data_dir.display(),
         began.elapsed().as_secs_f64(),
@@ -226,7 +241,7 @@ async fn take(
     let save = source.save(&snapshot_file, |bytes, left| {
         if told.elapsed() >= TELL {
             told = Instant::now();
-            println!(
+            say!(
                 "snapshot: {} of {}",
                 human_bytes(bytes),
                 human_bytes(bytes + left)
@@ -239,7 +254,7 @@ async fn take(
     };
     let began = Instant::now();
     let engine = load(&work.file())?;
-    println!(
+    say!(
         "snapshot: {}, {} keys, revision {}, read in {} ms",
         human_bytes(bytes),
         engine.keys(),
@@ -260,7 +275,7 @@ async fn take(
         hash = caught_up => hash?,
         () = signals.wait() => return Err(Failure::Interrupted),
     };
-    println!(
+    say!(
         "caught up and verified at revision {} ({} changes since the snapshot)",
         hash.revision,
         follower.changes()
@@ -268,13 +283,13 @@ async fn take(
     if !args.follow {
         return Ok((follower, hash));
     }
-    println!(
+    say!(
         "following. Stop the apiservers (and whatever else writes to this etcd), wait for \
          \"quiet\", then press Ctrl-C or send SIGTERM to {}",
         std::process::id()
     );
     follow(&mut follower, signals).await?;
-    println!("finishing");
+    say!("finishing");
     let finish = follower.finish();
     let hash = tokio::select! {
         hash = finish => hash?,
@@ -298,7 +313,7 @@ async fn follow(follower: &mut Follower, signals: &mut Signals) -> Result<(), Fa
                 let now = follower.progress();
                 if now.revision == last.revision {
                     if !last.quiet {
-                        println!(
+                        say!(
                             "quiet at revision {}: nothing was written in the last {} s",
                             now.revision,
                             TELL.as_secs()
@@ -306,7 +321,7 @@ async fn follow(follower: &mut Follower, signals: &mut Signals) -> Result<(), Fa
                     }
                     last.quiet = true;
                 } else {
-                    println!("revision {}, {} behind", now.revision, now.behind);
+                    say!("revision {}, {} behind", now.revision, now.behind);
                     last = now;
                 }
             }
@@ -334,7 +349,7 @@ fn load(path: &Path) -> Result<Engine<()>, Failure> {
         )));
     }
     if auth.users > 0 {
-        println!("note: {} users are left out; auth was off", auth.users);
+        say!("note: {} users are left out; auth was off", auth.users);
     }
     Ok(restore.finish())
 }
@@ -343,8 +358,8 @@ async fn print_next(args: &Args, source: &Source, revision: i64) {
     let dir = args.data_dir.display();
     match source.revision().await {
         Ok(now) if now > revision => {
-            println!();
-            println!(
+            say!();
+            say!(
                 "WARNING: the source went on from revision {revision} to {now}. Those writes are not \
                  in {dir}: something still writes to it. To switch with all of them, stop the \
                  apiservers, remove {dir} and import again (with --follow, so that little is left \
@@ -352,22 +367,22 @@ async fn print_next(args: &Args, source: &Source, revision: i64) {
             );
         }
         Ok(_) => {}
-        Err(error) => println!("note: {error}"),
+        Err(error) => say!("note: {error}"),
     }
-    println!();
-    println!("Now, with the apiservers stopped:");
-    println!(
+    say!();
+    say!("Now, with the apiservers stopped:");
+    say!(
         "  1. stop {} so that nothing writes to it any more; keep its data directory",
         source.url()
     );
-    println!(
+    say!(
         "  2. orlop serve --data-dir={dir} --name={} with the flags of that etcd",
         args.name
     );
-    println!("     (the same --listen-client-urls, --advertise-client-urls and certificates)");
-    println!("  3. etcdctl endpoint status: the revision is {revision} or a little more");
-    println!("  4. start the apiservers, on the same --etcd-servers or the new address");
-    println!(
+    say!("     (the same --listen-client-urls, --advertise-client-urls and certificates)");
+    say!("  3. etcdctl endpoint status: the revision is {revision} or a little more");
+    say!("  4. start the apiservers, on the same --etcd-servers or the new address");
+    say!(
         "Back before step 4: start that etcd again. After it: orlop export (docs/operating/migrate.md)."
     );
 }

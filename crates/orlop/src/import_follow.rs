@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 const RECONNECTS: u32 = 20;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(5);
-/// Events written to the journal at a time.
+/// Events and bytes written to the journal at a time; one transaction may be more.
 const EVENTS_AT_ONCE: usize = 4096;
+const BYTES_AT_ONCE: usize = 8 << 20;
 /// Time to live of a lease that was gone before it could be asked for. Its keys go with it
 /// at the source, usually at once; if not, here after this time.
 const LOST_LEASE_TTL_S: i64 = 60;
@@ -136,13 +137,13 @@ impl Follower {
     /// Goes to the source's revision of now and stays there: leases, then the hash.
     pub(crate) async fn finish(&mut self) -> Result<SourceHash, Failure> {
         let began = Instant::now();
-        let theirs = self.source.hash().await?;
-        while self.revision() < theirs.revision {
-            if self.complete_until(theirs.revision) {
-                self.take(theirs.revision).await?;
-            } else {
-                self.receive().await?;
+        let theirs = self.newest_hash().await?;
+        loop {
+            self.take(theirs.revision).await?;
+            if self.revision() >= theirs.revision {
+                break;
             }
+            self.receive().await?;
         }
         self.take_leases().await?;
         if theirs.compact_revision > self.feed.engine.compact_revision() {
@@ -184,12 +185,22 @@ impl Follower {
         found
     }
 
-    /// Whether all changes up to a revision have been received.
-    fn complete_until(&self, revision: i64) -> bool {
-        self.pending.back().is_some_and(|event| {
-            let last = main_of(event);
-            last > revision || (last == revision && !self.open)
-        })
+    /// A hash that is not older than the copy: behind one address there may be members
+    /// that lag.
+    async fn newest_hash(&self) -> Result<SourceHash, Failure> {
+        const TRIES: u32 = 50;
+        for _ in 0..TRIES {
+            let theirs = self.source.hash().await?;
+            if theirs.revision >= self.revision() {
+                return Ok(theirs);
+            }
+            tokio::time::sleep(FIRST_WAIT).await;
+        }
+        Err(Failure::Refused(format!(
+            "{} answers from before revision {}, which it has sent; name one member's own address",
+            self.source.url(),
+            self.revision()
+        )))
     }
 
     /// Receives one response, with a new watch if there is none. May be dropped while it
@@ -261,11 +272,12 @@ impl Follower {
         let upto = half.map_or(upto, |half| upto.min(half - 1));
         loop {
             let mut records = Vec::new();
-            let mut events = 0;
+            let (mut events, mut bytes) = (0, 0);
             let mut revision = self.revision();
             while let Some(main) = self.pending.front().map(main_of)
                 && main <= upto
                 && events < EVENTS_AT_ONCE
+                && bytes < BYTES_AT_ONCE
             {
                 if main != revision + 1 {
                     return Err(Failure::Refused(format!(
@@ -280,6 +292,8 @@ impl Follower {
                     .count();
                 let mut effects = Vec::with_capacity(n);
                 for event in self.pending.drain(..n) {
+                    let kv = event.kv.as_ref();
+                    bytes += kv.map_or(0, |kv| kv.key.len() + kv.value.len());
                     effects.extend(effect_of(event));
                 }
                 revision = main;

@@ -189,7 +189,17 @@ impl Source {
                     return Ok((source, status));
                 }
                 Err(status) if wants_user(&status) => return Err(SourceError::Auth { url }),
-                Err(status) => failures.push(format!("{url}: {}", explain(&status))),
+                Err(status) => {
+                    let text = explain(&status);
+                    let hint = if url.starts_with("http://") && text.contains("transport error") {
+                        " (if it serves TLS: https:// and --cacert, --cert, --key)"
+                    } else if text.contains("CertificateRequired") {
+                        " (it wants a client certificate: --cert and --key)"
+                    } else {
+                        ""
+                    };
+                    failures.push(format!("{url}: {text}{hint}"));
+                }
             }
         }
         Err(SourceError::Connect(if failures.is_empty() {

@@ -1,6 +1,6 @@
 //! `orlop snapshot restore FILE --data-dir DIR`.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::snapshot_feed;
 use crate::snapshot_status::alarm_name;
 use engine::restore::Restore;
@@ -102,21 +102,21 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         &engine,
     )?;
     let dir = args.data_dir.display();
-    println!(
+    say!(
         "restored {} keys and {} leases to {dir} in {} ms",
         engine.keys(),
         engine.lease_count(),
         began.elapsed().as_millis()
     );
     if args.keep_revisions {
-        println!("  revision {before}, as in the source");
+        say!("  revision {before}, as in the source");
     } else {
-        println!(
+        say!(
             "  revision {}, raised from {before}, and everything before it compacted: clients list anew once",
             engine.revision()
         );
     }
-    println!("  start it: orlop serve --data-dir={dir}");
+    say!("  start it: orlop serve --data-dir={dir}");
     Ok(())
 }
 
@@ -154,7 +154,7 @@ pub(crate) fn options(name: &str) -> Options {
 
 fn from_orlop(dir: &Path) -> Result<Restore<()>, Failure> {
     let read = snapshot_feed::read(dir)?;
-    println!("{}", read.report);
+    say!("{}", read.report);
     let compact_revision = read.engine.compact_revision();
     Ok(Restore::new(read.engine, compact_revision))
 }

@@ -1,6 +1,6 @@
 //! `orlop snapshot status FILE`.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use engine::{Engine, Limits};
 use snapshot::{Snapshot, Status, human_bytes};
 use std::fmt::Write as _;
@@ -45,19 +45,23 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         status.version.clone(),
     ];
     match args.write_out {
-        Format::Words => print!("{}", words(&file, &status)?),
-        Format::Simple => println!("{}", row.join(", ")),
-        Format::Json => println!(
+        Format::Words => say!("{}", words(&file, &status)?.trim_end()),
+        Format::Simple => say!("{}", row.join(", ")),
+        Format::Json => say!(
             "{{\"hash\":{},\"revision\":{},\"totalKey\":{},\"totalSize\":{},\"version\":\"{}\"}}",
-            status.hash, status.revision, status.total_keys, status.total_bytes, status.version
+            status.hash,
+            status.revision,
+            status.total_keys,
+            status.total_bytes,
+            status.version
         ),
-        Format::Table => print!("{}", table(&row)),
+        Format::Table => say!("{}", table(&row).trim_end()),
         Format::Fields => {
-            println!("\"Hash\" : {}", status.hash);
-            println!("\"Revision\" : {}", status.revision);
-            println!("\"Keys\" : {}", status.total_keys);
-            println!("\"Size\" : {}", status.total_bytes);
-            println!("\"Version\" : {}", status.version);
+            say!("\"Hash\" : {}", status.hash);
+            say!("\"Revision\" : {}", status.revision);
+            say!("\"Keys\" : {}", status.total_keys);
+            say!("\"Size\" : {}", status.total_bytes);
+            say!("\"Version\" : {}", status.version);
         }
     }
     Ok(())

@@ -38,14 +38,14 @@ impl Snapshot {
             source,
         };
         let file = File::open(path).map_err(io_error)?;
-        match flock(&file, FlockOperation::NonBlockingLockShared) {
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            // Not every file system has locks; a snapshot may well be read from one without.
-            Ok(()) | Err(_) => {}
+        // Other errors: not every file system has locks, and a snapshot may well be read from
+        // one without.
+        if let Err(rustix::io::Errno::WOULDBLOCK) =
+            flock(&file, FlockOperation::NonBlockingLockShared)
+        {
+            return Err(Error::InUse {
+                path: path.to_owned(),
+            });
         }
         let length = file.metadata().map_err(io_error)?.len();
         let (bytes, stated_hash) = match length % SECTOR_BYTES {

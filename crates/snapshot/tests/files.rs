@@ -1,6 +1,8 @@
 //! Files that this crate writes and reads: every store comes back, and no bytes from
 //! outside do harm. What real etcd tools make of the files is tested in `e2e`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use bytes::Bytes;
 use engine::record::{Effect, Record};
 use engine::versions::{StoreHead, Versions};
@@ -28,8 +30,11 @@ fn hash(engine: &Engine<()>) -> u32 {
     cursor.finish_hash(&mut || ()).hash
 }
 
+/// Keys and values of the `key` bucket.
+type Entries = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Everything in a store, in a form that compares.
-fn dump(engine: &Engine<()>) -> (StoreHead, Vec<(Vec<u8>, Vec<u8>)>) {
+fn dump(engine: &Engine<()>) -> (StoreHead, Entries) {
     let (head, versions) = contents(engine);
     let entry = |stored: &engine::versions::Stored| {
         let mut value = Vec::new();

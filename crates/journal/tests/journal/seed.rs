@@ -46,6 +46,14 @@ fn a_seeded_directory_opens_as_the_store_and_goes_on() {
     let info = seed(&fs).unwrap();
     assert_eq!(info.items, KEYS as u64);
     let fs = fs.power_loss(2);
+    let found = journal::check(fs.shared(), Path::new(DIR)).unwrap();
+    assert_eq!(found.snapshot_lsn, Some(0));
+    assert!(
+        found
+            .to_string()
+            .contains("snapshot from a restore: 300 items"),
+        "{found}"
+    );
     let (mut server, report) = Server::open(&fs).unwrap();
     assert!(!report.created && report.closed && report.warnings.is_empty());
     assert_eq!(server.store.revision, REVISION);

@@ -204,7 +204,7 @@ fn group(title: &str, stores: &BTreeMap<&str, Vec<&Run>>) -> String {
     let cores = |c: &Course| {
         let mut sums = vec![0.0; c.seconds.len()];
         for (name, values) in &c.cores {
-            if name != "load generator" {
+            if name != super::LOAD_GENERATOR {
                 for (sum, value) in sums.iter_mut().zip(values) {
                     *sum += value;
                 }

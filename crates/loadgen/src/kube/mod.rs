@@ -30,3 +30,5 @@ pub use error::Error;
 
 /// The store's name among the components.
 pub(crate) const STORE: &str = "store";
+/// The benchmark's own name among them.
+pub(crate) const LOAD_GENERATOR: &str = "load generator";

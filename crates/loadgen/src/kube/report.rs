@@ -5,7 +5,6 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::STORE;
 use super::error::{Error, Result};
 use super::limit::Found;
 use super::progress::Progress;
@@ -13,6 +12,7 @@ use super::result::{Latencies, Run};
 use super::run::Idle;
 use super::stores::Delay;
 use super::track::Stage;
+use super::{LOAD_GENERATOR, STORE};
 use crate::report::median;
 
 const KIB: f64 = 1024.0;
@@ -176,7 +176,8 @@ pub(crate) const COLUMNS: [Column; 9] = [
     }),
     column("all CPU ms", 1, |r| {
         of(r, |r| {
-            let others = r.used.iter().filter(|(name, _)| *name != "load generator");
+            r.used.get(STORE)?;
+            let others = r.used.iter().filter(|(name, _)| *name != LOAD_GENERATOR);
             Some(others.map(|(_, u)| u.cpu_ms_per_request).sum())
         })
     }),

@@ -145,7 +145,7 @@ impl Bench {
         let cpu = |name: Option<&str>| -> f64 {
             let ours = |(n, _): &(&String, &super::sample::Use)| match name {
                 Some(name) => n.as_str() == name,
-                None => n.as_str() != "load generator",
+                None => n.as_str() != super::LOAD_GENERATOR,
             };
             let sum = |s: &super::sample::Sample| -> f64 {
                 s.uses.iter().filter(ours).map(|(_, u)| u.cpu_ms).sum()

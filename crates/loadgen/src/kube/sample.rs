@@ -52,7 +52,7 @@ impl Subjects {
             }
         }
         if let Some(own) = use_of(std::process::id()) {
-            uses.insert("load generator".into(), own);
+            uses.insert(super::LOAD_GENERATOR.to_owned(), own);
         }
         Sample {
             at: Instant::now(),

@@ -74,7 +74,7 @@ pub(crate) fn lines(x_label: &str, y_label: &str, lines: &[Line], log_x: bool) -
     let x_top = if log_x {
         ceiling(x_max.max(x_low * 2.0))
     } else {
-        x_max.max(1.0)
+        ceiling(x_max)
     };
     let x_at = |x: f64| {
         let share = if log_x {

@@ -1,0 +1,245 @@
+//! `orlop playground` and `orlop bench kube` as a newcomer runs them, and that they leave
+//! nothing behind.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use e2e::kube::proc::{Process, conclude};
+use e2e::kube::store::Kind;
+use e2e::kube::{Result, binaries, ensure, fail};
+use serde_json::Value;
+
+/// On two cores that other tests may use too.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A playground with its files in `dir`, ready.
+fn playground(dir: &Path) -> Result<(Process, PathBuf)> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .args(["playground", "--nodes=2"])
+        .arg(format!("--dir={}", files.display()));
+    let mut process = Process::start("playground", dir, &mut command)?;
+    let began = Instant::now();
+    loop {
+        process.check_running()?;
+        let text = std::fs::read_to_string(process.log())?;
+        let kubeconfig = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("kubeconfig "));
+        if let (Some(path), true) = (kubeconfig, text.contains("Type next")) {
+            return Ok((process, PathBuf::from(path.trim())));
+        }
+        ensure(began.elapsed() < READY_TIMEOUT, || {
+            format!("the playground is not ready: {text}")
+        })?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn kubectl(kubeconfig: &Path, args: &[&str]) -> Result<String> {
+    let output = Command::new(binaries("kube-1.37")?.join("kubectl"))
+        .arg(format!("--kubeconfig={}", kubeconfig.display()))
+        .args(args)
+        .stdin(Stdio::null())
+        .output()?;
+    ensure(output.status.success(), || {
+        format!(
+            "kubectl {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Command lines of living processes that name `dir`.
+fn users_of(dir: &Path) -> Vec<String> {
+    let dir = dir.display().to_string();
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(&dir))
+        .collect()
+}
+
+/// Waits until no process uses `dir` and nothing is in it.
+fn nothing_left(dir: &Path) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let files = std::fs::read_dir(dir)?.count();
+        let users = users_of(dir);
+        if files == 0 && users.is_empty() {
+            return Ok(());
+        }
+        ensure(began.elapsed() < END_TIMEOUT, || {
+            format!("left behind: {files} files, {users:?}")
+        })?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn runs_pods_and_goes(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    let (mut process, kubeconfig) = playground(dir)?;
+    kubectl(
+        &kubeconfig,
+        &[
+            "create",
+            "deployment",
+            "hello",
+            "--image=hello",
+            "--replicas=3",
+        ],
+    )?;
+    kubectl(
+        &kubeconfig,
+        &["rollout", "status", "deployment/hello", "--timeout=60s"],
+    )?;
+    kubectl(&kubeconfig, &["create", "job", "once", "--image=once"])?;
+    kubectl(
+        &kubeconfig,
+        &[
+            "wait",
+            "job/once",
+            "--for=condition=complete",
+            "--timeout=60s",
+        ],
+    )?;
+    kubectl(&kubeconfig, &["delete", "deployment", "hello"])?;
+    kubectl(
+        &kubeconfig,
+        &[
+            "wait",
+            "pod",
+            "-l",
+            "app=hello",
+            "--for=delete",
+            "--timeout=60s",
+        ],
+    )?;
+    let status = process.terminate(END_TIMEOUT)?;
+    ensure(status.success(), || format!("it ended with {status}"))?;
+    nothing_left(&files)
+}
+
+fn dies_whole(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    let (mut process, _) = playground(dir)?;
+    ensure(!users_of(&files).is_empty(), || "nothing runs".into())?;
+    process.kill();
+    nothing_left(&files)
+}
+
+#[test]
+fn a_playground_runs_pods_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = runs_pods_and_goes(dir.path());
+    conclude(dir, result);
+}
+
+#[test]
+fn a_killed_playground_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = dies_whole(dir.path());
+    conclude(dir, result);
+}
+
+/// A short run of the benchmark in `dir`: its results.
+fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let (json, html) = (dir.join("result.json"), dir.join("result.html"));
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .args([
+            "bench",
+            "kube",
+            "--rounds=1",
+            "--duration=2s",
+            "--interval=100ms",
+        ])
+        .args(["--warmup=3", "--nodes=2", "--settle=60s"])
+        .arg(format!("--dir={}", files.display()))
+        .arg(format!("--json={}", json.display()))
+        .arg(format!("--html={}", html.display()))
+        .args(args);
+    let mut process = Process::start("bench", dir, &mut command)?;
+    let began = Instant::now();
+    let status = loop {
+        match process.ended()? {
+            Some(status) => break status,
+            None if began.elapsed() > 2 * READY_TIMEOUT => return fail("it does not end"),
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    ensure(status.success(), || format!("it ended with {status}"))?;
+    nothing_left(&files)?;
+    let page = std::fs::read_to_string(&html)?;
+    ensure(page.contains("<svg") && !page.contains("NaN"), || {
+        "the page has no plots".into()
+    })?;
+    Ok(serde_json::from_slice(&std::fs::read(&json)?)?)
+}
+
+fn bursts(dir: &Path) -> Result<()> {
+    let result = bench(dir, &["--compare=strict", "--disk-delay=2ms"])?;
+    let run = &result["runs"][0];
+    for stage in [
+        "accepted",
+        "replica_set",
+        "pod",
+        "bound",
+        "ready",
+        "complete",
+    ] {
+        ensure(run["stages"][stage]["count"] == 20, || {
+            format!("{stage}: {}", run["stages"][stage])
+        })?;
+    }
+    let number = |value: &Value| value.as_f64().unwrap_or_default();
+    let store = &run["used"]["store"];
+    ensure(
+        number(&run["syncs"]) > 0.0 && number(&store["rss_peak_bytes"]) > 1e6,
+        || format!("syncs {}, store {store}", run["syncs"]),
+    )?;
+    let delay = &result["delays"][0];
+    ensure(
+        number(&delay["delayed_put_ms"]) > number(&delay["put_ms"]) + 1.9,
+        || format!("the delay is not seen: {delay}"),
+    )
+}
+
+fn steady(dir: &Path) -> Result<()> {
+    let result = bench(
+        dir,
+        &["--compare=strict-ram", "--mode=steady", "--initial=5"],
+    )?;
+    let stages = &result["runs"][0]["stages"];
+    for stage in ["complete", "gone"] {
+        ensure(stages[stage]["count"] == 10, || {
+            format!("{stage}: {}", stages[stage])
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_benchmark_counts_a_burst() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = bursts(dir.path());
+    conclude(dir, result);
+}
+
+#[test]
+fn the_benchmark_counts_a_steady_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = steady(dir.path());
+    conclude(dir, result);
+}
