@@ -432,7 +432,7 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
             }
             _ => fs.remove(&path).map_err(OpenError::io("remove", &path))?,
         }
-        if found.cut_off {
+        if found.unused.len() > 1 {
             // One that follows must not be left when the one that it names is gone.
             fs.sync_dir(&layout.log)
                 .map_err(OpenError::io("sync", &layout.log))?;

@@ -82,10 +82,9 @@ pub(crate) struct Recovered {
     pub(crate) chain: Vec<Link>,
     /// Segments that the snapshot made superfluous.
     pub(crate) superseded: Vec<u64>,
-    /// Segments after the log's end: made ahead, or with frames that follow lost ones.
+    /// Segments after the log's end: made ahead, or with frames that follow lost ones. They
+    /// have to go one by one, the last first.
     pub(crate) unused: Vec<u64>,
-    /// Some of those have frames, and have to go one by one, the last first.
-    pub(crate) cut_off: bool,
     pub(crate) files: dir::LogFiles,
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) snapshots: Vec<Lsn>,
@@ -152,7 +151,6 @@ pub(crate) fn read(
         chain: started,
         superseded,
         unused,
-        cut_off: false,
         files,
         snapshot,
         snapshots,
@@ -348,7 +346,6 @@ impl Replayer<'_> {
             }
         }
         found.unused.extend(later.iter().map(|link| link.header.id));
-        found.cut_off = !later.is_empty();
         found.unused.extend(damaged);
         found.unused.sort_unstable();
         Ok(())
