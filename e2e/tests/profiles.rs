@@ -184,7 +184,12 @@ async fn toggle(dir: &Path) -> Result<()> {
     let writers: Vec<_> = (0..6)
         .map(|n| {
             let channel = node.channel()?;
-            Ok(tokio::spawn(writer(channel, n, stop.clone(), Arc::clone(&done))))
+            Ok(tokio::spawn(writer(
+                channel,
+                n,
+                stop.clone(),
+                Arc::clone(&done),
+            )))
         })
         .collect::<Result<_>>()?;
     for round in 0..8 {
@@ -297,7 +302,10 @@ async fn choices(dir: &Path) -> Result<()> {
     std::fs::write(node.data.join("storage-rules"), "crc 0\nrubbish")?;
     node.args = Vec::new();
     let (ended, said) = node.run_refused().await?;
-    ensure(!ended.success() && said.contains("storage-rules is damaged"), || said)
+    ensure(
+        !ended.success() && said.contains("storage-rules is damaged"),
+        || said,
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -342,7 +350,10 @@ async fn slow_disk(dir: &Path) -> Result<()> {
     let durable = durable?;
     took.sort_unstable();
     let p90 = took[took.len() * 9 / 10];
-    println!("volatile p50 {:?}, p90 {p90:?}; durable {durable:?}", took[took.len() / 2]);
+    println!(
+        "volatile p50 {:?}, p90 {p90:?}; durable {durable:?}",
+        took[took.len() / 2]
+    );
     ensure(durable.iter().all(|t| *t >= DELAY), || {
         "durable writes did not wait for the disk".to_owned()
     })?;

@@ -276,9 +276,6 @@ impl Committer {
                 m.wal_write_bytes.add(info.bytes);
                 m.writes.durable.add(records);
                 m.write_bytes.durable.add(info.bytes);
-                if shared.disk_full() {
-                    shared.set_disk_full(false);
-                }
                 published.report(&shared, batch.records.len());
             }
             Err(error) => self.refused(&batch, &error),
@@ -355,6 +352,10 @@ pub(crate) fn publish(shared: &Shared, ticket: u64, answers: &mut Answers<Waiter
     let began = Instant::now();
     let now_ms = shared.store.now_ms();
     let mut engine = shared.store.lock();
+    if shared.disk_full() {
+        // There was room for it: what waited for it need not be refused.
+        engine.set_disk_full(false);
+    }
     engine.complete(ticket, now_ms, answers);
     Published {
         quota_changed: engine.check_quota(),
@@ -366,6 +367,9 @@ pub(crate) fn publish(shared: &Shared, ticket: u64, answers: &mut Answers<Waiter
 impl Published {
     /// Says what an operator should know.
     pub(crate) fn report(&self, shared: &Shared, records: usize) {
+        if shared.disk_full() {
+            shared.set_disk_full(false);
+        }
         if self.quota_changed {
             shared.log_quota();
         }

@@ -162,22 +162,23 @@ impl World {
         if process.volatile && self.random.chance(60) {
             let (engine, writer) = (process.engine.clone(), process.writer.clone());
             let meanwhile = process.meanwhile.clone();
-            let mut waiting = process.waiting.take();
             let mut left = 1 + self.random.below(2);
-            let back = Arc::new(Mutex::new(None));
-            let returned = back.clone();
+            let back = Arc::new(Mutex::new(process.waiting.take()));
+            let waiting = back.clone();
             self.fs.during_next_sync(move || {
+                let next = || {
+                    let first = locked(&waiting).take();
+                    first.or_else(|| locked(&engine).take_batch(VOLATILE, 5000))
+                };
                 while left > 0
-                    && let Some(batch) = waiting
-                        .take()
-                        .or_else(|| locked(&engine).take_batch(VOLATILE, 5000))
+                    && let Some(batch) = next()
                 {
                     left -= 1;
                     match write_batch(&engine, &writer, &batch, now) {
                         Some(Ok(done)) => locked(&meanwhile).push(done),
                         // Later, or never: the commit will find out.
                         _ => {
-                            *locked(&returned) = Some(batch);
+                            *locked(&waiting) = Some(batch);
                             return;
                         }
                     }
@@ -185,10 +186,18 @@ impl World {
             });
             let result = self.commit_batch(process, batch);
             self.fs.during_next_sync(|| {});
-            if process.waiting.is_none() {
-                process.waiting = locked(&back).take();
-            }
-            return result;
+            let back = locked(&back).take();
+            return match (result, back) {
+                (Ok(Some(mut unanswered)), Some(batch)) => {
+                    // It took its turn before the durable one.
+                    unanswered.insert(0, batch.records);
+                    Ok(Some(unanswered))
+                }
+                (result, back) => {
+                    process.waiting = back;
+                    result
+                }
+            };
         }
         self.commit_batch(process, batch)
     }
@@ -204,7 +213,7 @@ impl World {
         let result = process.journal.commit(
             &batch.records,
             || locked(&engine).revision(),
-            || locked(&engine).complete(batch.ticket, now, &mut answers),
+            || complete(&engine, batch.ticket, now, &mut answers),
         );
         for done in std::mem::take(&mut *locked(&process.meanwhile)) {
             self.tally.count("volatile writes during a sync");
@@ -213,10 +222,6 @@ impl World {
         match result {
             Ok((info, ())) => {
                 self.floor = self.floor.max(info.position.lsn());
-                if self.model.disk_full {
-                    self.model.disk_full = false;
-                    process.engine().set_disk_full(false);
-                }
                 self.visible(process, (info.position.lsn(), batch.records, answers))?;
                 Ok(None)
             }
@@ -233,9 +238,7 @@ impl World {
                     .journal
                     .commit(&[Record::Compact { revision: 1 }], || 1, || ());
                 ensure(again.is_err(), || "a dead journal took a commit".to_owned())?;
-                let mut unanswered = vec![batch.records];
-                unanswered.extend(process.waiting.take().map(|batch| batch.records));
-                Ok(Some(unanswered))
+                Ok(Some(vec![batch.records]))
             }
             Err(error) => Err(format!("a commit ended with {error}")),
         }
@@ -312,10 +315,7 @@ impl World {
                 }
                 Ok(None)
             }
-            Err(CommitError::Poisoned { .. }) => {
-                let waiting = process.waiting.take();
-                Ok(Some(waiting.map(|batch| batch.records).into_iter().collect()))
-            }
+            Err(CommitError::Poisoned { .. }) => Ok(Some(Vec::new())),
             Err(error) => Err(format!("upkeep ended with {error}")),
         }
     }
@@ -343,9 +343,10 @@ impl World {
                 return Ok(Some(records));
             }
         }
-        ensure(process.engine().lane_progress(VOLATILE).1 >= admitted, || {
-            "volatile writes do not get through".to_owned()
-        })?;
+        ensure(
+            process.engine().lane_progress(VOLATILE).1 >= admitted,
+            || "volatile writes do not get through".to_owned(),
+        )?;
         let engine = process.engine.clone();
         match process.journal.close_epoch(|| locked(&engine).revision()) {
             Ok(()) => {
@@ -365,6 +366,7 @@ impl World {
 
     /// A batch is visible: checks every answer.
     fn visible(&mut self, process: &Process, (lsn, records, answers): Done) -> Checked {
+        self.model.disk_full = false;
         let mut answers = answers.into_iter();
         for record in &records {
             let Some((waiter, Ok(outcome))) = answers.next() else {
@@ -546,6 +548,18 @@ impl World {
     }
 }
 
+/// Makes a batch visible: there was room for it.
+fn complete(
+    engine: &Mutex<engine::Engine<u64>>,
+    ticket: u64,
+    now: u64,
+    answers: &mut Answers<u64>,
+) {
+    let mut engine = locked(engine);
+    engine.set_disk_full(false);
+    engine.complete(ticket, now, answers);
+}
+
 /// Writes a volatile batch; `None` if that would wait.
 fn write_batch(
     engine: &Mutex<engine::Engine<u64>>,
@@ -562,7 +576,7 @@ fn write_batch(
         &batch.records,
         WITHIN,
         || locked(engine).revision(),
-        || locked(engine).complete(batch.ticket, now, &mut answers),
+        || complete(engine, batch.ticket, now, &mut answers),
     );
     Some(result.map(|(info, ())| -> Done {
         let lsn: Lsn = info.lsn;

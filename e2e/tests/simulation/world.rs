@@ -16,8 +16,8 @@ use engine::snapshot::SnapshotCursor;
 use engine::{Engine, Error, Limits};
 use journal::fs::sim::{Lies, MEMORY, SimFs};
 use journal::{
-    EpochReport, Guards, Journal, Lsn, NewDirectory, OpenError, Options, Position, Replay,
-    SnapshotWriter, VolatileWriter,
+    Guards, Journal, Lsn, NewDirectory, OpenError, Options, Position, Replay, SnapshotWriter,
+    VolatileWriter,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const DIR: &str = "/data";
 const KEYS: usize = 12;
 const LIVES: usize = 6;
+/// An epoch reserves more revisions than a seed uses.
+const EPOCH: i64 = 1_000_000;
 
 /// What is taken away from the disk or the journal, to see the oracle notice.
 #[derive(Clone, Copy, Default)]
@@ -176,6 +178,8 @@ struct World {
     floor: Lsn,
     /// The power has gone since the last start.
     lost_power: bool,
+    /// The last process had a marker in memory.
+    marker: bool,
 }
 
 type Checked = Result<(), String>;
@@ -235,10 +239,7 @@ fn contents(engine: &Engine<u64>) -> Contents {
     let of = |kv: &engine::tail::KeyValue| {
         let f = kv.fields();
         let value = Bytes::copy_from_slice(f.value);
-        (
-            Bytes::copy_from_slice(&kv.key),
-            (value, f.version, f.lease),
-        )
+        (Bytes::copy_from_slice(&kv.key), (value, f.version, f.lease))
     };
     cursor.finish().kvs.iter().map(of).collect()
 }
@@ -292,6 +293,7 @@ pub(crate) fn run(seed: u64, without: Without) -> Result<Tally, String> {
         log: Vec::new(),
         floor: 0,
         lost_power: false,
+        marker: false,
     };
     let mut unanswered = Vec::new();
     for life in 0..LIVES {
@@ -309,11 +311,7 @@ pub(crate) fn run(seed: u64, without: Without) -> Result<Tally, String> {
 impl World {
     /// Opens what the last process left and compares it with what it promised. `None` if
     /// the start was cut off itself.
-    fn start(
-        &mut self,
-        unanswered: &[Vec<Record>],
-        safe: bool,
-    ) -> Result<Option<Process>, String> {
+    fn start(&mut self, unanswered: &[Vec<Record>], safe: bool) -> Result<Option<Process>, String> {
         if !safe && self.random.chance(15) {
             self.fs.crash_after(1 + self.random.below(25) as u64);
         }
@@ -332,7 +330,8 @@ impl World {
                 self.crash();
                 return self.start(unanswered, safe);
             }
-            Err(OpenError::NoSpace { .. }) if !safe => {
+            // What a power loss took must be noted before anyone is served.
+            Err(OpenError::NoSpace { .. }) => {
                 self.fs.set_capacity(None);
                 return self.start(unanswered, safe);
             }
@@ -342,12 +341,20 @@ impl World {
             self.tally.count("starts from a snapshot");
         }
         let mut engine = feed.0;
-        match &report.epoch {
-            Some(epoch) if !epoch.trusted => self.beyond(&engine, epoch, unanswered)?,
-            _ => self.nothing_is_missing(&engine, unanswered)?,
+        let jumped = match &report.epoch {
+            Some(epoch) if !epoch.trusted => Some(epoch.jumped_to.ok_or("it did not jump")?),
+            // A start that was cut off has seen to it.
+            None if self.lost_power && engine.revision() > self.model.revision + EPOCH / 2 => {
+                Some(engine.revision())
+            }
+            _ => None,
+        };
+        match jumped {
+            Some(to) => self.beyond(&engine, to, unanswered)?,
+            None => self.nothing_is_missing(&engine, unanswered)?,
         }
         if let Some(epoch) = &report.epoch {
-            ensure(epoch.trusted || self.lost_power, || {
+            ensure(epoch.trusted || self.lost_power || !self.marker, || {
                 format!("a killed process was not trusted: {}", epoch.reason)
             })?;
             self.tally.count(if self.lost_power {
@@ -407,13 +414,7 @@ impl World {
     /// After a power loss within an epoch: what is there is what the log held up to some
     /// frame, and all that was on disk when something was answered; revisions go on above
     /// all that were shown, and everybody lists again.
-    fn beyond(
-        &mut self,
-        engine: &Engine<u64>,
-        epoch: &EpochReport,
-        unanswered: &[Vec<Record>],
-    ) -> Checked {
-        let to = epoch.jumped_to.ok_or("it was not trusted, and did not jump")?;
+    fn beyond(&mut self, engine: &Engine<u64>, to: i64, unanswered: &[Vec<Record>]) -> Checked {
         let now = (engine.revision(), engine.compact_revision());
         ensure(now == (to, to) && to > self.model.revision, || {
             format!(
@@ -422,6 +423,11 @@ impl World {
             )
         })?;
         let found = contents(engine);
+        let mut leases = engine.lease_ids();
+        leases.sort_unstable();
+        let same = |then: &Model| {
+            contents_of(then) == found && then.leases.keys().copied().eq(leases.iter().copied())
+        };
         let newest = self.log.iter().map(|l| l.lsn).max().unwrap_or(0);
         let mut cuts: Vec<Lsn> = self.log.iter().map(|l| l.lsn).collect();
         cuts.push(self.floor);
@@ -438,23 +444,21 @@ impl World {
             more.iter().find_map(|some| {
                 let mut then = then.clone();
                 some.iter().for_each(|record| then.apply(record));
-                (contents_of(&then) == found).then_some((*cut, then))
+                same(&then).then_some((*cut, then))
             })
         });
         let Some((cut, mut then)) = survived else {
             return Err(format!(
-                "after a power loss there is {found:?}, which no end of the log at or after {} gives",
+                "after a power loss there is {found:?} with leases {leases:?}, which no end of the log at or after {} gives",
                 self.floor
             ));
         };
         if cut < newest {
+            ensure(self.lost_power, || {
+                format!("a kill took what came after {cut}, up to {newest}")
+            })?;
             self.tally.count("power losses that took something");
         }
-        let mut leases = engine.lease_ids();
-        leases.sort_unstable();
-        ensure(then.leases.keys().copied().eq(leases.iter().copied()), || {
-            format!("leases are {leases:?}, not {:?}", then.leases)
-        })?;
         // From here on with the revisions that there are now.
         then.rebase(to, |key| {
             engine.version_of(key).map(|tail| {
@@ -605,6 +609,7 @@ impl World {
     /// What remains of a process; returns the records that may or may not have happened.
     fn after(&mut self, process: Process, end: End) -> Vec<Vec<Record>> {
         self.asked.clear();
+        self.marker = process.journal.volatile_status().marker.is_some();
         let unanswered = match end {
             End::Clean => {
                 let mut answers = Answers::new();
