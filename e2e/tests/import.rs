@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use e2e::kube::store::{Kind, Store};
+use e2e::kube::pki::Authority;
+use e2e::kube::store::{Kind, Store, Tls};
 use support::{
     ETCDS, Result, Said, Writer, conclude, data_dir, ensure, equal, etcd, etcdutl, etcdutl_restore,
     fail, orlop, save, serve, text, until_hash, view,
@@ -436,4 +437,72 @@ async fn damaged(dir: &Path) -> Result<()> {
     fs::create_dir(&nothing)?;
     let empty = ["snapshot", "restore", text(&nothing), "--data-dir", "x"];
     orlop(&empty)?.refused(&["neither etcd's nor orlop's"])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_goes_by_tls_and_back_to_older_etcds() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = by_tls(dir.path()).await;
+    conclude(dir, result);
+}
+
+/// The hash by the released etcdctl (etcd 3.5 does not tell its revision).
+fn hash_kv(store: &Store) -> Result<String> {
+    let said = store.etcdctl()?.ok(&["endpoint", "hashkv"])?;
+    Ok(said.split(", ").nth(1).unwrap_or_default().to_owned())
+}
+
+async fn by_tls(dir: &Path) -> Result<()> {
+    let authority = Authority::new(dir, "store")?;
+    let tls = Tls {
+        server: authority.sign("server")?,
+        ca: authority.cert.clone(),
+        client: Some(authority.sign("client")?),
+    };
+    let client = authority.sign("client")?;
+    let certificates = [
+        ["--cacert", text(&authority.cert)],
+        ["--cert", text(&client.cert)],
+        ["--key", text(&client.key)],
+    ]
+    .concat();
+    let mut source = Store::start(Kind::Etcd, "source", dir, Some(tls.clone()), &[]).await?;
+    for n in 0..20 {
+        let lease = source.etcdctl()?.ok(&["lease", "grant", "900"])?;
+        let id = lease.split(' ').nth(1).unwrap_or_default();
+        let key = format!("key{}", n % 7);
+        source
+            .etcdctl()?
+            .ok(&["put", &key, "value", "--lease", id])?;
+    }
+    let before = hash_kv(&source)?;
+    // The first endpoint answers nobody.
+    let ours = data_dir("ours", dir);
+    let from = format!("https://127.0.0.1:1,{}", source.url());
+    let import = ["import", "--from", &from, "--data-dir", text(&ours)];
+    orlop(&import)?.refused(&["--cacert"])?;
+    orlop(&[&import[..], &certificates[..2]].concat())?.refused(&["--cert and --key"])?;
+    orlop(&[&import[..], &certificates].concat())?.well()?;
+    source.stop()?;
+    let mut store = Store::start(Kind::Orlop, "ours", dir, Some(tls), &[]).await?;
+    ensure(hash_kv(&store)? == before, || before.clone())?;
+    for set in ETCDS {
+        let version = set.strip_prefix("etcd-").unwrap_or("3.7");
+        let file = dir.join(format!("{set}.db"));
+        let url = store.url();
+        let export = ["export", "--endpoint", &url, "-o", text(&file)];
+        let version = ["--etcd-version", version];
+        let said = orlop(&[&export[..], &version, &certificates].concat())?.well()?;
+        ensure(said.contains("etcdutl snapshot restore"), || said)?;
+        same_status(&file)?;
+        let name = format!("back-{set}");
+        etcdutl_restore(&file, &name, dir, &[])?;
+        let mut back = etcd(set, &name, dir).await?;
+        let after = hash_kv(&back)?;
+        ensure(after == before, || format!("{set}: {before} {after}"))?;
+        let leases = back.etcdctl()?.ok(&["lease", "list"])?;
+        ensure(leases.starts_with("found 20 leases"), || leases)?;
+        back.stop()?;
+    }
+    Ok(store.stop()?)
 }

@@ -122,11 +122,18 @@ impl HashCursor {
         self.versions.pin()
     }
 
+    /// Puts away what a step collected; see [`VersionsCursor::settle`].
+    pub fn settle(&mut self) {
+        self.versions.settle();
+    }
+
     /// Sorts and hashes what was collected. Needs no lock; `rest` is called now and then, so
     /// that the caller can make it give way to others.
     pub fn finish(self, rest: &mut dyn FnMut()) -> u32 {
         let versions = self.versions.finish(rest);
-        versions.hash(self.of_compaction, rest)
+        let hash = versions.hash(self.of_compaction, rest);
+        versions.free(rest);
+        hash
     }
 
     /// The same, with what it is a hash of.

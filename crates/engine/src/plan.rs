@@ -117,10 +117,9 @@ impl View<'_> {
         let ops = op.success.iter().chain(&op.failure);
         // A delete may meet an earlier operation's key: etcd's check for duplicates lets a
         // range that ends at `\0` pass, and the branches of nested transactions.
-        let delete = |o: &Op| matches!(o, Op::Delete(_));
-        let nested = |o: &Op| matches!(o, Op::Txn(_));
-        effects.track =
-            ops.clone().any(nested) || (ops.clone().count() > 1 && ops.clone().any(delete));
+        let is_delete = |o: &Op| matches!(o, Op::Delete(_));
+        effects.track = ops.clone().any(|o| matches!(o, Op::Txn(_)))
+            || (ops.clone().count() > 1 && ops.clone().any(is_delete));
         self.branch(op, effects)
     }
 

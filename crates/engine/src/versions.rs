@@ -111,6 +111,8 @@ pub struct VersionsCursor {
     pub compact_revision: i64,
     /// The version visited last.
     at: Option<(Key, Revision)>,
+    /// What came since [`VersionsCursor::settle`], with the last entry before it.
+    slice: Vec<Stored>,
     parts: Vec<Vec<Stored>>,
     done: bool,
 }
@@ -140,12 +142,14 @@ impl<W> Engine<W> {
             revision,
             compact_revision,
             at: None,
+            slice: Vec::new(),
             parts: Vec::new(),
             done: false,
         }
     }
 
-    /// Collects on, visiting at most `max_versions` versions; returns true at the end.
+    /// Collects on, visiting at most `max_versions` versions; returns true at the end. Call
+    /// [`VersionsCursor::settle`] in between, without the lock.
     pub fn versions_step(&self, c: &mut VersionsCursor, max_versions: usize) -> bool {
         let mut left = max_versions.max(1);
         if let Some((key, revision)) = c.at.clone()
@@ -197,24 +201,14 @@ impl VersionsCursor {
     fn take(&mut self, key: &Key, v: crate::index::Version) {
         let same_key = |e: &&mut Stored| Arc::ptr_eq(&e.key, key);
         let compacted = v.revision.main <= self.compact_revision;
-        if self.parts.last().is_none_or(|part| part.len() == PART) {
-            // The last entry moves along: it may be of the same key.
-            let last = self.parts.last_mut().and_then(Vec::pop);
-            let mut part = Vec::with_capacity(PART);
-            part.extend(last);
-            self.parts.push(part);
-        }
-        let Some(part) = self.parts.last_mut() else {
-            return;
-        };
-        if let Some(before) = part.last_mut().filter(same_key) {
+        if let Some(before) = self.slice.last_mut().filter(same_key) {
             before.current = false;
             if compacted {
                 // Changed twice at the compact revision itself: the last one stays.
-                part.pop();
+                self.slice.pop();
             }
         }
-        part.push(Stored {
+        self.slice.push(Stored {
             revision: v.revision,
             key: key.clone(),
             current: v.tail.is_some(),
@@ -222,9 +216,32 @@ impl VersionsCursor {
         });
     }
 
+    /// Puts away what a step collected. Fresh memory is slow at its first touch: this keeps
+    /// it out of the lock.
+    pub fn settle(&mut self) {
+        // The last one may have a successor of the same key.
+        let last = self.slice.pop();
+        self.put_away();
+        self.slice.extend(last);
+    }
+
+    fn put_away(&mut self) {
+        for stored in self.slice.drain(..) {
+            match self.parts.last_mut() {
+                Some(part) if part.len() < PART => part.push(stored),
+                _ => {
+                    let mut part = Vec::with_capacity(PART);
+                    part.push(stored);
+                    self.parts.push(part);
+                }
+            }
+        }
+    }
+
     /// Sorts what was collected. Needs no lock; `rest` is called now and then, so that the
     /// caller can make it give way to others.
-    pub fn finish(self, rest: &mut dyn FnMut()) -> Versions {
+    pub fn finish(mut self, rest: &mut dyn FnMut()) -> Versions {
+        self.put_away();
         let mut parts = self.parts;
         let mut order = Vec::with_capacity(parts.iter().map(Vec::len).sum());
         // The next entry of each part, the oldest first.
@@ -288,6 +305,14 @@ impl Versions {
     /// The entries, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Stored> {
         (0..self.order.len()).filter_map(|i| self.get(i))
+    }
+
+    /// Gives all of it back, with rests in between.
+    pub fn free(self, rest: &mut dyn FnMut()) {
+        for part in self.parts {
+            drop(part);
+            rest();
+        }
     }
 
     /// Whether any entry is what its key is at the revision.

@@ -322,7 +322,13 @@ impl Model {
                 c.is_done()
             }
             Reading::Hash(c, ..) => self.engine.hash_step(c, slice),
-            Reading::Export(c, ..) => self.engine.versions_step(c, slice),
+            Reading::Export(c, ..) => {
+                let end = self.engine.versions_step(c, slice);
+                if self.r.random_bool(0.7) {
+                    c.settle();
+                }
+                end
+            }
             Reading::Snapshot(c, _, items, _) => {
                 let mut keys = Vec::new();
                 let end = self.engine.snapshot_step(c, slice, &mut keys);

@@ -193,8 +193,12 @@ impl Source {
                     let text = explain(&status);
                     let hint = if url.starts_with("http://") && text.contains("transport error") {
                         " (if it serves TLS: https:// and --cacert, --cert, --key)"
-                    } else if text.contains("CertificateRequired") {
-                        " (it wants a client certificate: --cert and --key)"
+                    } else if url.starts_with("https://")
+                        && tls.cert.is_none()
+                        && text.contains("connection")
+                    {
+                        // What a server without it says depends on when it closes.
+                        " (if it wants a client certificate: --cert and --key)"
                     } else {
                         ""
                     };

@@ -57,6 +57,7 @@ pub(crate) fn encoder(
         (cursor, head, pin)
     };
     while !store.lock().versions_step(&mut cursor, SLICE_KEYS) {
+        cursor.settle();
         if unwanted() {
             return Err(Failure::Stopped);
         }
@@ -71,8 +72,8 @@ pub(crate) fn encoder(
         raft_index: shared.committed_lsn(),
         storage_version: STORAGE_VERSION,
     };
-    let encoder = Encoder::new(&origin, &head, versions).map_err(Failure::Encode)?;
-    Ok((encoder, head.revision))
+    let encoder = Encoder::paced(&origin, &head, versions, &mut || pace.rest());
+    Ok((encoder.map_err(Failure::Encode)?, head.revision))
 }
 
 /// How many snapshots are being sent.
@@ -194,6 +195,7 @@ fn make_pieces(
         pace.restart();
     }
     let hash = encoder.sha256();
+    encoder.free(&mut || pace.rest());
     tracing::info!(
         "total-bytes" = total,
         "checksum-size" = hash.len() as u64,

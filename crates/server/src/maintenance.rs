@@ -187,6 +187,7 @@ impl Service {
         let hash = tokio::task::spawn_blocking(move || {
             let mut pace = Pace::start();
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
+                cursor.settle();
                 pace.rest();
             }
             drop(pin);

@@ -241,6 +241,7 @@ impl Scheduled {
             !shared.stopping()
         };
         let bytes = self.directory.write(&name, &mut encoder, &mut rest)?;
+        encoder.free(&mut || pace.rest());
         Ok((name, bytes))
     }
 }

@@ -198,6 +198,7 @@ impl Upkeep {
         let body = move || {
             let mut pace = Pace::start();
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
+                cursor.settle();
                 pace.rest();
             }
             let hash = cursor.finish_hash(&mut || pace.rest());

@@ -162,8 +162,23 @@ impl Encoder {
     /// # Errors
     /// [`Error::Write`] if a version is too large for the format.
     pub fn new(origin: &Origin, head: &StoreHead, versions: Versions) -> Result<Self, Error> {
+        Encoder::paced(origin, head, versions, &mut || ())
+    }
+
+    /// The same; `rest` is called now and then, so that the caller can make it give way to
+    /// others.
+    ///
+    /// # Errors
+    /// As [`Encoder::new`].
+    pub fn paced(
+        origin: &Origin,
+        head: &StoreHead,
+        versions: Versions,
+        rest: &mut dyn FnMut(),
+    ) -> Result<Self, Error> {
+        const PLANNED_AT_ONCE: usize = 4096;
         let parts = parts(origin, head);
-        let plan = || -> Result<Plan, bbolt::Error> {
+        let mut plan = || -> Result<Plan, bbolt::Error> {
             let mut planner = Planner::new(bbolt::DEFAULT_PAGE_SIZE)?;
             for part in &parts {
                 planner.bucket(part.name())?;
@@ -174,8 +189,11 @@ impl Encoder {
                         }
                     }
                     Part::Versions => {
-                        for stored in versions.iter() {
+                        for (n, stored) in versions.iter().enumerate() {
                             planner.item(stored.bucket_key().len(), stored.value_len())?;
+                            if n.is_multiple_of(PLANNED_AT_ONCE) {
+                                rest();
+                            }
                         }
                     }
                 }
@@ -256,6 +274,11 @@ impl Encoder {
         let rest = self.writer.take().map(Writer::finish).transpose()?;
         self.ready = rest.unwrap_or_default().into();
         Ok(!self.ready.is_empty())
+    }
+
+    /// Gives the versions back, with rests in between: millions take their time.
+    pub fn free(self, rest: &mut dyn FnMut()) {
+        self.versions.free(rest);
     }
 
     /// The SHA-256 of what was handed out so far; at the end, what etcd sends last.

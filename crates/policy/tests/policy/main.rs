@@ -7,3 +7,4 @@ mod objects;
 mod robust;
 mod rules;
 mod stored;
+mod surgery;
