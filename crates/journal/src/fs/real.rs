@@ -233,20 +233,17 @@ fn is_memory(kind: u64) -> bool {
 }
 
 /// A directory in memory for [`Options::marker_dir`](crate::Options::marker_dir):
-/// `/run/orlop`, which is made, or `/dev/shm`; `None` if this process may write to neither,
-/// or they are not in memory.
+/// `/run/orlop` if there is one, else `/dev/shm`; `None` if this process may write to neither,
+/// or they are not in memory. Makes nothing, so that a reader finds what a server found.
 pub fn default_marker_dir() -> Option<PathBuf> {
-    let in_memory = |dir: &Path| RealFs::new().in_memory(dir).unwrap_or(false);
-    let writable = |dir: &Path| rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok();
-    let (run, orlop) = (Path::new("/run"), Path::new("/run/orlop"));
-    if in_memory(run) && writable(run) && !orlop.is_dir() {
-        // If it fails, the next line notices.
-        let _ = DirBuilder::new().mode(0o700).create(orlop);
-    }
-    [orlop, Path::new("/dev/shm")]
+    let usable = |dir: &Path| {
+        RealFs::new().in_memory(dir).unwrap_or(false)
+            && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    ["/run/orlop", "/dev/shm"]
         .into_iter()
-        .find(|dir| in_memory(dir) && writable(dir))
-        .map(Path::to_owned)
+        .map(PathBuf::from)
+        .find(|dir| usable(dir))
 }
 
 /// A sentence if `path` (or the nearest parent that exists) is on a file system that does
