@@ -629,7 +629,6 @@ fn a_directory_on_a_disk_is_no_place_for_a_marker() {
 /// what was answered by then is on disk.
 #[test]
 fn going_strict_under_load_loses_nothing() {
-    let mut stamped = 0;
     for seed in 0..40 {
         let fs = SimFs::new(seed);
         let (mut classes, ..) = Classes::open(&fs);
@@ -657,11 +656,10 @@ fn going_strict_under_load_loses_nothing() {
                 let revision = classes.revision.clone();
                 let publish = || revision.fetch_add(1, Ordering::SeqCst);
                 let ask = || revision.load(Ordering::SeqCst);
-                let (info, _) = classes
+                classes
                     .journal
                     .commit(&[put("pd", b"x")], ask, publish)
                     .unwrap();
-                stamped += u64::from(info.stamped);
                 answered.fetch_add(1, Ordering::SeqCst);
                 commits += 1;
                 committer.wait(&classes.journal);
@@ -682,5 +680,4 @@ fn going_strict_under_load_loses_nothing() {
         committer.stop.store(true, Ordering::SeqCst);
         thread.join().unwrap();
     }
-    assert!(stamped > 0);
 }
