@@ -3,7 +3,8 @@
 //!
 //! `ORLOP_DIFF_SEED` runs one seed instead of those of every run, `ORLOP_DIFF_STEPS`
 //! sets how many operations a seed has, `ORLOP_DIFF_SECONDS` goes on with new seeds
-//! for that long, and `ORLOP_DIFF_TOLERATE` only prints that many differences.
+//! for that long, `ORLOP_DIFF_TOLERATE` only prints that many differences, and
+//! `ORLOP_DIFF_SHOW=1` prints each operation.
 
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,9 @@ async fn compare(sides: [Kind; 2], rules: Option<&str>, seed: u64, steps: usize)
     let began = Instant::now();
     let mut pair = Pair::connect(&left, &right).await?;
     pair.tolerate(variable("ORLOP_DIFF_TOLERATE")?.unwrap_or(0) as usize);
+    if variable("ORLOP_DIFF_SHOW")?.is_some_and(|shown| shown != 0) {
+        pair.show_operations();
+    }
     match pair.run(seed, steps, EXPIRIES).await {
         Ok(summary) => {
             let seconds = began.elapsed().as_secs_f32();

@@ -217,9 +217,10 @@ fn bursts(dir: &Path) -> Result<()> {
 }
 
 fn steady(dir: &Path) -> Result<()> {
+    // As many as are deleted: none that was just created has to go before it is complete.
     let result = bench(
         dir,
-        &["--compare=strict-ram", "--mode=steady", "--initial=5"],
+        &["--compare=strict-ram", "--mode=steady", "--initial=10"],
     )?;
     let stages = &result["runs"][0]["stages"];
     for stage in ["complete", "gone"] {

@@ -16,6 +16,8 @@ use crate::{Result, bins, ensure, eventually, fail, kwok};
 const CLIENT_QPS: u32 = 5000;
 /// How long controllers may take to make the first ServiceAccount.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often a starting cluster's programs are looked after.
+const LOOK: Duration = Duration::from_millis(200);
 const KUBE_SET: &str = "kube-1.37";
 
 /// Programs of a cluster.
@@ -146,19 +148,35 @@ impl Cluster {
             kubeconfig,
             dir,
         };
-        let settled = async {
-            kwok::wait_for_nodes(&api, options.nodes).await?;
-            let account = "/api/v1/namespaces/default/serviceaccounts/default";
-            eventually("a default ServiceAccount", ACCOUNT_TIMEOUT, || {
-                api.find(account)
-            })
-            .await
+        let settled = {
+            let settling = async {
+                kwok::wait_for_nodes(&api, options.nodes).await?;
+                let account = "/api/v1/namespaces/default/serviceaccounts/default";
+                eventually("a default ServiceAccount", ACCOUNT_TIMEOUT, || {
+                    api.find(account)
+                })
+                .await
+                .map(|_| ())
+            };
+            tokio::select! {
+                settled = settling => settled,
+                // No use waiting for what a dead program should do.
+                dead = cluster.dead() => Err(dead),
+            }
+        };
+        match settled {
+            Ok(()) => Ok(cluster),
+            Err(error) => fail(format!("the cluster does not get ready: {error}")),
         }
-        .await;
-        match (settled, cluster.check_alive()) {
-            (Ok(_), Ok(())) => Ok(cluster),
-            (Err(error), Err(other)) => fail(format!("{error}\nBesides: {other}")),
-            (Err(error), Ok(())) | (Ok(_), Err(error)) => Err(error),
+    }
+
+    /// Waits until a program ends by itself; says which.
+    async fn dead(&mut self) -> crate::Error {
+        loop {
+            if let Err(error) = self.check_alive() {
+                return error;
+            }
+            tokio::time::sleep(LOOK).await;
         }
     }
 

@@ -38,6 +38,8 @@ pub fn start(program: &Path, kubeconfig: &Path, dir: &Path) -> Result<Process> {
         .arg(format!("--node-lease-duration-seconds={LEASE_DURATION_S}"))
         .arg(format!("--cidr={POD_CIDR}"))
         .arg(format!("--node-ip={NODE_IP}"))
+        // Otherwise a line a step.
+        .arg("--v=WARN")
         // It also reads a file of its user's; what happens here must not depend on that.
         .env("HOME", dir)
         .env("KWOK_WORKDIR", dir);

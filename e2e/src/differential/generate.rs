@@ -58,8 +58,8 @@ pub struct Generator {
     keys: usize,
     big_values: bool,
     values: u64,
-    /// Whether puts of the transaction that is being made may keep what was there.
-    pub(super) ignoring_puts: bool,
+    /// Whether the transaction that is being made has puts.
+    pub(super) puts_in_txn: bool,
 }
 
 impl Generator {
@@ -73,7 +73,7 @@ impl Generator {
             big_values: rng.chance(30),
             rng,
             values: 0,
-            ignoring_puts: false,
+            puts_in_txn: false,
         }
     }
 

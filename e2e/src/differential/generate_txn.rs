@@ -19,7 +19,7 @@ impl Generator {
             _ => self.rng.below(4),
         };
         if depth == 0 {
-            self.ignoring_puts = self.rng.chance(30);
+            self.puts_in_txn = self.rng.chance(80);
         }
         // Some that only read, which etcd serves differently.
         let read_only = self.rng.chance(15);
@@ -48,11 +48,12 @@ impl Generator {
         let request = match self.rng.below(20) {
             _ if read_only => Request::RequestRange(self.range_in_txn(state)),
             0..7 => Request::RequestRange(self.range_in_txn(state)),
-            7..14 => Request::RequestPut(self.put_in_txn(state, ops)),
+            7..14 if self.puts_in_txn => Request::RequestPut(self.put_in_txn(state, ops)),
             14..17 => Request::RequestDeleteRange(self.delete_in_txn()),
             17..19 if depth < MAX_DEPTH => Request::RequestTxn(self.txn(state, depth + 1)),
             19 if self.rng.chance(10) => return pb::RequestOp { request: None },
-            _ => Request::RequestPut(self.put_in_txn(state, ops)),
+            _ if self.puts_in_txn => Request::RequestPut(self.put_in_txn(state, ops)),
+            _ => Request::RequestDeleteRange(self.delete_in_txn()),
         };
         pb::RequestOp {
             request: Some(request),
@@ -72,7 +73,8 @@ impl Generator {
 
     fn put_in_txn(&mut self, state: &State, ops: usize) -> pb::PutRequest {
         let mut request = self.put(state);
-        if !self.ignoring_puts {
+        if self.rng.chance(70) {
+            // Those of a key that is not there make the whole transaction fail.
             request.ignore_value = false;
             request.ignore_lease = false;
         }
@@ -85,13 +87,13 @@ impl Generator {
         request
     }
 
-    /// etcd's check for a key that is deleted and put in one transaction does not
-    /// see that a range ends at the last key of all, and it falls over (3.7.3,
-    /// index out of range in put) if such a put then needs the value that was
-    /// there. So a transaction has either such puts or such ranges.
+    /// etcd's check for a key that is deleted and put in one transaction does not see that a
+    /// range ends at the last key of all. It then falls over (3.7.3, index out of range in put)
+    /// if the put needs the value that was there, and loses what was put if a compaction comes
+    /// at that revision, falling over later. So a transaction has either puts or such ranges.
     fn delete_in_txn(&mut self) -> pb::DeleteRangeRequest {
         let mut request = self.delete_range();
-        if self.ignoring_puts {
+        if self.puts_in_txn && request.range_end.as_ref() == b"\0" {
             request.range_end = Bytes::new();
         }
         request

@@ -49,6 +49,8 @@ pub struct Pair {
     new_watch: bool,
     /// Differences that are still only printed.
     tolerated: usize,
+    /// Whether each operation is printed.
+    shown: bool,
 }
 
 /// What a run did.
@@ -76,6 +78,7 @@ impl Pair {
             cut_short: Vec::new(),
             new_watch: false,
             tolerated: 0,
+            shown: false,
         };
         let everything = pb::RangeRequest {
             key: Bytes::from_static(b"\0"),
@@ -106,10 +109,11 @@ impl Pair {
             } else {
                 generator.op(&self.state)
             };
-            self.checked(&op, seed, step, &mut summary).await?;
+            self.checked(&op, seed, (step, steps), &mut summary).await?;
         }
         for op in [Op::Settle, Op::HashKv(pb::HashKvRequest { revision: 0 })] {
-            self.checked(&op, seed, steps, &mut summary).await?;
+            self.checked(&op, seed, (steps, steps), &mut summary)
+                .await?;
         }
         Ok(summary)
     }
@@ -118,16 +122,18 @@ impl Pair {
         &mut self,
         op: &Op,
         seed: u64,
-        step: usize,
+        (step, steps): (usize, usize),
         summary: &mut Summary,
     ) -> Result<()> {
+        if self.shown {
+            println!("{step}: {}", show(op));
+        }
         let Err(error) = self.step(op, summary).await else {
             return Ok(());
         };
         let text = format!(
             "seed {seed}, step {step}: {error}\n\nAgain: ORLOP_DIFF_SEED={seed} \
-             ORLOP_DIFF_STEPS={} cargo test -p e2e --test differential",
-            step + 1
+             ORLOP_DIFF_STEPS={steps} cargo test -p e2e --test differential"
         );
         if self.tolerated == 0 {
             return fail(text);
@@ -141,6 +147,11 @@ impl Pair {
     /// once. What follows the first one may follow from it.
     pub fn tolerate(&mut self, differences: usize) {
         self.tolerated = differences;
+    }
+
+    /// Prints each operation.
+    pub fn show_operations(&mut self) {
+        self.shown = true;
     }
 
     /// Does one operation, and before it what it needs.

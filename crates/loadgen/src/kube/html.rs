@@ -9,6 +9,7 @@ use super::result::{Course, Run};
 use super::svg::{Line, bars, escape, lines};
 use super::track::Stage;
 
+const MIB: f64 = 1024.0 * 1024.0;
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc }
@@ -218,9 +219,7 @@ fn group(title: &str, stores: &BTreeMap<&str, Vec<&Run>>) -> String {
     );
     let memory = |c: &Course| {
         let all = c.rss_bytes.get(STORE).cloned().unwrap_or_default();
-        all.into_iter()
-            .map(|bytes| bytes as f64 / 1048576.0)
-            .collect()
+        all.into_iter().map(|bytes| bytes as f64 / MIB).collect()
     };
     text += &figure(
         "Memory of the store",
@@ -253,6 +252,13 @@ fn components(first: &[(&str, &Run)]) -> String {
             parts.iter().map(of).collect()
         })
         .collect();
+    let memory: Vec<Vec<f64>> = first
+        .iter()
+        .map(|(_, run)| {
+            let of = |part: &String| run.used.get(part).map_or(0.0, |u| u.rss_peak_bytes as f64);
+            parts.iter().map(|part| of(part) / MIB).collect()
+        })
+        .collect();
     let store: Vec<Vec<f64>> = first
         .iter()
         .map(|(_, run)| {
@@ -264,6 +270,9 @@ fn components(first: &[(&str, &Run)]) -> String {
     figure(
         "CPU by component",
         bars("ms by request", &names, &parts, &cpu),
+    ) + &figure(
+        "Most memory, by component",
+        bars("MiB", &names, &parts, &memory),
     ) + &figure(
         "Latency of the store, as the apiserver saw it",
         bars("ms by request", &names, &sum, &store),
@@ -336,7 +345,7 @@ fn idle(report: &Report) -> String {
                 idle.store.clone(),
                 format!("{:.0}", idle.seconds),
                 format!("{:.0}", idle.syncs_per_hour),
-                format!("{:.1}", idle.written_bytes_per_hour / 1048576.0),
+                format!("{:.1}", idle.written_bytes_per_hour / MIB),
                 format!("{:.2}", idle.store_cpu_ms_per_s),
             ]
         })

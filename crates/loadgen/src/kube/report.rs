@@ -157,7 +157,7 @@ pub(crate) const SHOWN: [(Stage, &str); 8] = [
 ];
 
 /// What else is shown of each store.
-pub(crate) const COLUMNS: [Column; 9] = [
+pub(crate) const COLUMNS: [Column; 10] = [
     column("bound/s", 1, |r| of(r, |r| Some(r.bound_per_s))),
     column("kept up", 2, |r| {
         let kept = r.iter().filter(|r| r.kept_up).count();
@@ -165,6 +165,9 @@ pub(crate) const COLUMNS: [Column; 9] = [
     }),
     column("store ms/write", 2, |r| {
         of(r, |r| r.store_writes.map(|s| s.mean_ms))
+    }),
+    column("store p99 ms/write", 1, |r| {
+        of(r, |r| r.store_writes.map(|s| s.p99_ms))
     }),
     column("store ms/request", 2, |r| {
         of(r, |r| {

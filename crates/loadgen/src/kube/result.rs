@@ -15,6 +15,8 @@ const CURVE_POINTS: usize = 200;
 const GROWTH_FACTOR: f64 = 1.5;
 /// ... and this many milliseconds, before it counts as growing.
 const GROWTH_MS: f64 = 50.0;
+/// Of what was asked for, at least this share must be bound when the load ends.
+const IN_TIME_SHARE: f64 = 0.9;
 
 /// Latencies in milliseconds from the intended time of a request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -94,7 +96,8 @@ pub(crate) struct Run {
     pub(crate) bound_per_s: f64,
     /// Median latency to bound in the last quarter of the load over that in the second.
     pub(crate) growth: f64,
-    /// Whether the latency to bound did not grow over the load.
+    /// Whether the latency to bound did not grow over the load, and nearly all were bound
+    /// within it.
     pub(crate) kept_up: bool,
     /// From the end of the load to when all was done.
     pub(crate) drain_s: f64,
@@ -132,7 +135,7 @@ impl Run {
             .iter()
             .filter(|(_, bound)| bound.is_some_and(|at| at <= load_end))
             .count();
-        let (growth, kept_up) = growth(&tracker.latencies(Stage::Bound));
+        let (growth, steady) = growth(&tracker.latencies(Stage::Bound));
         let last = outcome.samples.last().map_or(load_end, |s| s.at);
         let first = outcome.samples.first();
         let used = used(&outcome.samples, outcome.requests);
@@ -154,7 +157,7 @@ impl Run {
             created: creations.len(),
             bound_per_s: in_time as f64 / shape.duration.as_secs_f64(),
             growth,
-            kept_up,
+            kept_up: steady && in_time as f64 >= creations.len() as f64 * IN_TIME_SHARE,
             drain_s: last.saturating_duration_since(load_end).as_secs_f64(),
             stages,
             store_writes: outcome.store,
@@ -173,7 +176,7 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Growth of a latency over a run, and whether that is within bounds.
+/// Growth of a latency over a run, and whether it stays as it is.
 fn growth(latencies: &[(Instant, Duration)]) -> (f64, bool) {
     let quarter = latencies.len() / 4;
     let median = |n: usize| {
