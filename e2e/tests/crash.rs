@@ -28,6 +28,19 @@ use tonic::{Code, Status};
 
 /// Small requests and segments, so that the log rolls over many times between kills.
 const FLAGS: [&str; 2] = ["--max-request-bytes=131072", "--segment-bytes=1048576"];
+/// Rules under which half of the writes are volatile.
+const RULES: &str = r#"
+[[rule]]
+prefix = ["k1", "k3", "lease/"]
+change = ["create", "delete"]
+durability = "volatile"
+sync_within = "30s"
+
+[[rule]]
+prefix = ["k2", "k5"]
+durability = "volatile"
+sync_within = "20s"
+"#;
 const CLIENTS: usize = 12;
 const CONNECTIONS: usize = 4;
 const KEYS: usize = 40;
@@ -48,7 +61,21 @@ fn number(name: &str, default: u64) -> Result<u64> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_by_kills() {
     let dir = tempfile::tempdir().unwrap();
-    let result = kills(dir.path()).await;
+    let result = kills(dir.path(), &FLAGS).await;
+    conclude(dir, result);
+}
+
+/// Some keys volatile by their name, some only when they come or go, whatever that does to
+/// a lease; nothing is synced for long. A killed process has lost nothing all the same: no
+/// write of any class, no revision, and no watch begins anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_volatile_is_lost_by_kills() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = dir.path().join("rules.toml");
+    std::fs::write(&rules, RULES).unwrap();
+    let rules = format!("--rules={}", rules.display());
+    let flags = [FLAGS[0], FLAGS[1], &rules];
+    let result = kills(dir.path(), &flags).await;
     conclude(dir, result);
 }
 
@@ -73,12 +100,12 @@ async fn revision(node: &Node) -> Result<i64> {
     Ok(reply.header.unwrap_or_default().revision)
 }
 
-async fn kills(dir: &std::path::Path) -> Result<()> {
+async fn kills(dir: &std::path::Path, flags: &[&str]) -> Result<()> {
     let rounds = number("ORLOP_CRASH_ROUNDS", 12)?;
     let seed = number("ORLOP_CRASH_SEED", 1)?;
     let mut random = Rng::new(seed);
     let recorder = Recorder::default();
-    let mut node = Node::start("orlop", dir, &FLAGS).await?;
+    let mut node = Node::start("orlop", dir, flags).await?;
     let everything = Observer::start(node.channel()?, "\0", b"\0", 2);
     let mut others: Vec<(Observer, i64, &str)> = Vec::new();
     for prefix in ["k1", "k", "k3"] {
@@ -159,6 +186,13 @@ async fn kills(dir: &std::path::Path) -> Result<()> {
     }
     final_state(&node, &events).await?;
     kept.lock().await.check(&node).await?;
+    if flags.len() > FLAGS.len() {
+        let volatile = node
+            .metrics()
+            .await?
+            .sum("orlop_writes_total", &["class=\"volatile\""]);
+        ensure(volatile > 0.0, || format!("volatile writes: {volatile:?}"))?;
+    }
     ensure(node.stop()?.success(), || "the last stop failed".to_owned())?;
     println!(
         "{rounds} kills, {} watches, slowest start {slowest_start:?}; {summary:?}; {}",

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use crate::config::{
     AutoCompaction, ClusterState, Config, LogFormat, LogLevel, LogOutput, Metrics,
-    ScheduledSnapshots,
+    ScheduledSnapshots, Storage,
 };
 use crate::gates::{self, GATES};
 use crate::golang::{parse_duration, quote};
 use crate::listen::Listen;
 use crate::settings::Settings;
 use crate::table::{self, FLAGS, Treatment};
-use crate::tls::client_tls;
+use crate::tls::{admin_tls, client_tls};
 use crate::{Error, Notice, Personality, Run, Url};
 
 const MAX_ELECTION_MS: u64 = 50_000;
@@ -51,6 +51,8 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
     let auto_compaction = auto_compaction(&settings)?;
     let feature_gates = feature_gates(&settings, &mut notices)?;
     let client_tls = client_tls(&settings, &urls, &mut notices)?;
+    let admin_tls = admin_tls(&settings, &urls)?;
+    let storage = storage(&settings)?;
     warn_of_accepted(&settings, &mut notices);
 
     let name = settings.text("name");
@@ -103,6 +105,11 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         segment_bytes: segment_bytes(&settings)?,
         fault_sync_delay: fault_sync_delay(&settings)?,
         scheduled_snapshots: scheduled_snapshots(&settings)?,
+        storage,
+        kube_prefix: Some(settings.text("kube-prefix")).filter(|prefix| !prefix.is_empty()),
+        admin_socket: path(&settings, "admin-socket"),
+        listen_admin_urls: urls.admin,
+        admin_tls,
     };
     Ok(Run { config, notices })
 }
@@ -181,6 +188,24 @@ fn data_dir(
             );
             PathBuf::from(default)
         }
+    }
+}
+
+fn path(settings: &Settings, name: &str) -> Option<PathBuf> {
+    let text = settings.text(name);
+    (!text.is_empty()).then(|| PathBuf::from(text))
+}
+
+/// The rules themselves are the server's to read.
+fn storage(settings: &Settings) -> Result<Storage, Error> {
+    let profile = settings.text("profile");
+    match (profile.is_empty(), path(settings, "rules")) {
+        (false, Some(_)) => {
+            invalid("--profile and --rules exclude each other: a profile is a file of rules")
+        }
+        (false, None) => Ok(Storage::Profile(profile)),
+        (true, Some(file)) => Ok(Storage::Rules(file)),
+        (true, None) => Ok(Storage::Default),
     }
 }
 

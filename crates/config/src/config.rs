@@ -116,6 +116,28 @@ impl ClientTls {
     }
 }
 
+/// Which rules decide how durable a write is, unless a choice at run time says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// Nothing was said: everything is durable.
+    Default,
+    /// `--profile`: a profile's name.
+    Profile(String),
+    /// `--rules`: a file.
+    Rules(PathBuf),
+}
+
+/// TLS of the admin endpoint on TCP; a client certificate is always required.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminTls {
+    /// `--cert-file`.
+    pub cert_file: PathBuf,
+    /// `--key-file`.
+    pub key_file: PathBuf,
+    /// `--admin-trusted-ca-file`.
+    pub trusted_ca_file: PathBuf,
+}
+
 /// Snapshots in etcd's format that the server saves by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduledSnapshots {
@@ -207,6 +229,16 @@ pub struct Config {
     pub fault_sync_delay: Duration,
     /// The snapshots that are saved by themselves, if any are.
     pub scheduled_snapshots: Option<ScheduledSnapshots>,
+    /// The storage rules.
+    pub storage: Storage,
+    /// `--kube-prefix`; `None` leaves it to the rules.
+    pub kube_prefix: Option<String>,
+    /// `--admin-socket`; `None` for the one in the data directory.
+    pub admin_socket: Option<PathBuf>,
+    /// Where the admin endpoint is served besides its socket; https only.
+    pub listen_admin_urls: Vec<Url>,
+    /// There whenever there are admin URLs.
+    pub admin_tls: Option<AdminTls>,
 }
 
 impl Config {

@@ -35,8 +35,8 @@ mod value;
 
 pub use cipher::CipherSuite;
 pub use config::{
-    AutoCompaction, ClientTls, ClusterState, Config, LogFormat, LogLevel, LogOutput, Metrics,
-    ScheduledSnapshots, TlsVersion,
+    AdminTls, AutoCompaction, ClientTls, ClusterState, Config, LogFormat, LogLevel, LogOutput,
+    Metrics, ScheduledSnapshots, Storage, TlsVersion,
 };
 pub use error::Error;
 pub use removed::{REMOVED, Removed, Successor, removed_flag_names};

@@ -10,6 +10,7 @@ pub(crate) struct Listen {
     pub(crate) client: Vec<Url>,
     pub(crate) client_http: Vec<Url>,
     pub(crate) metrics: Vec<Url>,
+    pub(crate) admin: Vec<Url>,
     pub(crate) advertise_client: Vec<Url>,
     pub(crate) advertise_peer: Vec<Url>,
 }
@@ -20,14 +21,19 @@ impl Listen {
             client: settings.urls("listen-client-urls"),
             client_http: settings.urls("listen-client-http-urls"),
             metrics: settings.urls("listen-metrics-urls"),
+            admin: settings.urls("listen-admin-urls"),
             advertise_client: settings.urls("advertise-client-urls"),
             advertise_peer: settings.urls("initial-advertise-peer-urls"),
         };
         let peers = settings.urls("listen-peer-urls");
-        for url in [&peers, &urls.client, &urls.client_http, &urls.metrics]
-            .into_iter()
-            .flatten()
-        {
+        let bound = [
+            &peers,
+            &urls.client,
+            &urls.client_http,
+            &urls.metrics,
+            &urls.admin,
+        ];
+        for url in bound.into_iter().flatten() {
             url.check_bindable().map_err(Error::Invalid)?;
         }
         if let Some(why) = without_host(&urls.advertise_peer) {

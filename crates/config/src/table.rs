@@ -301,6 +301,12 @@ pub static FLAGS: &[Flag] = &[
     own("snapshot-dir", Text, "", "A directory, which must exist, for snapshots in etcd's format that are saved by themselves; empty for none. See [backup](../operating/backup.md)."),
     own("snapshot-interval", Duration, "1h", "How much time lies between two of those snapshots."),
     own("snapshot-keep", UINT, "24", "How many of them are kept; older ones of this cluster are deleted after each new one."),
+    own("profile", Text, "", "The storage profile: `strict` (everything durable; the default), `balanced` or `ephemeral`. A choice made with `orlop profile set` or `orlop rules apply` wins until `orlop profile reset`."),
+    own("rules", Text, "", "A file of storage rules, instead of `--profile`; see [rules](rules.md)."),
+    own("kube-prefix", Text, "", "kube-apiserver's `--etcd-prefix`, below which storage rules find Kubernetes objects; `/registry` unless the rules say otherwise."),
+    own("admin-socket", Text, "", "Where the admin endpoint's Unix socket is; `admin.sock` in the data directory by default."),
+    own("listen-admin-urls", Urls, "", "Where the admin endpoint is served besides its socket: https only, and a client certificate is required; needs `--cert-file`, `--key-file` and `--admin-trusted-ca-file`."),
+    own("admin-trusted-ca-file", Text, "", "The authorities whose client certificates may administer; apart from `--trusted-ca-file`, so that who may write keys may not change their durability."),
 
     ignored("cluster-active-size"),
     ignored("cluster-remove-delay"),

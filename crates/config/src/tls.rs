@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::build::invalid;
-use crate::config::{ClientTls, TlsVersion};
+use crate::config::{AdminTls, ClientTls, TlsVersion};
 use crate::golang::quote;
 use crate::listen::Listen;
 use crate::settings::Settings;
@@ -116,5 +116,36 @@ pub(crate) fn client_tls(
         min_version,
         max_version,
         cipher_suites,
+    }))
+}
+
+/// TLS of the admin endpoint, if it is asked for on TCP. Nothing else is served there: who
+/// may reach it can make writes less durable.
+pub(crate) fn admin_tls(settings: &Settings, urls: &Listen) -> Result<Option<AdminTls>, Error> {
+    let Some(first) = urls.admin.first() else {
+        return Ok(None);
+    };
+    if let Some(url) = urls
+        .admin
+        .iter()
+        .find(|url| !url.is_tls() || url.unix_path().is_some())
+    {
+        return invalid(format!(
+            "--listen-admin-urls takes https URLs only, and {url} is none; the Unix socket is \
+             --admin-socket"
+        ));
+    }
+    let [cert, key, ca] =
+        ["cert-file", "key-file", "admin-trusted-ca-file"].map(|name| settings.text(name));
+    if [&cert, &key, &ca].iter().any(|file| file.is_empty()) {
+        return invalid(format!(
+            "--listen-admin-urls {first} needs --cert-file, --key-file and \
+             --admin-trusted-ca-file: whose client certificates may administer?"
+        ));
+    }
+    Ok(Some(AdminTls {
+        cert_file: PathBuf::from(cert),
+        key_file: PathBuf::from(key),
+        trusted_ca_file: PathBuf::from(ca),
     }))
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{error, parse, parse_as, run, run_with, warnings};
 use config::{
     AutoCompaction, CipherSuite, ClusterState, LogFormat, LogLevel, LogOutput, Metrics, Parsed,
-    Personality, TlsVersion,
+    Personality, Storage, TlsVersion,
 };
 
 #[test]
@@ -62,6 +62,9 @@ fn nothing_given_is_etcds_defaults() {
     assert!(!config.unsafe_no_fsync);
     assert_eq!(config.threads, 0);
     assert_eq!(config.segment_bytes, 64 << 20);
+    assert_eq!(config.storage, Storage::Default);
+    assert_eq!((config.admin_socket, config.admin_tls), (None, None));
+    assert_eq!(config.listen_admin_urls, []);
     assert_eq!(config.scheduled_snapshots, None);
 }
 
@@ -127,6 +130,11 @@ fn every_typed_field_follows_its_flag() {
         "--snapshot-dir=/backup",
         "--snapshot-interval=30m",
         "--snapshot-keep=48",
+        "--profile=balanced",
+        "--kube-prefix=/k8s",
+        "--admin-socket=/run/a.sock",
+        "--listen-admin-urls=https://127.0.0.1:2999",
+        "--admin-trusted-ca-file=admin-ca",
     ])
     .config;
     let texts = |urls: &[config::Url]| urls.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -199,11 +207,39 @@ fn every_typed_field_follows_its_flag() {
     assert_eq!((config.history_budget_bytes, config.threads), (10, 11));
     assert_eq!((config.max_connections, config.max_watches), (12, 13));
     assert_eq!(config.segment_bytes, 2 << 20);
+    assert_eq!(config.storage, Storage::Profile("balanced".to_owned()));
+    assert_eq!(config.kube_prefix.as_deref(), Some("/k8s"));
+    assert_eq!(config.admin_socket, Some(PathBuf::from("/run/a.sock")));
+    assert_eq!(texts(&config.listen_admin_urls), ["https://127.0.0.1:2999"]);
+    let tls = config.admin_tls.unwrap();
+    assert_eq!(tls.trusted_ca_file, PathBuf::from("admin-ca"));
+    assert_eq!(
+        (tls.cert_file, tls.key_file),
+        (PathBuf::from("c"), PathBuf::from("k"))
+    );
     assert_eq!(config.fault_sync_delay, Duration::from_millis(8));
     let scheduled = config.scheduled_snapshots.unwrap();
     assert_eq!(scheduled.dir, PathBuf::from("/backup"));
     assert_eq!(scheduled.interval, Duration::from_secs(1800));
     assert_eq!(scheduled.keep, 48);
+}
+
+#[test]
+fn storage_rules_and_admin_urls_are_checked() {
+    assert_eq!(
+        run(&["--rules=/r.toml"]).config.storage,
+        Storage::Rules(PathBuf::from("/r.toml"))
+    );
+    assert!(error(&["--rules=r", "--profile=strict"]).contains("exclude each other"));
+    assert!(error(&["--listen-admin-urls=http://127.0.0.1:1"]).contains("https URLs only"));
+    assert!(
+        error(&[
+            "--listen-admin-urls=https://127.0.0.1:1",
+            "--cert-file=c",
+            "--key-file=k"
+        ])
+        .contains("--admin-trusted-ca-file")
+    );
 }
 
 /// Texts taken from etcd 3.7.3's output; it ends with 2 on each.

@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout)] // its purpose
 
 use bytes::Bytes;
-use engine::op::{Compare, KeyRange, Op, Operator, PutOp, Target, TxnOp, Write};
+use engine::op::{Class, Compare, KeyRange, Op, Operator, PutOp, Target, TxnOp, Write};
 use engine::record::{Effect, Record};
 use engine::{Engine, Limits};
 use rustix::time::{ClockId, clock_gettime};
@@ -81,7 +81,7 @@ fn run(engine: &mut Engine<u64>, n: u64, batch: u64, write: impl Fn(u64) -> Writ
         while !made.is_empty() {
             for _ in 0..batch {
                 if let Some(w) = made.pop() {
-                    engine.submit(w, 0, group, 0);
+                    engine.submit(w, Class::DURABLE, group, 0);
                 }
             }
             while let Some(b) = engine.take_batch(0, usize::MAX) {
@@ -105,7 +105,7 @@ fn longest_create_us(engine: &mut Engine<u64>, keys: std::ops::Range<u64>) -> u1
     for i in keys {
         let w = put(key(i), value.clone());
         let started = Instant::now();
-        engine.submit(w, 0, i, 0);
+        engine.submit(w, Class::DURABLE, i, 0);
         if let Some(b) = engine.take_batch(0, usize::MAX) {
             engine.complete(b.ticket, 0, &mut answers);
         }
@@ -117,7 +117,7 @@ fn longest_create_us(engine: &mut Engine<u64>, keys: std::ops::Range<u64>) -> u1
 
 fn compact(engine: &mut Engine<u64>) -> (f64, u128) {
     let revision = engine.revision();
-    engine.submit(Write::Compact { revision }, 0, 0, 0);
+    engine.submit(Write::Compact { revision }, Class::DURABLE, 0, 0);
     let mut answers = Vec::new();
     while let Some(b) = engine.take_batch(0, usize::MAX) {
         engine.complete(b.ticket, 0, &mut answers);
@@ -201,7 +201,7 @@ fn main() {
     // Many waiting on one key: each must wait for the one before it.
     let mut answers = Vec::new();
     for i in 0..5_000 {
-        engine.submit(cas(key(0), value.clone(), 0), 0, i, 0);
+        engine.submit(cas(key(0), value.clone(), 0), Class::DURABLE, i, 0);
     }
     let mut longest = 0;
     while let Some(b) = engine.take_batch(0, usize::MAX) {

@@ -228,6 +228,12 @@ impl Index {
         Some((&slot.key, slot.tail.as_ref()?))
     }
 
+    /// The revision that made `key` what it is; 0 if it does not exist.
+    pub fn mod_revision(&self, key: &[u8]) -> i64 {
+        let slot = self.find(key).and_then(|i| self.slots.get(i));
+        slot.filter(|s| s.tail.is_some()).map_or(0, |s| s.main)
+    }
+
     /// `key` as it is now.
     pub fn live_kv(&self, key: &[u8]) -> Option<KeyValue> {
         let (key, tail) = self.live(key)?;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 
-/// Number of lanes: durable writes use lane 0; the other is the seam for volatile ones.
+/// Number of lanes: [`crate::op::DURABLE`] and [`crate::op::VOLATILE`].
 pub const LANES: usize = 2;
 
 /// A key or range that an operation reads or writes, or both.

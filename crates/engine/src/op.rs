@@ -306,3 +306,44 @@ pub struct Outcome {
     /// The answer.
     pub reply: Reply,
 }
+
+/// The lane of writes that are answered when they are on disk. The strongest.
+pub const DURABLE: usize = 0;
+/// The lane of writes that are answered when they are in the log, and on disk a little later.
+pub const VOLATILE: usize = 1;
+
+/// A write's storage class, as its caller found it, and what that was found from. If that
+/// has changed when the write is admitted, the write is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Class {
+    /// [`DURABLE`] or [`VOLATILE`].
+    pub lane: usize,
+    /// How long it may stay off the disk, in milliseconds; of volatile writes only.
+    pub sync_within_ms: u32,
+    /// The generation of the rules that decided it ([`crate::Engine::set_rules`]).
+    pub rules: u64,
+    /// The version that it replaces, where a rule looked at it.
+    pub bound: Option<Bound>,
+    /// Bits of the caller's; a batch has those that all of its writes have.
+    pub tags: u8,
+}
+
+/// A version of a key that a class was found from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// The key.
+    pub key: Bytes,
+    /// Its mod revision; 0 if the key did not exist.
+    pub mod_revision: i64,
+}
+
+impl Class {
+    /// The class of whatever no rule makes volatile.
+    pub const DURABLE: Class = Class {
+        lane: DURABLE,
+        sync_within_ms: 0,
+        rules: 0,
+        bound: None,
+        tags: 0,
+    };
+}

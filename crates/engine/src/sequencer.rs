@@ -9,7 +9,7 @@
 use crate::Engine;
 use crate::error::Error;
 use crate::lock::{Footprint, LANES, Locks};
-use crate::op::{KeyRange, Outcome, Reply, Write};
+use crate::op::{Class, DURABLE, KeyRange, Outcome, Reply, Write};
 use crate::plan::{self, Effects, Step, View};
 use crate::record::{Effect, Record, Revision};
 use crate::waiting::{Waiting, WaitingQueue};
@@ -21,6 +21,8 @@ use std::collections::VecDeque;
 struct Pending<W> {
     plan: Plan,
     footprint: Footprint,
+    sync_within_ms: u32,
+    tags: u8,
     waiter: W,
 }
 
@@ -43,6 +45,10 @@ pub struct Batch {
     pub lane: usize,
     /// The records in log order.
     pub records: Vec<Record>,
+    /// How soon they must be on disk, in milliseconds; meant for volatile ones.
+    pub sync_within_ms: u32,
+    /// The bits that all of its writes have ([`Class::tags`]).
+    pub tags: u8,
 }
 
 #[derive(Debug)]
@@ -51,6 +57,10 @@ struct Lane<W> {
     open_records: Vec<Record>,
     open_bytes: usize,
     in_flight: VecDeque<(u64, Vec<Pending<W>>)>,
+    /// Writes admitted so far.
+    admitted: u64,
+    /// Of those, how many are visible, or have failed.
+    done: u64,
 }
 
 /// Queues and locks of the sequencer.
@@ -72,6 +82,8 @@ impl<W> Sequencer<W> {
             open_records: Vec::new(),
             open_bytes: 0,
             in_flight: VecDeque::new(),
+            admitted: 0,
+            done: 0,
         };
         Sequencer {
             lanes: [lane(), lane()],
@@ -92,11 +104,13 @@ impl<W> Engine<W> {
     /// Takes a write in. Returns the answer if there is one at once (an error, or nothing
     /// to change); otherwise it comes out of [`Engine::complete`] or [`Engine::fail`].
     ///
-    /// `now_ms` is any monotonic clock of the caller's, in milliseconds.
+    /// `class` says in which lane it may go; what it was found from is looked at again when
+    /// the write is admitted. `now_ms` is any monotonic clock of the caller's, in
+    /// milliseconds.
     pub fn submit(
         &mut self,
         write: Write,
-        lane: usize,
+        class: Class,
         waiter: W,
         now_ms: u64,
     ) -> Option<(W, Result<Outcome, Error>)> {
@@ -106,7 +120,7 @@ impl<W> Engine<W> {
         if self.held_bytes() > self.limits.max_held_bytes && write.bytes() > 0 {
             return Some((waiter, Err(Error::TooManyRequests)));
         }
-        let footprint = self.footprint(&write, lane);
+        let footprint = self.footprint(&write, &class);
         let s = &self.seq;
         if s.locks.conflicts(&footprint, false)
             || (!s.waiting.is_empty() && s.waiting.locks.conflicts(&footprint, true))
@@ -117,16 +131,30 @@ impl<W> Engine<W> {
             let deadline_ms = now_ms.saturating_add(self.limits.wait_timeout_ms);
             self.seq.waiting.push(Waiting {
                 write,
+                class,
                 footprint,
                 waiter,
                 deadline_ms,
             });
             return None;
         }
-        match self.admit(write, footprint, waiter) {
+        match self.admit(write, &class, footprint, waiter) {
             Admitted::Answered(w, a) => Some((w, a)),
             Admitted::Logged => None,
         }
+    }
+
+    /// The lane that a write of this class takes as things are now.
+    fn lane(&self, class: &Class) -> usize {
+        if class.lane == DURABLE {
+            return DURABLE;
+        }
+        let holds = class.rules == self.rules
+            && class
+                .bound
+                .as_ref()
+                .is_none_or(|b| self.index.mod_revision(&b.key) == b.mod_revision);
+        if holds { class.lane } else { DURABLE }
     }
 
     /// Bytes of the writes that no batch has taken yet.
@@ -150,11 +178,16 @@ impl<W> Engine<W> {
         }
     }
 
-    fn footprint(&self, write: &Write, lane: usize) -> Footprint {
+    fn footprint(&self, write: &Write, class: &Class) -> Footprint {
         let mut f = Footprint {
-            lane,
+            lane: self.lane(class),
             ..Footprint::default()
         };
+        if let Some(bound) = &class.bound {
+            // What the class was found from must not change under the write, also not by a
+            // put of the same lane that it would otherwise follow in one batch.
+            f.read(KeyRange::one(bound.key.clone()));
+        }
         match write {
             Write::Put(op) => plan::put_footprint(op, &mut f),
             Write::Delete(op) => plan::delete_footprint(op, &mut f),
@@ -180,7 +213,13 @@ impl<W> Engine<W> {
         f
     }
 
-    fn admit(&mut self, write: Write, mut footprint: Footprint, waiter: W) -> Admitted<W> {
+    fn admit(
+        &mut self,
+        write: Write,
+        class: &Class,
+        mut footprint: Footprint,
+        waiter: W,
+    ) -> Admitted<W> {
         let planned = match self.plan(write) {
             Ok(p) => p,
             Err(e) => return Admitted::Answered(waiter, Err(e)),
@@ -213,8 +252,11 @@ impl<W> Engine<W> {
         lane.open.push(Pending {
             plan,
             footprint,
+            sync_within_ms: class.sync_within_ms,
+            tags: class.tags,
             waiter,
         });
+        lane.admitted += 1;
         Admitted::Logged
     }
 
@@ -276,6 +318,13 @@ impl<W> Engine<W> {
         !self.seq.lanes[lane].open.is_empty()
     }
 
+    /// How many writes a lane has admitted so far, and how many of them are visible or have
+    /// failed: when the second has reached what the first was, all from before are through.
+    pub fn lane_progress(&self, lane: usize) -> (u64, u64) {
+        let l = &self.seq.lanes[lane];
+        (l.admitted, l.done)
+    }
+
     /// Closes a lane's open batch and hands it over, at most about `max_bytes` of it.
     pub fn take_batch(&mut self, lane: usize, max_bytes: usize) -> Option<Batch> {
         let l = &mut self.seq.lanes[lane];
@@ -299,11 +348,15 @@ impl<W> Engine<W> {
             l.open = pending.split_off(n);
         }
         l.open_bytes = l.open_records.iter().map(record_bytes).sum();
+        let sync_within_ms = pending.iter().map(|p| p.sync_within_ms).min();
+        let tags = pending.iter().fold(u8::MAX, |tags, p| tags & p.tags);
         l.in_flight.push_back((ticket, pending));
         Some(Batch {
             ticket,
             lane,
             records,
+            sync_within_ms: sync_within_ms.unwrap_or(0),
+            tags,
         })
     }
 
@@ -349,7 +402,10 @@ impl<W> Engine<W> {
             .lanes
             .iter_mut()
             .find_map(|l| match l.in_flight.front() {
-                Some((t, _)) if *t == ticket => l.in_flight.pop_front().map(|x| x.1),
+                Some((t, batch)) if *t == ticket => {
+                    l.done += batch.len() as u64;
+                    l.in_flight.pop_front().map(|x| x.1)
+                }
                 _ => None,
             })
     }
@@ -374,6 +430,7 @@ impl<W> Engine<W> {
         for lane in &mut s.lanes {
             lane.open_records.clear();
             lane.open_bytes = 0;
+            lane.done += lane.open.len() as u64;
             for p in lane.open.drain(..) {
                 s.locks.remove(&p.footprint);
                 answers.push((p.waiter, Err(error)));
@@ -410,11 +467,13 @@ impl<W> Engine<W> {
         let all_keys = released.iter().all(|f| f.only_key().is_some());
         if all_keys && !self.seq.waiting.has_others() {
             for key in released.iter().filter_map(Footprint::only_key) {
-                while let Some((n, w)) = self.seq.waiting.first_at(key)
-                    && !self.seq.locks.conflicts(&w.footprint, false)
-                    && let Some(w) = self.seq.waiting.remove(n)
-                {
-                    self.admit_again(*w, answers);
+                while let Some((n, w)) = self.seq.waiting.first_at(key) {
+                    let lane = self.lane(&w.class);
+                    self.seq.waiting.set_lane(n, lane);
+                    match self.seq.waiting.remove_free(n, &self.seq.locks) {
+                        Some(w) => self.admit_again(*w, answers),
+                        None => break,
+                    }
                 }
             }
             return;
@@ -423,7 +482,9 @@ impl<W> Engine<W> {
         for mut w in self.seq.waiting.drain() {
             if matches!(w.write, Write::LeaseRevoke { .. }) {
                 // Its keys may have changed while it waited.
-                w.footprint = self.footprint(&w.write, w.footprint.lane);
+                w.footprint = self.footprint(&w.write, &w.class);
+            } else {
+                w.footprint.lane = self.lane(&w.class);
             }
             if self.seq.locks.conflicts(&w.footprint, false)
                 || self.seq.waiting.locks.conflicts(&w.footprint, true)
@@ -438,7 +499,9 @@ impl<W> Engine<W> {
     fn admit_again(&mut self, w: Waiting<W>, answers: &mut Answers<W>) {
         if let Some(error) = self.refuses(&w.write) {
             answers.push((w.waiter, Err(error)));
-        } else if let Admitted::Answered(waiter, a) = self.admit(w.write, w.footprint, w.waiter) {
+        } else if let Admitted::Answered(waiter, a) =
+            self.admit(w.write, &w.class, w.footprint, w.waiter)
+        {
             answers.push((waiter, a));
         }
     }

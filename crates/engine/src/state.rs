@@ -49,6 +49,7 @@ pub struct Engine<W> {
     pub(crate) compaction_hashes: CompactionHashes,
     pub(crate) seq: Sequencer<W>,
     pub(crate) now_ms: u64,
+    pub(crate) rules: u64,
     /// For encoding, so that it allocates once.
     scratch: Vec<u8>,
 }
@@ -71,6 +72,7 @@ impl<W> Engine<W> {
             compaction_hashes: CompactionHashes::default(),
             seq: Sequencer::new(),
             now_ms: 0,
+            rules: 0,
             scratch: Vec::new(),
         }
     }
@@ -83,6 +85,17 @@ impl<W> Engine<W> {
     /// The compact revision, -1 if there was no compaction.
     pub fn compact_revision(&self) -> i64 {
         self.compact_revision
+    }
+
+    /// Sets the generation of the rules in force: writes that others classified, and that are
+    /// not admitted yet, are durable.
+    pub fn set_rules(&mut self, generation: u64) {
+        self.rules = generation;
+    }
+
+    /// A key's version, for a caller that asks which class a change of it has.
+    pub fn version_of(&self, key: &[u8]) -> Option<Arc<[u8]>> {
+        self.index.live(key).map(|(_, tail)| tail.clone())
     }
 
     /// Number of keys that exist.
@@ -249,6 +262,31 @@ impl<W> Engine<W> {
             tail: None,
             prev: pushed.prev,
         });
+    }
+
+    /// Moves the store to a revision at which nothing is changed (a bump record, as etcd's
+    /// tools write it), and marks all up to there compacted: every watcher lists again.
+    ///
+    /// # Errors
+    /// A sentence, if that would be a step back.
+    pub fn jump(&mut self, revision: i64) -> Result<(), String> {
+        if revision < self.revision {
+            return Err(format!(
+                "it jumps to revision {revision}, and the store is at revision {} already",
+                self.revision
+            ));
+        }
+        if revision > self.revision {
+            let at = Revision {
+                main: revision,
+                sub: 0,
+            };
+            self.index.push(&[], at, |_| Some(Arc::from(&[][..])));
+            self.index.forget(&[], revision);
+            self.revision = revision;
+        }
+        self.compact_revision = self.compact_revision.max(revision);
+        Ok(())
     }
 
     /// Applies a record that is in the log: at replay, and for what has no effects to plan.

@@ -1,7 +1,7 @@
 //! Operations that wait for others on their keys, first in, first out.
 
 use crate::lock::{Footprint, Locks};
-use crate::op::Write;
+use crate::op::{Class, Write};
 use bytes::Bytes;
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, VecDeque};
@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Debug)]
 pub(crate) struct Waiting<W> {
     pub(crate) write: Write,
+    pub(crate) class: Class,
     pub(crate) footprint: Footprint,
     pub(crate) waiter: W,
     pub(crate) deadline_ms: u64,
@@ -91,10 +92,27 @@ impl<W> WaitingQueue<W> {
         Some(w)
     }
 
+    /// Takes one out if nothing that is `held` stops it.
+    pub(crate) fn remove_free(&mut self, n: u64, held: &Locks) -> Option<Box<Waiting<W>>> {
+        let free = !held.conflicts(&self.all.get(&n)?.footprint, false);
+        if free { self.remove(n) } else { None }
+    }
+
     /// The first that waits for `key` and nothing else.
     pub(crate) fn first_at(&self, key: &Bytes) -> Option<(u64, &Waiting<W>)> {
         let n = *self.by_key.get(key)?.front()?;
         Some((n, self.all.get(&n)?))
+    }
+
+    /// Moves one to another lane; it keeps its place.
+    pub(crate) fn set_lane(&mut self, n: u64, lane: usize) {
+        if let Some(w) = self.all.get_mut(&n)
+            && w.footprint.lane != lane
+        {
+            self.locks.remove(&w.footprint);
+            w.footprint.lane = lane;
+            self.locks.add(&w.footprint);
+        }
     }
 
     /// Whether some touch more than one key, or a range, a lease, history.

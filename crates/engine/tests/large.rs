@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used)] // a test
 
 use bytes::Bytes;
-use engine::op::{KeyRange, PutOp, RangeOp, Write};
+use engine::op::{Class, KeyRange, PutOp, RangeOp, Write};
 use engine::{Engine, Limits};
 use std::collections::BTreeMap;
 
 const KEYS: u64 = 10_000;
 
 fn write(engine: &mut Engine<()>, write: Write) {
-    assert!(engine.submit(write, 0, (), 0).is_none());
+    assert!(engine.submit(write, Class::DURABLE, (), 0).is_none());
     let batch = engine.take_batch(0, usize::MAX).unwrap();
     let mut answers = Vec::new();
     engine.complete(batch.ticket, 0, &mut answers);

@@ -1,7 +1,7 @@
 //! Limits of what waits.
 
 use bytes::Bytes;
-use engine::op::{PutOp, Write};
+use engine::op::{Class, PutOp, Write};
 use engine::{Engine, Error, Limits};
 
 fn put(n: usize) -> Write {
@@ -19,14 +19,14 @@ fn writes_that_no_batch_takes_hold_bounded_memory() {
         ..Limits::default()
     });
     let refused = (0..100).filter(|&n| {
-        let answer = engine.submit(put(n), 0, (), 0);
+        let answer = engine.submit(put(n), Class::DURABLE, (), 0);
         answer.is_some_and(|(_, a)| a == Err(Error::TooManyRequests))
     });
     let refused = refused.count();
     assert!((88..=92).contains(&refused), "{refused}");
     // Once the journal takes them there is room again.
     let batch = engine.take_batch(0, usize::MAX).unwrap();
-    assert!(engine.submit(put(1000), 0, (), 0).is_none());
+    assert!(engine.submit(put(1000), Class::DURABLE, (), 0).is_none());
     engine.complete(batch.ticket, 0, &mut Vec::new());
     assert_eq!(engine.keys(), 100 - refused);
 }

@@ -3,7 +3,8 @@
 //! Random writes go through both lanes; lanes complete in any order relative to each
 //! other, so that what was admitted later often becomes visible first, and fail at random.
 //! Each answer must be what the oracle says when it applies the writes in the order in
-//! which they became visible. Reads, hashes and snapshots run in slices meanwhile, with
+//! which they became visible. A class that was found from an old value, or by older rules,
+//! must still hold when its write goes into the volatile lane. Reads, hashes and snapshots run in slices meanwhile, with
 //! compaction under way.
 //!
 //! `ORLOP_MODEL_SEED=N` runs one seed (a failure prints it); `ORLOP_MODEL_RUNS=N` runs so
@@ -17,7 +18,7 @@ mod oracle;
 
 use engine::hash::HashCursor;
 use engine::history::Event;
-use engine::op::{Outcome, RangeOp, RangeReply, Reply, Write};
+use engine::op::{Bound, Class, KeyRange, Outcome, RangeOp, RangeReply, Reply, VOLATILE, Write};
 use engine::range::RangeCursor;
 use engine::record::{Record, Revision, SnapshotItem};
 use engine::restore::Restore;
@@ -111,7 +112,8 @@ struct Model {
     oracle: Oracle,
     r: ChaCha8Rng,
     now_ms: u64,
-    writes: HashMap<u64, Write>,
+    writes: HashMap<u64, (Write, Class)>,
+    rules: u64,
     next_waiter: u64,
     taken: [VecDeque<(u64, Vec<Record>)>; 2],
     log: Vec<Record>,
@@ -128,6 +130,10 @@ struct Met {
     timed_out: usize,
     refused: usize,
     compacted: usize,
+    /// Volatile when asked for, durable when admitted.
+    classed_anew: usize,
+    /// Volatile, and bound to an old value.
+    bound: usize,
 }
 
 impl Model {
@@ -141,6 +147,7 @@ impl Model {
             r,
             now_ms: 0,
             writes: HashMap::new(),
+            rules: 0,
             next_waiter: 0,
             taken: [VecDeque::new(), VecDeque::new()],
             log: Vec::new(),
@@ -152,18 +159,54 @@ impl Model {
     fn submit(&mut self, write: Write, met: &mut Met) {
         let waiter = self.next_waiter;
         self.next_waiter += 1;
-        let lane = usize::from(self.r.random_bool(0.4));
-        self.writes.insert(waiter, write.clone());
+        let class = self.class(&write);
+        self.writes.insert(waiter, (write.clone(), class.clone()));
         let before = self.engine.waiting();
-        if let Some((w, a)) = self.engine.submit(write, lane, waiter, self.now_ms) {
+        if let Some((w, a)) = self.engine.submit(write, class, waiter, self.now_ms) {
             self.answered(w, a, met);
         }
         met.waited += self.engine.waiting() - before;
     }
 
+    /// A class as a caller would find it, now and then from a value that is gone.
+    fn class(&mut self, write: &Write) -> Class {
+        let r = &mut self.r;
+        let key = generate::key_of(write);
+        let key = key.filter(|_| r.random_bool(0.5));
+        let bound = key.map(|key| {
+            let now = self.engine.version_of(&key);
+            let now = now.map_or(0, |tail| tail::decode(&tail).mod_revision);
+            let mod_revision = if r.random_bool(0.9) { now } else { now - 1 };
+            Bound { key, mod_revision }
+        });
+        Class {
+            lane: usize::from(r.random_bool(0.4)),
+            sync_within_ms: r.random_range(1..100),
+            rules: self.rules.saturating_sub(u64::from(r.random_bool(0.05))),
+            bound,
+            tags: 0,
+        }
+    }
+
+    /// Before an answer of a batch is applied: its class holds.
+    fn check_class(&self, lane: usize, waiter: u64, met: &mut Met) {
+        let (_, class) = &self.writes[&waiter];
+        met.classed_anew += usize::from(lane != class.lane);
+        if lane != VOLATILE {
+            return;
+        }
+        assert_eq!(class.lane, VOLATILE);
+        if let Some(bound) = &class.bound {
+            met.bound += 1;
+            let now = self.oracle.at(&KeyRange::one(bound.key.clone()), i64::MAX);
+            let now = now.first().map_or(0, |kv| kv.modified);
+            assert_eq!(now, bound.mod_revision, "{class:?}");
+        }
+    }
+
     /// An answer came out: the write is visible now, or never happened.
     fn answered(&mut self, waiter: u64, got: Result<Outcome, Error>, met: &mut Met) {
-        let write = self.writes.remove(&waiter).unwrap();
+        let (write, _) = self.writes.remove(&waiter).unwrap();
         met.answered += 1;
         if self.writes.keys().any(|&w| w < waiter)
             && matches!(&got, Ok(o) if o.revision > self.oracle.revision)
@@ -191,6 +234,7 @@ impl Model {
             .unwrap();
         if let Some(b) = self.engine.take_batch(lane, max) {
             assert!(!b.records.is_empty());
+            assert!((1..100).contains(&b.sync_within_ms));
             self.taken[lane].push_back((b.ticket, b.records));
         }
     }
@@ -202,6 +246,7 @@ impl Model {
             return;
         };
         let mut answers = Vec::new();
+        let in_batch = records.len();
         if self.r.random_bool(fail) {
             self.engine.fail(ticket, Error::Stopped, &mut answers);
         } else {
@@ -211,7 +256,11 @@ impl Model {
             assert_eq!(self.engine.revision(), before + revisions);
             self.log.extend(records);
         }
-        for (w, a) in answers {
+        for (n, (w, a)) in answers.into_iter().enumerate() {
+            // Those of the batch come first.
+            if n < in_batch && a.is_ok() {
+                self.check_class(lane, w, met);
+            }
             self.answered(w, a, met);
         }
         assert_eq!(self.engine.revision(), self.oracle.revision);
@@ -477,7 +526,12 @@ impl Model {
                         self.answered(w, a, &mut met);
                     }
                 }
-                95..97 => self.leases(&mut met),
+                95 => {
+                    // Nothing of older rules is volatile from here on but what is in a batch.
+                    self.rules += 1;
+                    self.engine.set_rules(self.rules);
+                }
+                96 => self.leases(&mut met),
                 97 => self.check_event_pieces(),
                 _ => {}
             }
@@ -516,6 +570,9 @@ impl Model {
         }
         assert_eq!((self.engine.pending(), self.engine.waiting()), (0, 0));
         assert!(self.engine.is_idle(), "a lock is left");
+        for (admitted, done) in [0, 1].map(|lane| self.engine.lane_progress(lane)) {
+            assert_eq!(admitted, done);
+        }
         while !self.readings.is_empty() {
             self.step_reading(0);
         }
@@ -576,11 +633,14 @@ fn engine_equals_the_oracle() {
         total.timed_out += met.timed_out;
         total.refused += met.refused;
         total.compacted += met.compacted;
+        total.classed_anew += met.classed_anew;
+        total.bound += met.bound;
     }
     println!("{total:?}");
     if one.is_none() && runs >= RUNS {
         // The test must meet what it is for.
         assert!(total.late > 1000 && total.waited > 1000 && total.compacted > 1000);
         assert!(total.timed_out > 100 && total.refused > 100);
+        assert!(total.classed_anew > 1000 && total.bound > 1000);
     }
 }

@@ -2,7 +2,7 @@
 //! what compaction makes unreachable does not come back.
 #![allow(clippy::unwrap_used)] // a test
 
-use engine::op::{KeyRange, PutOp, RangeOp, Write};
+use engine::op::{Class, KeyRange, PutOp, RangeOp, Write};
 use engine::record::{Revision, SnapshotItem};
 use engine::restore::{Restore, RestoreError};
 use engine::tail::{self, Fields};
@@ -115,7 +115,7 @@ fn a_bump_record_is_hashed_and_exported_and_never_seen() {
             revision: 1_000_000_006,
         },
     ] {
-        assert!(engine.submit(write, 0, 0, 0).is_none());
+        assert!(engine.submit(write, Class::DURABLE, 0, 0).is_none());
         let batch = engine.take_batch(0, usize::MAX).unwrap();
         engine.complete(batch.ticket, 0, &mut Vec::new());
     }

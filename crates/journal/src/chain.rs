@@ -198,16 +198,23 @@ pub(crate) fn choose_snapshot(
     }
 }
 
-/// Every segment has to follow the one before it.
+/// Every segment has to follow the one before it. One that was begun before the one before it
+/// was synced may have outlived that one's header: from there on the segments are taken out
+/// of `chain`, and returned.
 pub(crate) fn check_chain(
     layout: &Layout,
-    chain: &[Link],
+    chain: &mut Vec<Link>,
+    unused: &[u64],
     damaged: &[u64],
-) -> Result<(), OpenError> {
-    for pair in chain.windows(2) {
+) -> Result<Vec<Link>, OpenError> {
+    for (index, pair) in chain.windows(2).enumerate() {
         let (before, after) = (&pair[0].header, &pair[1].header);
         if after.previous == before.id && after.first_lsn >= before.first_lsn {
             continue;
+        }
+        let headless = damaged.contains(&after.previous) || unused.contains(&after.previous);
+        if after.unsynced > 0 && headless && after.previous > before.id {
+            return Ok(chain.split_off(index + 1));
         }
         let lost = format!(
             "frames from {} to {}",
@@ -233,5 +240,5 @@ pub(crate) fn check_chain(
             ),
         ));
     }
-    Ok(())
+    Ok(Vec::new())
 }

@@ -6,6 +6,7 @@ use crate::error::OpenError;
 use crate::fs::FileSystem;
 use crate::open::Guards;
 use crate::recovery::{self, Replay};
+use crate::settle::{self, EpochReport};
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,10 @@ pub struct CheckReport {
     pub revision: i64,
     /// The log was closed by a clean stop.
     pub closed: bool,
+    /// Frames that nothing in the log proves synced.
+    pub unproven_frames: u64,
+    /// What a start would make of an open epoch of volatile writes.
+    pub epoch: Option<EpochReport>,
     /// A torn end, if there is one, as a sentence.
     pub cut_short: Option<String>,
     /// Faults without harm, in sentences.
@@ -80,9 +85,48 @@ impl fmt::Display for CheckReport {
             (None, true) => writeln!(f, "  the last process closed the log")?,
             (None, false) => writeln!(f, "  the last process did not close the log")?,
         }
+        if let Some(epoch) = &self.epoch {
+            fmt_epoch(f, epoch)?;
+            writeln!(
+                f,
+                "  of {} frames at the end nothing in the log proves that they were synced; a start \
+                 writes them again",
+                self.unproven_frames
+            )?;
+        }
         self.warnings
             .iter()
             .try_for_each(|warning| writeln!(f, "  warning: {warning}"))
+    }
+}
+
+fn fmt_epoch(f: &mut fmt::Formatter<'_>, epoch: &EpochReport) -> fmt::Result {
+    writeln!(
+        f,
+        "  volatile writes were going on (an epoch is open, with revisions up to {}): {}",
+        epoch.bound, epoch.reason
+    )?;
+    match epoch.jumped_to {
+        None => writeln!(
+            f,
+            "  a start goes on where the last process ended; no watcher relists"
+        ),
+        Some(to) => {
+            writeln!(
+                f,
+                "  volatile writes of the last moments may be missing; durable ones are not. A \
+                 start goes on at revision {to}, compacted there, and every watcher relists"
+            )?;
+            if epoch.restamped_frames > 0 {
+                writeln!(
+                    f,
+                    "  durable writes in {} frames get new revisions: those that they were \
+                     answered with, if they were, are not on disk",
+                    epoch.restamped_frames
+                )?;
+            }
+            Ok(())
+        }
     }
 }
 
@@ -109,15 +153,25 @@ impl Replay for Counter {
     fn revision(&self) -> i64 {
         self.revision
     }
+
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.revision = revision;
+        Ok(())
+    }
 }
 
-/// Reads all that a start would read, and says what it found.
+/// Reads all that a start would read, and says what it found. `marker_dir` is as in
+/// [`Options::marker_dir`](crate::Options::marker_dir).
 ///
 /// # Errors
 /// The error that a start would end with, among them that a server has the directory open.
-pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenError> {
+pub fn check(
+    fs: Arc<dyn FileSystem>,
+    dir: &Path,
+    marker_dir: Option<&Path>,
+) -> Result<CheckReport, OpenError> {
     // An empty store is at revision 1, as in etcd.
-    read(fs, dir, &mut Counter { revision: 1 })
+    read(fs, dir, marker_dir, &mut Counter { revision: 1 })
 }
 
 /// The same, with all that it reads given to `store`, as a start would.
@@ -127,6 +181,7 @@ pub fn check(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<CheckReport, OpenErr
 pub fn read(
     fs: Arc<dyn FileSystem>,
     dir: &Path,
+    marker_dir: Option<&Path>,
     store: &mut dyn Replay,
 ) -> Result<CheckReport, OpenError> {
     let opened = dir::open_read_only(&*fs, dir)?;
@@ -136,7 +191,16 @@ pub fn read(
             "it has no file `format`: no orlop finished making it, or the file is missing",
         ));
     };
-    let found = recovery::read(&*fs, &opened.layout, format, Guards::default(), store)?;
+    let guards = Guards::default();
+    let mut found = recovery::read(&*fs, &opened.layout, format, guards, store)?;
+    let settled = settle::settle(
+        &*fs,
+        &opened.layout,
+        format,
+        (marker_dir, guards),
+        &mut found,
+        store,
+    )?;
     drop(opened.lock);
     Ok(CheckReport {
         dir: dir.to_owned(),
@@ -150,6 +214,8 @@ pub fn read(
         last_lsn: found.end.lsn(),
         revision: store.revision(),
         closed: found.closed,
+        unproven_frames: found.tail.len() as u64,
+        epoch: settled.map(|settled| settled.report),
         cut_short: found.cut_short,
         warnings: found.warnings,
     })

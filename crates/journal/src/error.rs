@@ -137,6 +137,13 @@ pub enum CommitError {
         /// What the system said.
         source: Arc<io::Error>,
     },
+    /// Volatile writes are not accepted now: the profile has none. Nothing was written; give
+    /// the records to [`Journal::commit`](crate::Journal::commit).
+    #[error("volatile writes are not accepted: every write is durable now")]
+    Strict,
+    /// The journal was closed. Nothing was written.
+    #[error("the journal is closed")]
+    Closed,
 }
 
 /// Why a snapshot was not made. The log is unharmed, and no partial file is left.

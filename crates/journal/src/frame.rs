@@ -15,10 +15,14 @@
 //! | 16 | 8 | segment id |
 //! | 24 | 8 | LSN, one a frame, +1 each |
 //! | 32 | 8 | mark: the highest LSN known synced when this was written |
-//! | 40 | 8 | the store's revision before this frame's records (seam for stamps) |
+//! | 40 | 8 | the store's revision when this was written |
 //! | 48 | 4 | checksum of the frame before, a chain through all segments |
-//! | 52 | 4 | flags: 1 closes the log |
+//! | 52 | 4 | flags: 1 closes the log, 2 placed, 4 volatile |
 //! | 56 | 8 | zero |
+//!
+//! While an epoch is open (see `record::Note`), the records of a frame that is not *placed*
+//! took their revisions when it became visible, which is later than here; those of a placed
+//! one follow the revision in its header. Without an epoch every frame is as if placed.
 
 use crate::Lsn;
 
@@ -31,6 +35,12 @@ pub(crate) const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
 const MAGIC: u32 = u32::from_le_bytes(*b"oFrm");
 /// The log was closed after this frame: nothing follows it in its segment.
 pub(crate) const FLAG_CLOSE: u32 = 1;
+/// Its records follow the revision in its header.
+pub(crate) const FLAG_PLACED: u32 = 2;
+/// It was visible before it was synced.
+pub(crate) const FLAG_VOLATILE: u32 = 4;
+/// All flags that this version knows.
+pub(crate) const KNOWN_FLAGS: u32 = FLAG_CLOSE | FLAG_PLACED | FLAG_VOLATILE;
 
 /// A frame's header, less magic and checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

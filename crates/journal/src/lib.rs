@@ -7,23 +7,31 @@
 //! in the modules here: [`dir`] the directory, `segment` and `frame` the log, `snapshot`,
 //! and `recovery` what a start makes of them.
 //!
-//! Today every record is durable. Storage classes find their seams in the frame header's
-//! `revision_before` and `mark`, in record kinds kept free, and in recovery's notes.
+//! A record is *durable* (acknowledged when it is on disk) or *volatile* (acknowledged when it
+//! is in the log's file): [`Journal`] writes the ones, [`VolatileWriter`] the others, into one
+//! log. `docs/decisions/0006-volatile-records.md` says what that takes.
 
 mod allocator;
 mod chain;
 mod check;
 pub mod dir;
+mod end;
 mod error;
 mod frame;
 pub mod fs;
 mod load;
+mod log;
+mod marker;
 mod open;
+mod order;
 mod record;
 mod recovery;
 mod seed;
 mod segment;
+mod settle;
 mod snapshot;
+mod unsynced;
+mod volatile;
 mod window;
 mod writer;
 
@@ -31,17 +39,28 @@ pub use allocator::{Allocator, Retired};
 pub use check::{CheckReport, check, read};
 pub use dir::{DirState, Identity, NewDirectory, inspect};
 pub use error::{CommitError, Damage, OpenError, SnapshotError};
-pub use fs::real::fs_warning;
+pub use fs::real::{default_marker_dir, fs_warning};
 pub use load::decode_block_items;
 pub use open::{Guards, OpenReport, Options};
 pub use record::{DecodeError, decode_record};
 pub use recovery::Replay;
 pub use seed::{seed, seed_engine};
+pub use settle::EpochReport;
 pub use snapshot::{SnapshotInfo, SnapshotWriter};
+pub use volatile::{VolatileInfo, VolatileStatus, VolatileWriter};
 pub use writer::{CommitInfo, Journal};
 
 /// Log sequence number: frames count from 1, without gaps; 0 is before all of them.
 pub type Lsn = u64;
+
+/// An epoch: a stretch of the log that volatile frames may be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Epoch {
+    /// No revision above this was shown to anyone.
+    pub(crate) bound: i64,
+    /// The frame that opened it.
+    pub(crate) opened: Lsn,
+}
 
 /// A point of the log, after one of its frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +71,8 @@ pub struct Position {
     pub(crate) cluster_id: u64,
     /// Frame bytes since the snapshot that this process started from.
     pub(crate) bytes: u64,
+    /// The epoch that is open there.
+    pub(crate) epoch: Option<Epoch>,
 }
 
 impl Position {

@@ -1,12 +1,14 @@
 //! Reading snapshots; `snapshot` has their format.
 
-use crate::Lsn;
 use crate::error::OpenError;
 use crate::frame::{u32_at, u64_at};
 use crate::fs::{File, FileSystem, read_full};
 use crate::record::{self, Unit};
 use crate::recovery::Replay;
-use crate::snapshot::{BLOCK_HEADER, FOOTER, HEADER, MAGIC, MAX_BLOCK_BYTES, VERSION, block_crc};
+use crate::snapshot::{
+    BLOCK_HEADER, EPOCH, FOOTER, HEADER, MAGIC, MAX_BLOCK_BYTES, VERSION, block_crc,
+};
+use crate::{Epoch, Lsn};
 use engine::record::{SnapshotItem, SnapshotMeta, VersionItem};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,15 @@ pub(crate) struct SnapshotHeader {
     pub(crate) cluster_id: u64,
     pub(crate) lsn: Lsn,
     pub(crate) crc: u32,
+    /// The epoch that was open.
+    pub(crate) epoch: Option<Epoch>,
+}
+
+impl SnapshotHeader {
+    /// Where the blocks begin.
+    fn bytes(&self) -> u64 {
+        (HEADER + self.epoch.map_or(0, |_| EPOCH)) as u64
+    }
 }
 
 /// A snapshot that is whole.
@@ -72,9 +83,11 @@ pub(crate) fn open(fs: &dyn FileSystem, path: &Path) -> Result<Snapshot, OpenErr
         if stated != crc32c::crc32c(&header) {
             return Err(Fault::Bad(0, "its header's checksum is wrong"));
         }
-        if u32_at(&header, 8) != VERSION {
-            return Err(Fault::Version(u32_at(&header, 8)));
-        }
+        let epoch = match u32_at(&header, 8) {
+            VERSION => Some(read_epoch(&*file)?),
+            version if version < VERSION => None,
+            version => return Err(Fault::Version(version)),
+        };
         let header = SnapshotHeader {
             cluster_id: u64_at(&header, 16),
             lsn: u64_at(&header, 24),
@@ -83,9 +96,10 @@ pub(crate) fn open(fs: &dyn FileSystem, path: &Path) -> Result<Snapshot, OpenErr
                 compact_revision: u64_at(&header, 40) as i64,
             },
             crc: u32_at(&header, 48),
+            epoch,
         };
         let mut items = 0;
-        let bytes = each_block(&*file, |_, footer| {
+        let bytes = each_block(&*file, header.bytes(), |_, footer| {
             items = footer.unwrap_or(items);
             Ok::<_, Fault>(())
         })?;
@@ -100,6 +114,18 @@ pub(crate) fn open(fs: &dyn FileSystem, path: &Path) -> Result<Snapshot, OpenErr
     read().map_err(|fault| fault.into_error(path))
 }
 
+fn read_epoch(file: &dyn File) -> Result<Epoch, Fault> {
+    let mut bytes = [0; EPOCH];
+    let n = read_full(file, &mut bytes, HEADER as u64)?;
+    if n < EPOCH || u32_at(&bytes, 16) != crc32c::crc32c(&bytes[..16]) {
+        return Err(Fault::Bad(0, "its header's checksum is wrong"));
+    }
+    Ok(Epoch {
+        bound: u64_at(&bytes, 0) as i64,
+        opened: u64_at(&bytes, 8),
+    })
+}
+
 /// Where a block's data is, compressed, and its size without.
 struct Block<'a> {
     offset: u64,
@@ -111,10 +137,11 @@ struct Block<'a> {
 /// the file's bytes. Memory stays within one block, and a block within the file.
 fn each_block<E: From<Fault>>(
     file: &dyn File,
+    start: u64,
     mut each: impl FnMut(Option<Block<'_>>, Option<u64>) -> Result<(), E>,
 ) -> Result<u64, E> {
     let length = file.len().map_err(Fault::Io)?;
-    let mut offset = HEADER as u64;
+    let mut offset = start;
     let mut buffer = Vec::new();
     let mut raw_total = 0;
     for number in 0.. {
@@ -131,7 +158,7 @@ fn each_block<E: From<Fault>>(
         } else {
             BLOCK_HEADER + compressed
         };
-        if size as u64 > length - offset || raw_bytes > MAX_BLOCK_BYTES {
+        if size as u64 > length.saturating_sub(offset) || raw_bytes > MAX_BLOCK_BYTES {
             return Err(bad("a block is longer than the file"));
         }
         buffer.resize(size, 0);
@@ -207,7 +234,7 @@ impl Snapshot {
         let mut open: Option<OpenKey> = None;
         let mut items = 0;
         let mut raw = Vec::new();
-        each_block(&*self.file, |block, footer| {
+        each_block(&*self.file, self.header.bytes(), |block, footer| {
             let Some(block) = block else {
                 if open.is_some() || footer != Some(items) {
                     return Err(LoadFault::Store(

@@ -4,13 +4,16 @@
 use crate::allocator::{Closed, Shared};
 use crate::chain::Link;
 use crate::dir::{self, Format, Identity, Layout, NewDirectory, Opened};
+use crate::end::{Behind, Content};
 use crate::error::{CommitError, OpenError};
-use crate::frame::PAGE;
+use crate::frame::{FLAG_PLACED, PAGE};
 use crate::fs::{FileSystem, Kind, read_full};
+use crate::marker;
 use crate::recovery::{self, Recovered, Replay};
+use crate::settle::{self, EpochReport, Settled};
 use crate::{Journal, Lsn, Position, segment, snapshot};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -27,6 +30,12 @@ pub struct Guards {
     pub checksum: bool,
     /// Marks tell a torn end from damage.
     pub mark: bool,
+    /// Revisions that a durable frame got behind volatile ones are noted.
+    pub stamp: bool,
+    /// Volatile frames come only in an epoch.
+    pub epoch: bool,
+    /// A log that ends before what the marker in memory says is not trusted.
+    pub marker: bool,
 }
 
 impl Default for Guards {
@@ -34,6 +43,9 @@ impl Default for Guards {
         Guards {
             checksum: true,
             mark: true,
+            stamp: true,
+            epoch: true,
+            marker: true,
         }
     }
 }
@@ -51,6 +63,10 @@ pub struct Options {
     /// Commits are not synced: a power loss loses what the system had not yet written, as
     /// with etcd's `--unsafe-no-fsync`. Default false.
     pub no_fsync: bool,
+    /// A directory in memory (tmpfs) for a marker of what was visible, see
+    /// [`default_marker_dir`](crate::default_marker_dir). Without one a start within an epoch
+    /// cannot tell a killed process from a power loss. Default none.
+    pub marker_dir: Option<PathBuf>,
     #[doc(hidden)]
     pub guards: Guards,
 }
@@ -63,6 +79,7 @@ impl Options {
             segment_bytes: DEFAULT_SEGMENT_BYTES,
             spare_segments: 2,
             no_fsync: false,
+            marker_dir: None,
             guards: Guards::default(),
         }
     }
@@ -92,6 +109,11 @@ pub struct OpenReport {
     /// There was no room for a next segment: commits fail with [`CommitError::NoSpace`]
     /// until there is.
     pub no_space: bool,
+    /// What a start within an epoch of volatile writes came to.
+    pub epoch: Option<EpochReport>,
+    /// A sentence if no marker can be kept: a killed process then restarts as after a power
+    /// loss, should it have volatile writes.
+    pub marker_problem: Option<String>,
     /// Sentences on what was wrong without harm.
     pub warnings: Vec<String>,
 }
@@ -109,13 +131,24 @@ impl Journal {
         store: &mut dyn Replay,
     ) -> Result<(Journal, OpenReport), OpenError> {
         let opened = dir::open(&*fs, dir)?;
-        match opened.format.clone() {
-            None => create(fs, opened, options, store),
+        let (journal, report) = match opened.format.clone() {
+            None => create(fs, opened, options, store)?,
             Some(format) => {
-                let found = recovery::read(&*fs, &opened.layout, &format, options.guards, store)?;
-                resume(fs, opened, format, options, found)
+                let mut found =
+                    recovery::read(&*fs, &opened.layout, &format, options.guards, store)?;
+                let settled = settle::settle(
+                    &*fs,
+                    &opened.layout,
+                    &format,
+                    (options.marker_dir.as_deref(), options.guards),
+                    &mut found,
+                    store,
+                )?;
+                resume(fs, opened, format, options, found, settled)?
             }
-        }
+        };
+        journal.log.end().revision = store.revision();
+        Ok((journal, report))
     }
 }
 
@@ -128,8 +161,8 @@ pub(crate) fn open_error(error: CommitError) -> OpenError {
             path: file,
             source: io::Error::new(source.kind(), source.to_string()),
         },
-        CommitError::TooLarge { bytes, limit } => {
-            OpenError::mismatch("", format!("{bytes} bytes are over {limit}"))
+        error @ (CommitError::TooLarge { .. } | CommitError::Strict | CommitError::Closed) => {
+            OpenError::mismatch("", error.to_string())
         }
     }
 }
@@ -173,6 +206,8 @@ fn create(
         closed: true,
         cut_short: None,
         no_space: false,
+        epoch: None,
+        marker_problem: marker_problem(&*fs, &options),
         warnings: Vec::new(),
     };
     Ok((journal, report))
@@ -189,18 +224,13 @@ pub(crate) fn begin(
     dir::lay_out(&*fs, &layout)?;
     let format = dir::new_format(&options.new);
     let shared = new_shared(fs, layout, &format, options, 1, 0);
-    let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
-    let first = options
-        .segment_bytes
-        .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);
-    journal
-        .shared
-        .prepare(first.next_multiple_of(PAGE))
+    let journal = Journal::start(shared, lock, &format, options);
+    ready_first(&journal, options)?;
+    let mut end = journal.log.end();
+    end.begin_segment(MIN_SEGMENT_BYTES, revision)
+        .and_then(|()| end.write_header())
         .map_err(open_error)?;
-    journal
-        .begin_segment(MIN_SEGMENT_BYTES, revision)
-        .map_err(open_error)?;
-    journal.write_header().map_err(open_error)?;
+    drop(end);
     Ok(journal)
 }
 
@@ -211,6 +241,7 @@ fn resume(
     format: Format,
     options: Options,
     found: Recovered,
+    settled: Option<Settled>,
 ) -> Result<(Journal, OpenReport), OpenError> {
     let Opened { layout, lock, .. } = opened;
     rewrite_tail(&*fs, &found)?;
@@ -223,13 +254,17 @@ fn resume(
     let next_id = ids.max().copied().unwrap_or(0) + 1;
     let in_use = found.chain.last().map_or(0, |link| link.header.id);
     let shared = new_shared(fs, layout, &format, &options, next_id, in_use);
-    let mut journal = Journal::start(shared, lock, &format, options.no_fsync);
-    journal.lsn = found.end.lsn;
-    journal.crc = found.end.crc;
-    journal.synced = found.end.lsn;
-    journal.marked = found.end.lsn;
-    journal.bytes = found.end.bytes;
-    adopt(&mut journal, &found)?;
+    let marker_problem = marker_problem(&*shared.fs, &options);
+    let journal = Journal::start(shared, lock, &format, &options);
+    adopt(&journal, &found)?;
+    let no_space = ready_first(&journal, &options)?;
+    let epoch = close_left_open(&journal, settled)?;
+    // The marker may name one of these; its epoch is over now.
+    for id in &found.superseded {
+        let fs = &journal.log.shared.fs;
+        let path = segment::path(&journal.log.shared.layout.log, *id);
+        fs.remove(&path).map_err(OpenError::io("remove", &path))?;
+    }
     let report = OpenReport {
         identity: format.identity,
         created: false,
@@ -240,10 +275,61 @@ fn resume(
         position: journal.position(),
         closed: found.closed,
         cut_short: found.cut_short,
-        no_space: ready_first(&journal, &options)?,
+        no_space,
+        epoch,
+        marker_problem,
         warnings: found.warnings,
     };
     Ok((journal, report))
+}
+
+/// Notes in the log what a start within an epoch came to, and that the epoch is over. A jump
+/// has to be on disk before anyone sees a revision behind it.
+fn close_left_open(
+    journal: &Journal,
+    settled: Option<Settled>,
+) -> Result<Option<EpochReport>, OpenError> {
+    let Some(Settled {
+        notes,
+        revision_before,
+        report,
+    }) = settled
+    else {
+        return Ok(None);
+    };
+    let mut end = journal.log.end();
+    let written = end.append(Content {
+        notes: &notes,
+        revision_before,
+        flags: FLAG_PLACED,
+        ..Content::default()
+    });
+    match written.and_then(|_| end.sync_inline()) {
+        Ok(()) => journal.log.remove_marker(),
+        // The next commit notes it: until then all is as it was when the process was killed.
+        Err(CommitError::NoSpace { .. }) if report.trusted => {
+            end.epochs.left_open = true;
+        }
+        Err(error) => return Err(open_error(error)),
+    }
+    Ok(Some(report))
+}
+
+/// A sentence if no marker can be kept.
+fn marker_problem(fs: &dyn FileSystem, options: &Options) -> Option<String> {
+    let Some(dir) = &options.marker_dir else {
+        return Some(
+            "there is no directory in memory to keep a marker in: after a killed process, as \
+             after a power loss, watchers relist"
+                .to_owned(),
+        );
+    };
+    let error = marker::usable(fs, dir).err()?;
+    Some(format!(
+        "no marker can be kept in {}: {error}; after a killed process, as after a power loss, \
+         watchers relist",
+        dir.display()
+    ))
 }
 
 /// Writes again, and syncs, what nothing in the log proves synced: after a failed sync the
@@ -276,8 +362,8 @@ fn rewrite_tail(fs: &dyn FileSystem, found: &Recovered) -> Result<(), OpenError>
 }
 
 /// Takes over the files that were found; removes or sets aside those without use.
-fn adopt(journal: &mut Journal, found: &Recovered) -> Result<(), OpenError> {
-    let shared = &journal.shared;
+fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
+    let shared = &journal.log.shared;
     let (fs, layout) = (&*shared.fs, &shared.layout);
     for path in found
         .files
@@ -290,10 +376,6 @@ fn adopt(journal: &mut Journal, found: &Recovered) -> Result<(), OpenError> {
     let snapshot_lsn = found.snapshot_lsn();
     let outdated = found.snapshots.iter().filter(|lsn| **lsn != snapshot_lsn);
     for path in outdated.map(|lsn| snapshot::path(&layout.snap, *lsn)) {
-        fs.remove(&path).map_err(OpenError::io("remove", &path))?;
-    }
-    for id in &found.superseded {
-        let path = segment::path(&layout.log, *id);
         fs.remove(&path).map_err(OpenError::io("remove", &path))?;
     }
     let mut total = 0;
@@ -350,19 +432,34 @@ fn adopt(journal: &mut Journal, found: &Recovered) -> Result<(), OpenError> {
             }
             _ => fs.remove(&path).map_err(OpenError::io("remove", &path))?,
         }
+        if found.unused.len() > 1 {
+            // One that follows must not be left when the one that it names is gone.
+            fs.sync_dir(&layout.log)
+                .map_err(OpenError::io("sync", &layout.log))?;
+        }
     }
     fs.sync_dir(&layout.log)
         .map_err(OpenError::io("sync", &layout.log))?;
     keep.into_iter()
         .for_each(|(id, bytes)| shared.add_spare(id, bytes));
     shared.log_bytes.store(total, Ordering::Relaxed);
-    journal.previous = Some(last);
+    let mut end = journal.log.end();
+    end.lsn = found.end.lsn;
+    end.crc = found.end.crc;
+    end.synced = found.end.lsn;
+    end.marked = found.end.lsn;
+    end.bytes = found.end.bytes;
+    end.epochs.open = found.order.epoch;
+    end.behind.push(Behind {
+        closed: last,
+        file: None,
+    });
     Ok(())
 }
 
 /// Readies a segment for the first commit; true if there is no room for one.
 fn ready_first(journal: &Journal, options: &Options) -> Result<bool, OpenError> {
-    let shared = &journal.shared;
+    let shared = &journal.log.shared;
     let first = options
         .segment_bytes
         .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);

@@ -3,9 +3,11 @@
 //! A record is a kind byte and its fields: numbers as LEB128 varints (an `i64` by its 64
 //! bits), byte strings with their length before them. A kind that this version does not
 //! know is reported as such, so that an older orlop refuses a newer one's log instead of
-//! skipping what it cannot read. Kinds 0x40 to 0x4f are kept for what storage classes
-//! will bring: revision stamps and volatile epochs.
+//! skipping what it cannot read. Kinds 0x40 to 0x4f are the journal's own notes between the
+//! store's records: revision stamps and volatile epochs. `docs/decisions/0006-volatile-records.md`
+//! says what they are for.
 
+use crate::Lsn;
 use bytes::Bytes;
 use engine::record::{Effect, PutItem, Record, Revision, VersionItem};
 
@@ -14,6 +16,10 @@ const LEASE_GRANT: u8 = 2;
 const LEASE_REVOKE: u8 = 3;
 const COMPACT: u8 = 4;
 const ALARM: u8 = 5;
+const STAMP: u8 = 0x40;
+const EPOCH: u8 = 0x41;
+const EPOCH_END: u8 = 0x42;
+const JUMP: u8 = 0x43;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -36,6 +42,28 @@ pub enum DecodeError {
     /// Bytes are left after the last record.
     #[error("{0} bytes are left after the last record")]
     Trailing(usize),
+}
+
+/// What the journal notes for itself, in frames and in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Note {
+    /// The records of durable frame `lsn` took the revisions after `revision_before`, and
+    /// became visible here.
+    Stamp { lsn: Lsn, revision_before: i64 },
+    /// From here on volatile frames may come; no revision above `bound` is shown to anyone
+    /// before the next such note. `opened` is the frame that opened the epoch, 0 for this one.
+    Epoch { bound: i64, opened: Lsn },
+    /// All before this is on disk if this is, and nothing volatile follows.
+    EpochEnd,
+    /// The store's revision jumped to `revision`, and all at and below it was compacted.
+    Jump { revision: i64 },
+}
+
+/// One entry of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    Record(Record),
+    Note(Note),
 }
 
 /// Part of a snapshot: an item, or a piece of a key with many versions.
@@ -138,6 +166,30 @@ pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends a note's bytes.
+pub(crate) fn encode_note(note: &Note, out: &mut Vec<u8>) {
+    match *note {
+        Note::Stamp {
+            lsn,
+            revision_before,
+        } => {
+            out.push(STAMP);
+            put_varint(out, lsn);
+            put_i64(out, revision_before);
+        }
+        Note::Epoch { bound, opened } => {
+            out.push(EPOCH);
+            put_i64(out, bound);
+            put_varint(out, opened);
+        }
+        Note::EpochEnd => out.push(EPOCH_END),
+        Note::Jump { revision } => {
+            out.push(JUMP);
+            put_i64(out, revision);
+        }
+    }
+}
+
 /// Reads fields from the front of a slice. Byte strings are copied out at their exact
 /// size: a slice of the read buffer would keep all of it alive for one small value.
 struct Reader<'a>(&'a [u8]);
@@ -184,6 +236,27 @@ impl<'a> Reader<'a> {
         Ok(count as usize)
     }
 
+    fn entry(&mut self) -> Result<Entry, DecodeError> {
+        let note = match self.0.first() {
+            Some(STAMP..=JUMP) => self.byte()?,
+            _ => return self.record().map(Entry::Record),
+        };
+        Ok(Entry::Note(match note {
+            STAMP => Note::Stamp {
+                lsn: self.varint()?,
+                revision_before: self.i64()?,
+            },
+            EPOCH => Note::Epoch {
+                bound: self.i64()?,
+                opened: self.varint()?,
+            },
+            EPOCH_END => Note::EpochEnd,
+            _ => Note::Jump {
+                revision: self.i64()?,
+            },
+        }))
+    }
+
     fn record(&mut self) -> Result<Record, DecodeError> {
         Ok(match self.byte()? {
             TXN => {
@@ -228,15 +301,15 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Decodes `count` records that fill `payload` exactly, handing each to `each`.
+/// Decodes `count` entries that fill `payload` exactly, handing each to `each`.
 pub(crate) fn decode_all<E: From<DecodeError>>(
     payload: &[u8],
     count: u32,
-    mut each: impl FnMut(Record) -> Result<(), E>,
+    mut each: impl FnMut(Entry) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut reader = Reader(payload);
     for _ in 0..count {
-        each(reader.record()?)?;
+        each(reader.entry()?)?;
     }
     match reader.0.len() {
         0 => Ok(()),
@@ -244,17 +317,20 @@ pub(crate) fn decode_all<E: From<DecodeError>>(
     }
 }
 
-/// Decodes one record that fills `bytes` exactly. For tests and fuzzing.
+/// Decodes one record that fills `bytes` exactly; `None` for a note of the journal's own. For
+/// tests and fuzzing.
 ///
 /// # Errors
 /// If the bytes are not one record of this version.
-pub fn decode_record(bytes: &[u8]) -> Result<Record, DecodeError> {
+pub fn decode_record(bytes: &[u8]) -> Result<Option<Record>, DecodeError> {
     let mut found = None;
-    decode_all(bytes, 1, |record| {
-        found = Some(record);
+    decode_all(bytes, 1, |entry| {
+        if let Entry::Record(record) = entry {
+            found = Some(record);
+        }
         Ok::<_, DecodeError>(())
     })?;
-    found.ok_or(DecodeError::Short)
+    Ok(found)
 }
 
 /// Appends a lease's, alarm's or key's unit.

@@ -5,7 +5,7 @@
 //!
 //! **Where the log ends.** The first bad frame ends it, whatever follows, unless something
 //! says that this frame had been synced: a later frame's mark, a later segment's header
-//! (all before its first frame was synced when it was written), a snapshot at or after it.
+//! (which says how much before it was synced when it was written), a snapshot at or after it.
 //! Then bytes that were on disk are gone, and the start is refused.
 //!
 //! **What does not belong.** A new segment is begun at every start. A segment names the one
@@ -13,18 +13,17 @@
 //! passed over. Each frame carries the checksum of the one before it, through all segments,
 //! and a snapshot that of its frame: files of different histories do not join.
 //!
-//! Seams: a marker of what became visible (on tmpfs) would be compared with the end found
-//! here; stamps would replace the revision that a frame's records follow from; an open
-//! epoch would turn an untrusted end into a jump of the revision.
+//! **What follows.** [`crate::order`] gives the store the records in the order of their
+//! revisions. If the log ends within an epoch, [`crate::settle`] says what that means.
 
 use crate::chain::{Headers, Link, check_chain, choose_snapshot, read_headers};
 use crate::dir::{self, Format, Layout};
 use crate::error::OpenError;
-use crate::frame::{self, FLAG_CLOSE, FrameHeader, HEADER, PAGE};
+use crate::frame::{self, FLAG_CLOSE, HEADER, PAGE};
 use crate::fs::{FileSystem, read_full};
 use crate::load::Snapshot;
 use crate::open::Guards;
-use crate::record::{self, DecodeError};
+use crate::order::{Order, Refusal};
 use crate::segment;
 use crate::snapshot;
 use crate::window::Window;
@@ -59,6 +58,12 @@ pub trait Replay {
     fn record(&mut self, record: Record) -> Result<(), String>;
     /// The store's revision now. Compared with what each frame says came before it.
     fn revision(&self) -> i64;
+    /// The store's revision is `revision` now, by a bump record as etcd has it, and all at and
+    /// below it is compacted.
+    ///
+    /// # Errors
+    /// A sentence why the store does not take it.
+    fn jump(&mut self, revision: i64) -> Result<(), String>;
 }
 
 /// A frame that nothing later proves synced.
@@ -77,13 +82,16 @@ pub(crate) struct Recovered {
     pub(crate) chain: Vec<Link>,
     /// Segments that the snapshot made superfluous.
     pub(crate) superseded: Vec<u64>,
-    /// Segments without a header after the log's end: made ahead, or torn by a power loss.
+    /// Segments after the log's end: made ahead, or with frames that follow lost ones. They
+    /// have to go one by one, the last first.
     pub(crate) unused: Vec<u64>,
     pub(crate) files: dir::LogFiles,
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) snapshots: Vec<Lsn>,
     pub(crate) snapshot_leftovers: Vec<PathBuf>,
     pub(crate) tail: Vec<TailFrame>,
+    /// What is not yet visible at the end, and whether an epoch is open there.
+    pub(crate) order: Order,
     pub(crate) end: Position,
     pub(crate) frames: u64,
     pub(crate) records: u64,
@@ -138,6 +146,7 @@ pub(crate) fn read(
         &mut warnings,
     )?;
     let superseded = started.drain(..first).map(|link| link.header.id).collect();
+    let later = check_chain(layout, &mut started, &unused, &damaged)?;
     let mut found = Recovered {
         chain: started,
         superseded,
@@ -147,6 +156,7 @@ pub(crate) fn read(
         snapshots,
         snapshot_leftovers,
         tail: Vec::new(),
+        order: Order::default(),
         end: Position::default(),
         frames: 0,
         records: 0,
@@ -155,9 +165,9 @@ pub(crate) fn read(
         cut_short: None,
         warnings,
     };
-    check_chain(layout, &found.chain, &damaged)?;
     if let Some(snapshot) = &found.snapshot {
         snapshot.load(store)?;
+        found.order.epoch = snapshot.header.epoch;
     }
     Replayer {
         fs,
@@ -166,17 +176,8 @@ pub(crate) fn read(
         guards,
         store,
     }
-    .run(&mut found, &damaged)?;
+    .run(&mut found, later, &damaged)?;
     Ok(found)
-}
-
-/// Why a frame's records were not taken.
-struct Refusal(String);
-
-impl From<DecodeError> for Refusal {
-    fn from(error: DecodeError) -> Self {
-        Refusal(error.to_string())
-    }
 }
 
 struct Replayer<'a> {
@@ -188,7 +189,12 @@ struct Replayer<'a> {
 }
 
 impl Replayer<'_> {
-    fn run(&mut self, found: &mut Recovered, damaged: &[u64]) -> Result<(), OpenError> {
+    fn run(
+        &mut self,
+        found: &mut Recovered,
+        mut later: Vec<Link>,
+        damaged: &[u64],
+    ) -> Result<(), OpenError> {
         let snapshot_lsn = found.snapshot_lsn();
         // What is known synced from outside the frames.
         let mut synced = found.snapshots.last().copied().unwrap_or(0);
@@ -199,7 +205,8 @@ impl Replayer<'_> {
         if first.first_lsn == snapshot_lsn + 1 {
             self.check_snapshot_joins(found, crc)?;
         }
-        for index in 0..found.chain.len() {
+        let mut index = 0;
+        while index < found.chain.len() {
             let link = &found.chain[index];
             let (id, path) = (link.header.id, link.path.clone());
             if link.header.first_lsn != expected || link.header.previous_crc != crc {
@@ -213,7 +220,7 @@ impl Replayer<'_> {
                     ),
                 ));
             }
-            synced = synced.max(expected - 1);
+            synced = synced.max(link.header.synced());
             let next = found.chain.get(index + 1).map(|link| link.header.first_lsn);
             let mut window =
                 Window::new(link.file.clone()).map_err(OpenError::io("read", &path))?;
@@ -240,13 +247,12 @@ impl Replayer<'_> {
                     ));
                 }
                 if header.lsn > snapshot_lsn {
-                    apply(self.store, &header, payload).map_err(|Refusal(reason)| {
-                        OpenError::Replay {
-                            path: path.clone(),
-                            offset,
-                            lsn: expected,
-                            reason,
-                        }
+                    let applied = found.order.frame(self.store, &header, payload);
+                    applied.map_err(|Refusal(reason)| OpenError::Replay {
+                        path: path.clone(),
+                        offset,
+                        lsn: expected,
+                        reason,
                     })?;
                     found.frames += 1;
                     found.records += u64::from(header.records);
@@ -270,24 +276,29 @@ impl Replayer<'_> {
                 expected += 1;
                 offset += bytes;
             }
-            let unexpected = match next {
-                Some(next) if next == expected => None,
-                Some(next) => Some(next - 1),
-                None if synced >= expected => Some(synced),
-                None if found.closed || !self.guards.mark => None,
-                None => window
-                    .find_mark(offset, expected, id, self.format, self.guards)
-                    .map_err(OpenError::io("read", &path))?
-                    .map(|header| header.mark),
-            };
-            if let Some(last) = unexpected {
-                return Err(self.lost(found, path, offset, expected, last));
+            if next != Some(expected) {
+                // The log ends here, unless something proves it longer.
+                later.splice(0..0, found.chain.drain(index + 1..));
+                let proof = if synced >= expected {
+                    Some(synced)
+                } else if found.closed && later.is_empty() || !self.guards.mark {
+                    None
+                } else {
+                    window
+                        .find_mark(offset, expected, id, self.format, self.guards)
+                        .map_err(OpenError::io("read", &path))?
+                        .map(|header| header.mark)
+                };
+                if let Some(last) = proof.or_else(|| proven_by_headers(&later, expected)) {
+                    return Err(self.lost(found, path, offset, expected, last));
+                }
             }
             found.chain[index].end_offset = offset;
             end_offset = offset;
+            index += 1;
         }
         let last = found.chain.len() - 1;
-        self.look_beyond(found, damaged, expected, end_offset)?;
+        self.look_beyond(found, &later, damaged, (expected, end_offset))?;
         found.cut_short = cut_short(&found.chain[last], end_offset, expected, found.closed)
             .map_err(OpenError::io("read", &found.chain[last].path))?;
         found.tail.retain(|tail| tail.lsn > synced);
@@ -296,21 +307,23 @@ impl Replayer<'_> {
             crc,
             cluster_id: self.format.identity.cluster_id,
             bytes: found.bytes,
+            epoch: found.order.epoch,
         };
         Ok(())
     }
 
-    /// Segments after the last that has a header: anything in them that proves the log longer?
+    /// Segments after the log's end: anything in them that proves the log longer?
     fn look_beyond(
         &self,
         found: &mut Recovered,
+        later: &[Link],
         damaged: &[u64],
-        expected: Lsn,
-        end_offset: u64,
+        (expected, end_offset): (Lsn, u64),
     ) -> Result<(), OpenError> {
         let last = &found.chain[found.chain.len() - 1];
         let (last_id, last_path) = (last.header.id, last.path.clone());
         let mut beyond = found.unused.clone();
+        beyond.extend(later.iter().map(|link| link.header.id));
         beyond.extend_from_slice(damaged);
         for id in beyond
             .into_iter()
@@ -332,6 +345,7 @@ impl Replayer<'_> {
                 return Err(self.lost(found, first_page.0, first_page.1, expected, header.mark));
             }
         }
+        found.unused.extend(later.iter().map(|link| link.header.id));
         found.unused.extend(damaged);
         found.unused.sort_unstable();
         Ok(())
@@ -364,17 +378,11 @@ impl Replayer<'_> {
     }
 }
 
-fn apply(store: &mut dyn Replay, header: &FrameHeader, payload: &[u8]) -> Result<(), Refusal> {
-    let revision = store.revision();
-    if revision != header.revision_before {
-        return Err(Refusal(format!(
-            "it was written at revision {}, and the store is at revision {revision}",
-            header.revision_before
-        )));
-    }
-    record::decode_all(payload, header.records, |record| {
-        store.record(record).map_err(Refusal)
-    })
+/// The last frame that headers of segments from `later` on prove synced, if it is one that
+/// should be there.
+fn proven_by_headers(later: &[Link], expected: Lsn) -> Option<Lsn> {
+    let synced = later.iter().map(|link| link.header.synced()).max()?;
+    (synced >= expected).then_some(synced)
 }
 
 /// A sentence if there is more than zeros where the next frame would be.
@@ -385,7 +393,7 @@ fn cut_short(last: &Link, offset: u64, expected: Lsn, closed: bool) -> io::Resul
     Ok((ours && !closed).then(|| {
         format!(
             "the log ends with frame {} in {} at offset {offset}; what follows was being written \
-             when the process or the machine stopped, and nobody was told that it was stored",
+             when the process or the machine stopped, and nobody was told that it is on disk",
             expected - 1,
             last.path.display()
         )

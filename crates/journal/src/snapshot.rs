@@ -5,7 +5,9 @@
 //! caller's, and gets its name only when all of it is on disk: a file with the name is whole.
 //!
 //! Header, little-endian: magic (8 bytes), version (4), CRC32C (4), cluster id, LSN,
-//! revision, compact revision (8 each), checksum of the frame at the LSN (4), zero (4).
+//! revision, compact revision (8 each), checksum of the frame at the LSN (4), zero (4). That
+//! is version 1; one taken within an epoch is of version 2 and goes on with the epoch's bound
+//! and the LSN that opened it (8 each) and their CRC32C (4).
 //! Block: compressed bytes (4), bytes (4), number (4), CRC32C of these and the data (4),
 //! data. Footer: zero (4), zero (4), blocks (4), CRC32C (4), items (8), bytes (8).
 
@@ -19,8 +21,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) const MAGIC: &[u8; 8] = b"orlopsnp";
-pub(crate) const VERSION: u32 = 1;
+const VERSION_PLAIN: u32 = 1;
+/// The highest version known: taken within an epoch.
+pub(crate) const VERSION: u32 = 2;
 pub(crate) const HEADER: usize = 56;
+/// Bytes of an epoch, behind the header.
+pub(crate) const EPOCH: usize = 20;
 pub(crate) const BLOCK_HEADER: usize = 16;
 pub(crate) const FOOTER: usize = BLOCK_HEADER + 16;
 /// A block is closed when it has this many bytes; one unit may make it longer.
@@ -122,7 +128,8 @@ impl SnapshotWriter {
         };
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
-        header.extend_from_slice(&VERSION.to_le_bytes());
+        let version = at.epoch.map_or(VERSION_PLAIN, |_| VERSION);
+        header.extend_from_slice(&version.to_le_bytes());
         header.extend_from_slice(&[0; 4]);
         header.extend_from_slice(&at.cluster_id.to_le_bytes());
         header.extend_from_slice(&at.lsn.to_le_bytes());
@@ -132,6 +139,12 @@ impl SnapshotWriter {
         header.extend_from_slice(&[0; 4]);
         let crc = crc32c::crc32c(&header);
         header[12..16].copy_from_slice(&crc.to_le_bytes());
+        if let Some(epoch) = at.epoch {
+            header.extend_from_slice(&epoch.bound.to_le_bytes());
+            header.extend_from_slice(&epoch.opened.to_le_bytes());
+            let crc = crc32c::crc32c(&header[HEADER..]);
+            header.extend_from_slice(&crc.to_le_bytes());
+        }
         writer.append(&header)?;
         Ok(writer)
     }

@@ -1,65 +1,45 @@
-//! Group commit.
+//! Group commit: the durable side of the log, its syncs and its epochs.
 
-use crate::allocator::{Allocator, Closed, Shared};
+use crate::allocator::{Allocator, Shared};
 use crate::dir::Format;
+use crate::end::{self, Content, End, Written};
 use crate::error::CommitError;
-use crate::frame::{self, FLAG_CLOSE, FrameHeader, HEADER, MAX_PAYLOAD_BYTES, PAGE};
-use crate::fs::{File, Lock, is_no_space, read_full};
-use crate::segment::SegmentHeader;
-use crate::{Lsn, Position, record};
+use crate::frame::{FLAG_CLOSE, FLAG_PLACED, PAGE};
+use crate::fs::Lock;
+use crate::log::Log;
+use crate::open::Options;
+use crate::record::Note;
+use crate::volatile::{VolatileStatus, VolatileWriter};
+use crate::{Lsn, Position};
 use engine::record::Record;
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// The commit buffer is given back above this, so that one large commit does not stay.
-const KEEP_BUFFER_BYTES: usize = 16 << 20;
-
 /// What a commit did and how long it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommitInfo {
-    /// The log's end after it.
+    /// The log's end after its frame.
     pub position: Position,
     /// Bytes written, padding included.
     pub bytes: u64,
     /// Time in the write, in microseconds.
     pub write_us: u64,
-    /// Time in the fdatasync, in microseconds.
+    /// Time in the syncs, in microseconds.
     pub sync_us: u64,
+    /// Volatile writes became visible while it synced, and a frame says which revisions it got.
+    pub stamped: bool,
 }
 
-/// The segment that frames go to.
-struct Current {
-    id: u64,
-    path: PathBuf,
-    file: Arc<dyn File>,
-    bytes: u64,
-    /// Where the next frame goes; 0 while not even the header is written.
-    offset: u64,
-    header: SegmentHeader,
-}
-
-/// A log open for writing. One thread owns it.
+/// A log open for writing. One thread owns it: it commits durable records, and does all
+/// syncs, those of volatile records among them.
+///
+/// `revision` and `publish` closures are called while the log's end is locked, so that what
+/// they say and do is in the log's order: whoever calls the journal must not hold a lock
+/// that they take.
 pub struct Journal {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) log: Arc<Log>,
     _lock: Box<dyn Lock>,
-    cluster_id: u64,
-    salt: u64,
-    no_fsync: bool,
-    current: Option<Current>,
-    /// The last segment with a header, and its LSN range's end: kept until the next is begun.
-    pub(crate) previous: Option<Closed>,
-    pub(crate) lsn: Lsn,
-    pub(crate) crc: u32,
-    /// The highest LSN known synced.
-    pub(crate) synced: Lsn,
-    /// The highest mark written.
-    pub(crate) marked: Lsn,
-    pub(crate) bytes: u64,
-    /// A page for a segment's header, then the frame.
-    buffer: Vec<u8>,
 }
 
 impl Journal {
@@ -67,54 +47,180 @@ impl Journal {
         shared: Shared,
         lock: Box<dyn Lock>,
         format: &Format,
-        no_fsync: bool,
+        options: &Options,
     ) -> Self {
+        let log = Log::new(
+            shared,
+            format,
+            options.no_fsync,
+            options.guards,
+            options.marker_dir.clone(),
+        );
         Journal {
-            shared: Arc::new(shared),
+            log: Arc::new(log),
             _lock: lock,
-            cluster_id: format.identity.cluster_id,
-            salt: format.salt,
-            no_fsync,
-            current: None,
-            previous: None,
-            lsn: 0,
-            crc: 0,
-            synced: 0,
-            marked: 0,
-            bytes: 0,
-            buffer: Vec::new(),
         }
     }
 
+    /// Sets what a volatile write calls when there is something to do for this journal's
+    /// thread: [`due`](Journal::due) has changed. It must not block. The first one stays.
+    pub fn set_waker(&mut self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.log.waker.set(Box::new(wake));
+    }
+
     /// Puts records on disk, all or none: one write and one sync. When it returns they are
-    /// there after any crash. `revision_before` is the store's revision before them.
+    /// there after any crash. `revision` is the store's; `publish` makes the records visible
+    /// and is called when they are on disk. Between the two volatile records may become
+    /// visible; then a further frame, not synced, notes which revisions these records get.
     ///
     /// # Errors
     /// After [`CommitError::NoSpace`] and [`CommitError::TooLarge`] the log is as before.
     /// After [`CommitError::Poisoned`] nothing is known of these records until the next start,
     /// and every later call fails the same.
-    pub fn commit(
+    pub fn commit<T>(
         &mut self,
         records: &[Record],
-        revision_before: i64,
-    ) -> Result<CommitInfo, CommitError> {
-        let bytes: u64 = records.iter().map(record::encoded_bytes_at_most).sum();
-        if bytes > MAX_PAYLOAD_BYTES {
-            return Err(CommitError::TooLarge {
-                bytes,
-                limit: MAX_PAYLOAD_BYTES,
-            });
+        revision: impl Fn() -> i64,
+        publish: impl FnOnce() -> T,
+    ) -> Result<(CommitInfo, T), CommitError> {
+        end::check_size(records)?;
+        let taken = end::revisions(records);
+        let log = &self.log;
+        let (written, before, noted) = {
+            let mut end = log.end();
+            let before = revision();
+            let note = end.epochs.note_due(before + taken);
+            let written = end.append(Content {
+                notes: note.as_slice(),
+                records,
+                revision_before: before,
+                flags: 0,
+            })?;
+            end.epochs.pending = taken;
+            (written, before, note.is_some())
+        };
+        let synced = if log.no_fsync { None } else { log.sync()? };
+        if noted {
+            log.settle_epoch()?;
         }
-        let info = self.append(records, revision_before, 0)?;
-        if self.no_fsync {
-            return Ok(info);
+        let mut end = log.end();
+        end.epochs.pending = 0;
+        let stamped = stamp(log, &mut end, &written, (before, taken), revision)?;
+        end.show(before, taken);
+        let published = publish();
+        drop(end);
+        log.changed.notify_all();
+        let info = CommitInfo {
+            position: written.position,
+            bytes: written.bytes,
+            write_us: written.write_us,
+            sync_us: synced.map_or(0, |took| took.as_micros() as u64),
+            stamped,
+        };
+        Ok((info, published))
+    }
+
+    /// When [`upkeep`](Journal::upkeep) next has something to do; `None` until a volatile
+    /// write calls the waker.
+    pub fn due(&self) -> Option<Instant> {
+        let end = self.log.end();
+        if end.epochs.wanted {
+            return Some(Instant::now());
         }
-        let began = Instant::now();
-        self.sync()?;
-        Ok(CommitInfo {
-            sync_us: micros(began),
-            ..info
+        end.unsynced.due()
+    }
+
+    /// Does what is due: the sync of volatile records whose time has come, and an epoch for
+    /// volatile writers to go on. Returns how long it synced, in microseconds, if it did.
+    ///
+    /// # Errors
+    /// If the journal is poisoned. On a full disk volatile writers are told.
+    pub fn upkeep(&mut self, revision: impl Fn() -> i64) -> Result<Option<u64>, CommitError> {
+        let log = &self.log;
+        let (sync, noted) = {
+            let mut end = log.end();
+            let noted = end.epochs.wanted && self.note_epoch(&mut end, revision)?;
+            let due = end.unsynced.due().is_some_and(|due| due <= Instant::now());
+            (noted || due, noted)
+        };
+        let synced = if sync { log.sync()? } else { None };
+        if noted {
+            log.settle_epoch()?;
+        }
+        Ok(synced.map(|took| took.as_micros() as u64))
+    }
+
+    /// Writes the frame that opens or renews an epoch; false if there is no need or no room.
+    fn note_epoch(&self, end: &mut End, revision: impl Fn() -> i64) -> Result<bool, CommitError> {
+        let revision_before = revision();
+        let Some(note @ Note::Epoch { .. }) = end.epochs.note_due(revision_before) else {
+            return Ok(end.epochs.noted_in != 0);
+        };
+        let result = end.append(Content {
+            notes: &[note],
+            revision_before,
+            flags: FLAG_PLACED,
+            ..Content::default()
+        });
+        match result {
+            Ok(_) => Ok(true),
+            Err(CommitError::NoSpace { .. }) => {
+                end.epochs.wanted = false;
+                end.epochs.refusals += 1;
+                self.log.changed.notify_all();
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Syncs all that was written before the call.
+    ///
+    /// # Errors
+    /// If the journal is poisoned, or is by this.
+    pub fn sync(&mut self) -> Result<(), CommitError> {
+        self.log.sync().map(drop)
+    }
+
+    /// Accepts volatile writes from now on; a journal that was just opened does not. The next
+    /// [`upkeep`](Journal::upkeep), due at once, opens an epoch, for which they wait.
+    pub fn allow_volatile(&mut self) {
+        let mut end = self.log.end();
+        end.epochs.accepting = true;
+        end.epochs.wanted |= end.epochs.reserved == 0;
+    }
+
+    /// Ends volatile writing: refuses further volatile writes, puts all that was written on
+    /// disk, and closes the epoch, so that a power loss is not noticed any more.
+    ///
+    /// # Errors
+    /// After [`CommitError::NoSpace`] all is on disk, but the epoch is still open: a power
+    /// loss makes watchers relist. Any other error poisons the journal.
+    pub fn close_epoch(&mut self, revision: impl Fn() -> i64) -> Result<(), CommitError> {
+        let result = self.end_epoch(revision);
+        self.log.sync()?;
+        self.log.changed.notify_all();
+        if result.is_ok() {
+            self.log.remove_marker();
+        }
+        result
+    }
+
+    /// Refuses volatile writes and writes the note that ends the epoch, if one is open.
+    fn end_epoch(&self, revision: impl FnOnce() -> i64) -> Result<(), CommitError> {
+        let mut end = self.log.end();
+        end.epochs.accepting = false;
+        end.epochs.wanted = false;
+        if end.epochs.open.is_none() {
+            return Ok(());
+        }
+        end.append(Content {
+            notes: &[Note::EpochEnd],
+            revision_before: revision(),
+            flags: FLAG_PLACED,
+            ..Content::default()
         })
+        .map(drop)
     }
 
     /// Notes in the log that its end is synced, so that damage to the last commit is told
@@ -123,198 +229,43 @@ impl Journal {
     ///
     /// # Errors
     /// As [`commit`](Journal::commit).
-    pub fn mark(&mut self, revision: i64) -> Result<(), CommitError> {
-        let room = self
+    pub fn mark(&mut self, revision: impl FnOnce() -> i64) -> Result<(), CommitError> {
+        let mut end = self.log.end();
+        let room = end
             .current
             .as_ref()
             .is_some_and(|c| c.offset + PAGE <= c.bytes);
-        if !room || self.marked >= self.synced || self.synced < self.lsn {
-            return self.shared.poison().map_or(Ok(()), Err);
+        if !room || end.marked >= end.synced || end.synced < end.lsn {
+            return self.log.shared.poison().map_or(Ok(()), Err);
         }
-        self.append(&[], revision, 0).map(drop)
-    }
-
-    /// Writes a frame; does not sync it.
-    fn append(
-        &mut self,
-        records: &[Record],
-        revision_before: i64,
-        flags: u32,
-    ) -> Result<CommitInfo, CommitError> {
-        if let Some(error) = self.shared.poison() {
-            return Err(error);
-        }
-        let page = PAGE as usize;
-        self.buffer.resize(page + HEADER, 0);
-        for record in records {
-            record::encode(record, &mut self.buffer);
-        }
-        let payload_bytes = (self.buffer.len() - page - HEADER) as u32;
-        let frame_end = self.buffer.len();
-        self.buffer.resize(frame_end.next_multiple_of(page), 0);
-        let frame_bytes = (self.buffer.len() - page) as u64;
-
-        let fits = self
-            .current
-            .as_ref()
-            .is_some_and(|c| c.offset.max(PAGE) + frame_bytes <= c.bytes);
-        if !fits {
-            self.begin_segment(PAGE + frame_bytes, revision_before)?;
-        }
-        let Some(current) = &mut self.current else {
-            return Err(CommitError::NoSpace {
-                path: self.shared.layout.log.clone(),
-            });
-        };
-        let header = FrameHeader {
-            payload_bytes,
-            records: records.len() as u32,
-            segment: current.id,
-            lsn: self.lsn + 1,
-            mark: self.synced,
-            revision_before,
-            previous_crc: self.crc,
-            flags,
-        };
-        let crc = frame::seal(&mut self.buffer[page..frame_end], &header, self.salt);
-        let from = if current.offset == 0 {
-            current.header.encode(self.salt, &mut self.buffer[..page]);
-            0
-        } else {
-            page
-        };
-        let began = Instant::now();
-        if let Err(error) = current.file.write_at(&self.buffer[from..], current.offset) {
-            // Full without having been told (copy-on-write file systems): this frame was not
-            // acknowledged, and the next one goes to the same place, under the same LSN.
-            return Err(if is_no_space(&error) {
-                withdraw(current, &header, self.salt)
-                    .map_err(|error| self.shared.set_poison(&current.path, error))?;
-                CommitError::NoSpace {
-                    path: current.path.clone(),
-                }
-            } else {
-                self.shared.set_poison(&current.path, error)
-            });
-        }
-        let write_us = micros(began);
-        current.offset = current.offset.max(PAGE) + frame_bytes;
-        self.lsn += 1;
-        self.crc = crc;
-        self.marked = self.synced;
-        self.bytes += frame_bytes;
-        self.buffer.clear();
-        if self.buffer.capacity() > KEEP_BUFFER_BYTES {
-            self.buffer = Vec::new();
-        }
-        let position = self.position();
-        Ok(CommitInfo {
-            position,
-            bytes: frame_bytes,
-            write_us,
-            sync_us: 0,
+        end.append(Content {
+            revision_before: revision(),
+            ..Content::default()
         })
-    }
-
-    fn sync(&mut self) -> Result<(), CommitError> {
-        if self.synced == self.lsn {
-            return Ok(());
-        }
-        if let Some(error) = self.shared.poison() {
-            return Err(error);
-        }
-        if let Some(current) = &self.current {
-            current
-                .file
-                .sync_data()
-                .map_err(|error| self.shared.set_poison(&current.path, error))?;
-        }
-        self.synced = self.lsn;
-        // The current segment's header is on disk: the one before it may be retired.
-        if let Some(previous) = self.previous.take() {
-            self.shared.add_closed(previous);
-        }
-        Ok(())
-    }
-
-    /// Goes on to a segment with room for `min_bytes`. Its header comes with its first frame.
-    pub(crate) fn begin_segment(
-        &mut self,
-        min_bytes: u64,
-        revision: i64,
-    ) -> Result<(), CommitError> {
-        let ready = self.shared.take_ready(min_bytes)?;
-        // The new header will say that all before it is synced, and name the segment before.
-        self.sync()?;
-        self.write_header()?;
-        if let Some(Current { id, bytes, .. }) = self.current.take() {
-            let ended = Closed {
-                id,
-                last_lsn: self.lsn,
-                bytes,
-                whole: true,
-            };
-            if let Some(previous) = self.previous.replace(ended) {
-                self.shared.add_closed(previous);
-            }
-        }
-        self.current = Some(Current {
-            header: SegmentHeader {
-                id: ready.id,
-                cluster_id: self.cluster_id,
-                first_lsn: self.lsn + 1,
-                previous: self.previous.as_ref().map_or(0, |previous| previous.id),
-                revision,
-                previous_crc: self.crc,
-                bytes: ready.bytes,
-            },
-            id: ready.id,
-            path: ready.path,
-            file: ready.file,
-            bytes: ready.bytes,
-            offset: 0,
-        });
-        Ok(())
-    }
-
-    /// Writes and syncs the current segment's header if no frame brought it yet.
-    pub(crate) fn write_header(&mut self) -> Result<(), CommitError> {
-        let Some(current) = self.current.as_mut().filter(|current| current.offset == 0) else {
-            return Ok(());
-        };
-        let mut page = vec![0; PAGE as usize];
-        current.header.encode(self.salt, &mut page);
-        current
-            .file
-            .write_at(&page, 0)
-            .and_then(|()| current.file.sync_data())
-            .map_err(|error| {
-                // Nothing was acknowledged by this header: it can be written again, but a
-                // sync that failed cannot be tried again.
-                self.shared.set_poison(&current.path, error)
-            })?;
-        current.offset = PAGE;
-        Ok(())
+        .map(drop)
     }
 
     /// The log's end.
     pub fn position(&self) -> Position {
-        Position {
-            lsn: self.lsn,
-            crc: self.crc,
-            cluster_id: self.cluster_id,
-            bytes: self.bytes,
-        }
+        self.log.end().position()
     }
 
-    /// The position for a snapshot of the store as of the last commit. Without fsync, what
-    /// came before it is synced now: a snapshot says that it was.
+    /// The position for a snapshot of the store as it is when `open` is called: all visible
+    /// then, and nothing else, is in the log before it. What came before it is synced: a
+    /// snapshot says that it was.
     ///
     /// # Errors
     /// As [`commit`](Journal::commit).
-    pub fn snapshot_position(&mut self) -> Result<Position, CommitError> {
-        self.sync()?;
-        Ok(self.position())
+    pub fn snapshot_position<T>(
+        &mut self,
+        open: impl FnOnce() -> T,
+    ) -> Result<(Position, T), CommitError> {
+        let (position, opened) = {
+            let end = self.log.end();
+            (end.position(), open())
+        };
+        self.log.sync()?;
+        Ok((position, opened))
     }
 
     /// Sees to it that a next segment is ready; so, whether a full disk has room again.
@@ -322,34 +273,48 @@ impl Journal {
     /// # Errors
     /// [`CommitError::NoSpace`] if not, or the error that ended the journal.
     pub fn ensure_room(&mut self) -> Result<(), CommitError> {
-        if self.shared.has_ready() {
-            return self.shared.poison().map_or(Ok(()), Err);
+        let shared = &self.log.shared;
+        if shared.has_ready() {
+            return shared.poison().map_or(Ok(()), Err);
         }
-        self.shared.prepare_default()
+        shared.prepare_default()
+    }
+
+    /// What writes volatile records, for another thread.
+    pub fn volatile(&self) -> VolatileWriter {
+        VolatileWriter {
+            log: self.log.clone(),
+        }
+    }
+
+    /// What a power loss would take now.
+    pub fn volatile_status(&self) -> VolatileStatus {
+        VolatileStatus::of(&self.log)
     }
 
     /// What makes segments ahead, for a thread of the caller's.
     pub fn allocator(&self) -> Allocator {
-        Allocator(self.shared.clone())
+        Allocator(self.log.shared.clone())
     }
 
     /// Bytes of frames since the latest snapshot; what a start would have to replay.
     pub fn bytes_since_snapshot(&self) -> u64 {
-        self.bytes
-            .saturating_sub(self.shared.snapshot_bytes.load(Ordering::Relaxed))
+        let snapshot = self.log.shared.snapshot_bytes.load(Ordering::Relaxed);
+        self.log.end().bytes.saturating_sub(snapshot)
     }
 
     /// Bytes of the log's files, those ready and spare included.
     pub fn log_bytes(&self) -> u64 {
-        self.shared.log_bytes.load(Ordering::Relaxed)
+        self.log.shared.log_bytes.load(Ordering::Relaxed)
     }
 
     /// The error that ended all commits, if one did.
     pub fn poisoned(&self) -> Option<CommitError> {
-        self.shared.poison()
+        self.log.shared.poison()
     }
 
     /// Closes the log: a last frame says that all before it is synced and nothing follows.
+    /// Volatile writes fail from the call on.
     ///
     /// # Errors
     /// If the journal was poisoned before, or is by this. On a full disk that frame is
@@ -359,39 +324,75 @@ impl Journal {
     }
 
     pub(crate) fn close_frame(&mut self, revision: i64) -> Result<(), CommitError> {
-        self.sync()?;
-        if self.current.is_some() {
-            match self.append(&[], revision, FLAG_CLOSE) {
-                Ok(_) => self.sync()?,
+        self.log.end().closed = true;
+        // Volatile writes may have gone on until now.
+        let revision = self.log.end().revision.max(revision);
+        let ended = self.end_epoch(|| revision);
+        self.log.sync()?;
+        if ended.is_ok() {
+            self.log.remove_marker();
+        }
+        let mut end = self.log.end();
+        if end.current.is_some() && ended.is_ok() {
+            let result = end.append(Content {
+                revision_before: revision,
+                flags: FLAG_CLOSE,
+                ..Content::default()
+            });
+            match result {
+                Ok(_) => end.sync_inline()?,
                 Err(CommitError::NoSpace { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
+
+    /// The last frame, for tests.
+    #[doc(hidden)]
+    pub fn last_lsn(&self) -> Lsn {
+        self.log.end().lsn
+    }
 }
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.shared.stop();
+        self.log.end().closed = true;
+        self.log.changed.notify_all();
+        self.log.shared.stop();
     }
 }
 
-/// After a write that found no room: if all of the frame got there nevertheless (its padding
-/// did not), takes it back, for it is not to be found at the next start.
-fn withdraw(current: &Current, header: &FrameHeader, salt: u64) -> io::Result<()> {
-    let offset = current.offset.max(PAGE);
-    let mut frame = vec![0; HEADER + header.payload_bytes as usize];
-    let whole = read_full(&*current.file, &mut frame, offset)? == frame.len()
-        && frame::peek(&frame, current.id, u64::MAX).as_ref() == Some(header)
-        && frame::verify(&frame, salt, true).is_some();
-    if whole {
-        current.file.write_at(&[0; HEADER], offset)?;
-        current.file.sync_data()?;
+/// Notes the revisions that a commit gets, if volatile writes took those it would have got.
+/// Without it they follow from the log's order, as long as all of the log is there: if there
+/// is no room, only a power loss makes a difference, and gives them new ones.
+fn stamp(
+    log: &Log,
+    end: &mut End,
+    written: &Written,
+    (before, taken): (i64, i64),
+    revision: impl Fn() -> i64,
+) -> Result<bool, CommitError> {
+    let lsn = written.position.lsn;
+    if taken == 0 || end.lsn == lsn || end.epochs.open.is_none() || !log.guards.stamp {
+        return Ok(false);
     }
-    Ok(())
-}
-
-fn micros(since: Instant) -> u64 {
-    since.elapsed().as_micros() as u64
+    let revision_before = revision();
+    if revision_before == before {
+        return Ok(false);
+    }
+    let result = end.append(Content {
+        notes: &[Note::Stamp {
+            lsn,
+            revision_before,
+        }],
+        revision_before,
+        flags: FLAG_PLACED,
+        ..Content::default()
+    });
+    match result {
+        Ok(_) => Ok(true),
+        Err(CommitError::NoSpace { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -282,6 +282,30 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         "When the last snapshot of the journal was complete, in Unix seconds; 0 if there is none.",
     );
     r.input(
+        "orlop_storage_strict",
+        Orlop,
+        |i| f64::from(i.storage_strict),
+        "Whether every write is durable under the storage rules in force: 1 if so.",
+    );
+    r.input(
+        "orlop_epoch_open",
+        Orlop,
+        |i| f64::from(i.epoch_open),
+        "Whether a power loss would make every watcher list again: 1 while the journal takes volatile writes.",
+    );
+    r.input(
+        "orlop_unsynced_bytes",
+        Orlop,
+        |i| i.unsynced_bytes as f64,
+        "Bytes of volatile writes that are not on disk yet: what a power loss would take now.",
+    );
+    r.input(
+        "orlop_unsynced_age_seconds",
+        Orlop,
+        |i| i.unsynced_age_s,
+        "How long the oldest volatile write has waited to be on disk.",
+    );
+    r.input(
         "orlop_watchers_behind",
         Orlop,
         |i| i.watchers_behind as f64,

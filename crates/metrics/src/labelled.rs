@@ -52,6 +52,66 @@ pub(crate) fn range_duration(registry: &mut Registry, shape: &Arc<Shape>) -> Out
     outcome
 }
 
+/// One handle for each storage class.
+#[derive(Clone, Debug)]
+pub struct ByClass<T> {
+    /// On disk before it is answered.
+    pub durable: T,
+    /// In the log before it is answered, on disk a little later.
+    pub volatile: T,
+}
+
+impl<T> ByClass<T> {
+    /// The handle of one class.
+    pub fn get(&self, volatile: bool) -> &T {
+        if volatile {
+            &self.volatile
+        } else {
+            &self.durable
+        }
+    }
+}
+
+/// A counter by storage class.
+pub(crate) fn counter_by_class(
+    registry: &mut Registry,
+    name: &'static str,
+    help: &'static str,
+) -> ByClass<Counter> {
+    let mut family = registry.family(name, Kind::Counter, &["class"], Origin::Orlop, help);
+    let run = family.run(2);
+    let classes = ByClass {
+        durable: Counter(run.at(0)),
+        volatile: Counter(run.at(1)),
+    };
+    family.sample(&["durable"], Source::Cell(run.at(0)));
+    family.sample(&["volatile"], Source::Cell(run.at(1)));
+    family.done();
+    classes
+}
+
+/// How long writes took, by storage class.
+pub(crate) fn write_duration(registry: &mut Registry, shape: &Arc<Shape>) -> ByClass<Histogram> {
+    let mut family = registry.family(
+        "orlop_write_duration_seconds",
+        Kind::Histogram,
+        &["class"],
+        Origin::Orlop,
+        "How long a write took from its request to its answer, by the class that it asked for.",
+    );
+    let classes = ByClass {
+        durable: family.histogram_of(shape),
+        volatile: family.histogram_of(shape),
+    };
+    family.sample(&["durable"], Source::UsedHistogram(classes.durable.clone()));
+    family.sample(
+        &["volatile"],
+        Source::UsedHistogram(classes.volatile.clone()),
+    );
+    family.done();
+    classes
+}
+
 /// The `op` label of `etcd_server_apply_duration_seconds`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApplyOp {

@@ -34,8 +34,8 @@ use std::sync::Arc;
 pub use cells::{Counter, Gauge, Histogram};
 pub use grpc::{GRPC_CODES, Grpc, GrpcKind, GrpcMethod};
 pub use labelled::{
-    ApplyDurations, ApplyOp, Check, ClientRequests, Direction, Healthchecks, Outcome, Probe,
-    RequestDurations, RequestType, StreamApi, StreamFailures,
+    ApplyDurations, ApplyOp, ByClass, Check, ClientRequests, Direction, Healthchecks, Outcome,
+    Probe, RequestDurations, RequestType, StreamApi, StreamFailures,
 };
 pub use registry::{Family, Kind, Origin};
 pub use scrape::ScrapeInput;
@@ -208,6 +208,12 @@ pub struct Metrics {
 
     /// `orlop_streams`
     pub streams: Gauge,
+    /// `orlop_writes_total`
+    pub writes: ByClass<Counter>,
+    /// `orlop_write_bytes_total`
+    pub write_bytes: ByClass<Counter>,
+    /// `orlop_write_duration_seconds`
+    pub write_duration: ByClass<Histogram>,
     /// `orlop_history_compactions_forced_total`
     pub history_compactions_forced: Counter,
     /// `orlop_watches_cancelled_slow_total`
@@ -511,6 +517,17 @@ impl Metrics {
                 Orlop,
                 "Streaming calls that are open: watches, lease keep-alives, streamed ranges, snapshots, health watches.",
             ),
+            writes: labelled::counter_by_class(
+                r,
+                "orlop_writes_total",
+                "Writes that were made, by storage class.",
+            ),
+            write_bytes: labelled::counter_by_class(
+                r,
+                "orlop_write_bytes_total",
+                "Bytes written to the journal for them, padding included, by storage class.",
+            ),
+            write_duration: labelled::write_duration(r, &apply),
             history_compactions_forced: r.counter(
                 "orlop_history_compactions_forced_total",
                 Orlop,

@@ -64,6 +64,14 @@ pub struct ScrapeInput {
     pub journal_last_snapshot_unix_s: f64,
     /// Watches that are behind the store's revision.
     pub watchers_behind: u64,
+    /// Every write is durable under the storage rules in force.
+    pub storage_strict: bool,
+    /// An epoch of volatile writes is open in the journal.
+    pub epoch_open: bool,
+    /// Bytes of volatile writes that are not on disk yet.
+    pub unsynced_bytes: u64,
+    /// How long the oldest of them has waited, in seconds.
+    pub unsynced_age_s: f64,
     /// Log lines dropped because the output did not take them.
     pub log_lines_dropped: u64,
 }

@@ -14,7 +14,12 @@ pub(crate) struct Args {
 
 /// Exit code 0: a server can start from it; 1: it is damaged, or could not be checked.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    match journal::check(Arc::new(RealFs::new()), &args.data_dir) {
+    let marker_dir = journal::default_marker_dir();
+    match journal::check(
+        Arc::new(RealFs::new()),
+        &args.data_dir,
+        marker_dir.as_deref(),
+    ) {
         Ok(report) => {
             println!("{report}");
             ExitCode::SUCCESS

@@ -359,7 +359,8 @@ impl Follower {
         if records.is_empty() {
             return Ok(());
         }
-        self.journal.commit(&records, self.revision())?;
+        let revision = self.revision();
+        self.journal.commit(&records, || revision, || ())?;
         for record in records {
             self.feed.apply(record);
         }

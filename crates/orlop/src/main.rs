@@ -3,6 +3,7 @@
 //! `orlop serve` takes etcd's own flags; started under the name `etcd` it behaves as etcd
 //! would. One file a subcommand.
 
+mod admin;
 mod bench;
 mod check;
 mod export;
@@ -10,12 +11,14 @@ mod failure;
 mod import;
 mod import_follow;
 mod import_source;
+mod profile;
 mod rules;
 mod serve;
 mod snapshot;
 mod snapshot_feed;
 mod snapshot_restore;
 mod snapshot_status;
+mod status;
 
 use clap::{Parser, Subcommand};
 use config::Personality;
@@ -46,6 +49,10 @@ enum Command {
     },
     /// Verify a data directory that no server uses, and say in plain words what is there.
     Check(check::Args),
+    /// Say what a running server does: rules in force, rates, what a power loss would take.
+    Status(status::Args),
+    /// Show or change the storage profile of a running server.
+    Profile(profile::Args),
     /// Look into snapshots of etcd and orlop, and restore them.
     Snapshot(snapshot::Args),
     /// Take a running etcd over, with its revisions, into a new data directory.
@@ -77,6 +84,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { args } => serve::run(Personality::Orlop, args),
         Command::Check(args) => check::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),

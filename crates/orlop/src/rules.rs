@@ -24,6 +24,17 @@ enum Command {
     Explain(ExplainArgs),
     /// Print a profile's rule file, or the profiles that there are.
     Show(ShowArgs),
+    /// Put a rule file in force on a running server, now and after every restart, until
+    /// `orlop profile reset`.
+    Apply(ApplyArgs),
+}
+
+#[derive(clap::Args)]
+struct ApplyArgs {
+    /// The rule file.
+    file: PathBuf,
+    #[command(flatten)]
+    target: crate::admin::Target,
 }
 
 #[derive(clap::Args)]
@@ -67,6 +78,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Command::Check(args) => check(&args.file),
         Command::Explain(args) => explain(args),
         Command::Show(args) => Ok(show(args.profile)),
+        Command::Apply(args) => return crate::profile::apply(&args.file, &args.target),
     };
     match done {
         Ok(text) => {
@@ -185,6 +197,8 @@ mod tests {
             Command::Check(args) => check(&args.file),
             Command::Explain(args) => explain(args),
             Command::Show(args) => Ok(show(args.profile)),
+            // Asks a server; not for these tests.
+            Command::Apply(_) => Ok(String::new()),
         };
         done.map_err(|e| e.to_string())
     }

@@ -144,6 +144,7 @@ fn print_hello(s: &Started, data_dir: &str) {
         "  data            {data_dir} ({state}, revision {})",
         s.revision
     );
+    println!("  profile         {} ({})", s.profile, s.profile_source);
     println!("  etcdctl         etcdctl --endpoints={urls} put hello world");
     println!("  kube-apiserver  kube-apiserver --etcd-servers={urls} ...");
     println!("  stop            Ctrl-C");

@@ -22,7 +22,9 @@ pub(crate) struct Read {
 /// Reads all of a directory that no server has open.
 pub(crate) fn read(dir: &Path) -> Result<Read, Failure> {
     let mut feed = Feed::new();
-    let report = journal::read(Arc::new(RealFs::new()), dir, &mut feed)?;
+    let marker_dir = journal::default_marker_dir();
+    let files = Arc::new(RealFs::new());
+    let report = journal::read(files, dir, marker_dir.as_deref(), &mut feed)?;
     Ok(Read {
         engine: feed.engine,
         report,
@@ -75,6 +77,10 @@ impl Replay for Feed {
     fn record(&mut self, record: Record) -> Result<(), String> {
         self.apply(record);
         Ok(())
+    }
+
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.engine.jump(revision)
     }
 
     fn revision(&self) -> i64 {

@@ -1,8 +1,12 @@
-//! The committer: one thread that takes the sequencer's batches to the journal and makes
-//! them visible. One write and one fdatasync a batch; while it syncs, the next batch fills.
+//! The committer: one thread that takes the sequencer's durable batches to the journal and
+//! makes them visible. One write and one fdatasync a batch; while it syncs, the next batch
+//! fills. It also syncs what the volatile writer (`volatile`) has written, when that is due.
 
 use crate::shared::Shared;
+use crate::store::{Open, Waiter};
+use crate::switch::{Order, Request};
 use engine::Error;
+use engine::op::DURABLE;
 use engine::record::SnapshotMeta;
 use engine::sequencer::{Answers, Batch};
 use engine::snapshot::SnapshotCursor;
@@ -10,10 +14,11 @@ use journal::{CommitError, Journal, Position};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A batch holds at most about so many bytes, so that one commit cannot take for ever.
-const MAX_BATCH_BYTES: usize = 8 << 20;
+pub(crate) const MAX_BATCH_BYTES: usize = 8 << 20;
 /// After so long without a write the journal notes what is synced.
 const IDLE_MARK_AFTER: Duration = Duration::from_secs(5);
 /// How often a full disk is tried again.
@@ -24,7 +29,10 @@ const SNAPSHOT_RETRY: Duration = Duration::from_secs(10);
 /// etcd warns of a sync that takes longer.
 const SLOW_SYNC: Duration = Duration::from_secs(1);
 
-/// A flag that threads raise and the committer waits for.
+/// How often a stop looks whether the volatile writer has ended.
+const STOP_LOOK: Duration = Duration::from_millis(1);
+
+/// A flag that threads raise and one thread waits for.
 #[derive(Default)]
 pub(crate) struct Signal {
     raised: AtomicBool,
@@ -33,7 +41,7 @@ pub(crate) struct Signal {
 }
 
 impl Signal {
-    /// Raises the flag; costs a swap while the committer is busy.
+    /// Raises the flag; costs a swap while the thread is busy.
     pub(crate) fn raise(&self) {
         if !self.raised.swap(true, Ordering::AcqRel) && *self.sleeping.lock() {
             self.wake.notify_one();
@@ -41,7 +49,7 @@ impl Signal {
     }
 
     /// Takes the flag down, waiting for it at most `timeout`. True if it was raised.
-    fn wait(&self, timeout: Duration) -> bool {
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
         if self.raised.swap(false, Ordering::AcqRel) {
             return true;
         }
@@ -75,7 +83,11 @@ impl SnapshotJob {
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     journal: Journal,
-    disk_full: bool,
+    volatile: JoinHandle<()>,
+    /// Volatile writes may come, and give revisions of their own.
+    two_lanes: bool,
+    /// The epoch is to be closed, and there was no room for it.
+    close_wanted: bool,
     idle_marked: bool,
     /// Snapshots wait until the log has grown by this much.
     snapshot_after_bytes: u64,
@@ -105,12 +117,16 @@ impl Tries {
 }
 
 impl Committer {
-    pub(crate) fn new(shared: Arc<Shared>, journal: Journal, disk_full: bool) -> Self {
+    /// `volatile` is the volatile writer's thread, which ends first.
+    pub(crate) fn new(shared: Arc<Shared>, journal: Journal, volatile: JoinHandle<()>) -> Self {
         let snapshot_after_bytes = shared.snapshot_after_bytes(0);
+        let two_lanes = !shared.store.storage.is_strict();
         Committer {
             shared,
             journal,
-            disk_full,
+            volatile,
+            two_lanes,
+            close_wanted: false,
             idle_marked: true,
             snapshot_after_bytes,
             snapshot_tries: Tries::default(),
@@ -124,14 +140,17 @@ impl Committer {
             let batch = {
                 let mut engine = self.shared.store.lock();
                 engine
-                    .take_batch(0, MAX_BATCH_BYTES)
+                    .take_batch(DURABLE, MAX_BATCH_BYTES)
                     .map(|b| (b, engine.revision()))
             };
             match batch {
                 Some((batch, revision_before)) => self.commit(batch, revision_before),
-                None if stopping => break,
+                None if stopping && self.volatile.is_finished() => break,
+                None if stopping => std::thread::sleep(STOP_LOOK),
                 None => self.idle(),
             }
+            self.upkeep();
+            self.take_orders();
             self.start_snapshot_if_due();
         }
         let mut answers = Answers::new();
@@ -147,99 +166,132 @@ impl Committer {
     }
 
     fn idle(&mut self) {
-        let timeout = if self.disk_full {
+        let full = self.shared.disk_full();
+        let mut timeout = if full {
             ROOM_RETRY
         } else if self.idle_marked {
             Duration::from_secs(3600)
         } else {
             IDLE_MARK_AFTER
         };
+        if let Some(due) = self.journal.due() {
+            timeout = timeout.min(due.saturating_duration_since(Instant::now()));
+        }
+        let began = Instant::now();
         if self.shared.store.commit.wait(timeout) {
             return;
         }
-        if self.disk_full {
+        if full {
             if self.journal.ensure_room().is_ok() {
-                self.set_disk_full(false);
+                self.shared.set_disk_full(false);
             }
-        } else if !self.idle_marked {
+        } else if !self.idle_marked && began.elapsed() >= IDLE_MARK_AFTER {
             self.idle_marked = true;
-            let revision = self.shared.store.lock().revision();
-            if let Err(error) = self.journal.mark(revision) {
-                self.failed(&error);
+            let shared = self.shared.clone();
+            let result = self.journal.mark(|| shared.store.lock().revision());
+            self.check(result);
+        }
+    }
+
+    /// Syncs volatile writes that are due, and opens their epoch.
+    fn upkeep(&mut self) {
+        let shared = self.shared.clone();
+        let result = self.journal.upkeep(|| shared.store.lock().revision());
+        if let Ok(Some(sync_us)) = result {
+            self.observe_sync(Duration::from_micros(sync_us));
+            self.idle_marked = false;
+        }
+        self.check(result);
+        if self.close_wanted && !self.shared.disk_full() {
+            self.close_epoch();
+        }
+    }
+
+    fn observe_sync(&self, sync: Duration) {
+        self.shared.metrics.wal_fsync.observe(sync);
+        if sync > SLOW_SYNC {
+            self.shared.warn_slow_sync(sync);
+        }
+    }
+
+    fn take_orders(&mut self) {
+        for Request { order, done } in self.shared.orders() {
+            match order {
+                Order::Allow => {
+                    self.close_wanted = false;
+                    self.two_lanes = true;
+                    self.journal.allow_volatile();
+                }
+                Order::Sync => {
+                    let result = self.journal.sync();
+                    self.check(result);
+                }
+                Order::Close => {
+                    self.close_wanted = true;
+                    self.close_epoch();
+                }
             }
+            // Who asked may have gone.
+            let _ = done.send(());
+        }
+    }
+
+    fn close_epoch(&mut self) {
+        let shared = self.shared.clone();
+        match self.journal.close_epoch(|| shared.store.lock().revision()) {
+            Ok(()) => {
+                self.close_wanted = false;
+                self.two_lanes = false;
+            }
+            Err(CommitError::NoSpace { .. }) => self.shared.set_disk_full(true),
+            Err(error) => self.failed(&error),
         }
     }
 
     fn commit(&mut self, batch: Batch, revision_before: i64) {
         let started = Instant::now();
-        let result = self.journal.commit(&batch.records, revision_before);
         let shared = self.shared.clone();
-        let m = &shared.metrics;
+        let (m, store) = (&shared.metrics, &shared.store);
+        let mut answers = Answers::new();
+        let two_lanes = self.two_lanes;
+        let revision = || match two_lanes {
+            true => store.lock().revision(),
+            false => revision_before,
+        };
+        let publish = || publish(&shared, batch.ticket, &mut answers);
+        let result = self.journal.commit(&batch.records, revision, publish);
         m.commit_batch_size
             .observe_value(batch.records.len() as f64);
-        let mut answers = Answers::new();
-        let now_ms = self.shared.store.now_ms();
         match result {
-            Ok(info) => {
+            Ok((info, published)) => {
+                store.deliver(&mut answers);
+                store.raise(published.open);
+                m.backend_commit.observe(started.elapsed());
                 self.idle_marked = false;
-                self.shared
-                    .committed(info.position.lsn(), batch.records.len() as u64);
-                let sync = Duration::from_micros(info.sync_us);
-                m.wal_fsync.observe(sync);
+                let records = batch.records.len() as u64;
+                shared.committed(info.position.lsn(), records);
+                store.storage.synced(batch.tags);
+                self.observe_sync(Duration::from_micros(info.sync_us));
                 m.wal_write.observe(Duration::from_micros(info.write_us));
                 m.wal_write_bytes.add(info.bytes);
-                if sync > SLOW_SYNC {
-                    self.shared.warn_slow_sync(sync);
-                }
-                if self.disk_full {
-                    self.set_disk_full(false);
-                }
-                let applying = Instant::now();
-                let quota_changed = {
-                    let mut engine = self.shared.store.lock();
-                    engine.complete(batch.ticket, now_ms, &mut answers);
-                    engine.check_quota()
-                };
-                let apply = applying.elapsed();
-                self.shared.store.deliver(&mut answers);
-                m.backend_commit.observe(started.elapsed());
-                if quota_changed {
-                    self.shared.log_quota();
-                }
-                if apply > self.shared.warning_apply {
-                    self.shared.warn_slow_apply(apply, batch.records.len());
-                }
+                m.writes.durable.add(records);
+                m.write_bytes.durable.add(info.bytes);
+                published.report(&shared, batch.records.len());
             }
-            Err(error) => {
-                m.proposals_failed.add(batch.records.len() as u64);
-                let answer = match &error {
-                    CommitError::NoSpace { .. } => Error::NoSpace,
-                    CommitError::TooLarge { .. } => Error::TooManyRequests,
-                    CommitError::Poisoned { .. } => Error::Stopped,
-                };
-                if matches!(error, CommitError::NoSpace { .. }) && !self.disk_full {
-                    tracing::error!(%error, "the journal has no room: writes are refused with NOSPACE until there is");
-                    self.set_disk_full(true);
-                }
-                // With a failed sync nothing may be answered: whether the writes are on the
-                // disk is unknown. The process ends with them unanswered.
-                if !matches!(error, CommitError::Poisoned { .. }) {
-                    self.shared
-                        .store
-                        .lock()
-                        .fail(batch.ticket, answer, &mut answers);
-                    self.shared.store.deliver(&mut answers);
-                }
-                self.failed(&error);
-            }
+            Err(error) => self.refused(&batch, &error),
         }
     }
 
-    fn set_disk_full(&mut self, full: bool) {
-        self.disk_full = full;
-        self.shared.store.lock().set_disk_full(full);
-        if !full {
-            tracing::info!("the journal has room again: writes are accepted");
+    fn refused(&self, batch: &Batch, error: &CommitError) {
+        refuse(&self.shared, batch, error);
+        self.failed(error);
+    }
+
+    fn check<T>(&self, result: Result<T, CommitError>) {
+        match result {
+            Ok(_) => {}
+            Err(CommitError::NoSpace { .. }) => self.shared.set_disk_full(true),
+            Err(error) => self.failed(&error),
         }
     }
 
@@ -260,29 +312,99 @@ impl Committer {
         if !(due || turns.wanted()) || !turns.begin() {
             return;
         }
-        let at = match self.journal.snapshot_position() {
-            Ok(at) => at,
+        // Between commits, and while the journal keeps volatile writes out, everything admitted
+        // is visible or not yet in the log: what is visible is what the log holds up to there.
+        let store = self.shared.store.clone();
+        let open = || {
+            let mut engine = store.lock();
+            let (cursor, head) = engine.snapshot_open();
+            let pin = crate::store::Pin::new(&store, &mut engine, cursor.pin());
+            (cursor, head, pin)
+        };
+        let (at, (cursor, head, pin)) = match self.journal.snapshot_position(open) {
+            Ok(opened) => opened,
             Err(error) => {
                 self.shared.snapshot_end(Err(error.to_string()));
                 return self.failed(&error);
             }
         };
-        let job = {
-            // Between commits everything admitted is visible or not yet in the log, so what is
-            // visible now is exactly what the log holds up to `at`.
-            let mut engine = self.shared.store.lock();
-            let (cursor, head) = engine.snapshot_open();
-            let pin = crate::store::Pin::new(&self.shared.store, &mut engine, cursor.pin());
-            SnapshotJob {
-                at,
-                cursor,
-                head,
-                pin,
-            }
+        let job = SnapshotJob {
+            at,
+            cursor,
+            head,
+            pin,
         };
         let data = self.shared.store.lock().sizes().total_bytes as u64;
         self.snapshot_after_bytes = self.shared.snapshot_after_bytes(data);
         self.shared.spawn_snapshot(job);
+    }
+}
+
+/// What making a batch visible brought.
+pub(crate) struct Published {
+    pub(crate) open: Open,
+    quota_changed: bool,
+    took: Duration,
+}
+
+/// Makes a batch visible. The journal calls this while it keeps the other lane out.
+pub(crate) fn publish(shared: &Shared, ticket: u64, answers: &mut Answers<Waiter>) -> Published {
+    let began = Instant::now();
+    let now_ms = shared.store.now_ms();
+    let mut engine = shared.store.lock();
+    if shared.disk_full() {
+        // There was room for it: what waited for it need not be refused.
+        engine.set_disk_full(false);
+    }
+    engine.complete(ticket, now_ms, answers);
+    Published {
+        quota_changed: engine.check_quota(),
+        open: Open::of(&engine),
+        took: began.elapsed(),
+    }
+}
+
+impl Published {
+    /// Says what an operator should know.
+    pub(crate) fn report(&self, shared: &Shared, records: usize) {
+        if shared.disk_full() {
+            shared.set_disk_full(false);
+        }
+        if self.quota_changed {
+            shared.log_quota();
+        }
+        if self.took > shared.warning_apply {
+            shared.warn_slow_apply(self.took, records);
+        }
+    }
+}
+
+/// Answers a batch that the journal did not take.
+pub(crate) fn refuse(shared: &Shared, batch: &Batch, error: &CommitError) {
+    shared
+        .metrics
+        .proposals_failed
+        .add(batch.records.len() as u64);
+    let answer = match error {
+        CommitError::NoSpace { .. } => Error::NoSpace,
+        CommitError::TooLarge { .. } => Error::TooManyRequests,
+        CommitError::Poisoned { .. } | CommitError::Strict | CommitError::Closed => Error::Stopped,
+    };
+    if matches!(error, CommitError::NoSpace { .. }) && !shared.disk_full() {
+        tracing::error!(%error, "the journal has no room: writes are refused with NOSPACE until there is");
+        shared.set_disk_full(true);
+    }
+    // With a failed sync nothing may be answered: whether the writes are on the disk is
+    // unknown. The process ends with them unanswered.
+    if !matches!(error, CommitError::Poisoned { .. }) {
+        let mut answers = Answers::new();
+        let open = {
+            let mut engine = shared.store.lock();
+            engine.fail(batch.ticket, answer, &mut answers);
+            Open::of(&engine)
+        };
+        shared.store.deliver(&mut answers);
+        shared.store.raise(open);
     }
 }
 

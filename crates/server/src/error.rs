@@ -12,6 +12,9 @@ pub enum Error {
     /// A listener cannot be set up.
     #[error(transparent)]
     Wire(#[from] wire::Error),
+    /// The storage rules cannot be used.
+    #[error(transparent)]
+    Rules(#[from] crate::storage::RulesError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}; raise the limit on processes (ulimit -u, pids.max)")]
     Thread(#[from] std::io::Error),

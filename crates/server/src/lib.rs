@@ -8,6 +8,7 @@
 //!
 //! A put goes `kv` → `store` → engine's sequencer → `durability` → journal, and back.
 
+mod admin;
 mod backup;
 mod durability;
 mod encode;
@@ -18,17 +19,23 @@ mod lease;
 mod maintenance;
 mod memory;
 mod pace;
+mod rates;
 mod replay;
 mod scheduled;
 mod service;
 mod shared;
 mod start;
 mod status;
+mod storage;
 mod store;
+mod switch;
 mod turns;
 mod upkeep;
+mod volatile;
 mod watch;
 
+pub use admin::ADMIN_SOCKET;
 pub use error::Error;
 pub use shared::ETCD_VERSION;
 pub use start::{Server, Started};
+pub use storage::RulesError;

@@ -359,6 +359,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     drop(engine);
     let (journal_bytes, lag) = shared.journal_bytes();
     let (connections, connections_refused) = shared.connections();
+    let volatile = shared.volatile.status();
     metrics::ScrapeInput {
         has_leader: true,
         is_leader: true,
@@ -389,6 +390,12 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         journal_bytes,
         journal_snapshot_lag_bytes: lag,
         journal_last_snapshot_unix_s: shared.last_snapshot_unix_s(),
+        storage_strict: shared.store.storage.is_strict(),
+        epoch_open: volatile.epoch_bound.is_some(),
+        unsynced_bytes: volatile.unsynced_bytes,
+        unsynced_age_s: volatile
+            .oldest_unsynced
+            .map_or(0.0, |at| at.elapsed().as_secs_f64()),
         log_lines_dropped: shared
             .log_counters
             .as_ref()

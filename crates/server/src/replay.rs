@@ -51,6 +51,10 @@ impl Replay for Feed {
         Ok(())
     }
 
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.engine.jump(revision)
+    }
+
     fn revision(&self) -> i64 {
         self.engine.revision()
     }

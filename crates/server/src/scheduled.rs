@@ -365,7 +365,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::op::{PutOp, Write};
+    use engine::op::{Class, PutOp, Write};
     use engine::{Engine, Limits};
     use journal::fs::sim::SimFs;
     use snapshot::{Origin, StorageVersion};
@@ -381,7 +381,7 @@ mod tests {
                 value: vec![7; 5000].into(),
                 ..PutOp::default()
             });
-            assert!(engine.submit(put, 0, (), 0).is_none());
+            assert!(engine.submit(put, Class::DURABLE, (), 0).is_none());
             let batch = engine.take_batch(0, usize::MAX).unwrap();
             engine.complete(batch.ticket, 0, &mut Vec::new());
         }

@@ -3,8 +3,9 @@
 use crate::durability::SnapshotJob;
 use crate::encode::Ids;
 use crate::store::Store;
+use crate::switch::Request;
 use crate::turns::Turns;
-use journal::Allocator;
+use journal::{Allocator, VolatileWriter};
 use metrics::Metrics;
 use parking_lot::Mutex;
 use std::path::PathBuf;
@@ -48,6 +49,11 @@ pub(crate) struct Shared {
     pub(crate) allocator: Allocator,
     pub(crate) segment_bytes: u64,
     pub(crate) log_counters: Option<telemetry::LogCounters>,
+    /// For its state; the volatile writer's thread has its own.
+    pub(crate) volatile: VolatileWriter,
+    pub(crate) rates: crate::rates::Rates,
+    orders: Mutex<Vec<Request>>,
+    disk_full: AtomicBool,
     stopping: AtomicBool,
     committed_lsn: AtomicU64,
     committed_records: AtomicU64,
@@ -80,6 +86,8 @@ pub(crate) struct Parts {
     pub(crate) allocator: Allocator,
     pub(crate) log_counters: Option<telemetry::LogCounters>,
     pub(crate) fragment_bytes: usize,
+    pub(crate) volatile: VolatileWriter,
+    pub(crate) disk_full: bool,
 }
 
 impl Shared {
@@ -109,6 +117,10 @@ impl Shared {
             allocator: p.allocator,
             segment_bytes: config.segment_bytes,
             log_counters: p.log_counters,
+            volatile: p.volatile,
+            rates: crate::rates::Rates::default(),
+            orders: Mutex::new(Vec::new()),
+            disk_full: AtomicBool::new(p.disk_full),
             stopping: AtomicBool::new(false),
             committed_lsn: AtomicU64::new(0),
             committed_records: AtomicU64::new(0),
@@ -134,6 +146,7 @@ impl Shared {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
         self.store.commit.raise();
+        self.store.volatile.raise();
     }
 
     /// Ends the process: the journal has failed, and nothing more may be acknowledged.
@@ -146,6 +159,35 @@ impl Shared {
         // The log is written by a thread of its own; it has this long.
         std::thread::sleep(Duration::from_millis(200));
         std::process::exit(1);
+    }
+
+    // --- orders to the committer
+
+    pub(crate) fn order(&self, request: Request) {
+        self.orders.lock().push(request);
+        self.store.commit.raise();
+    }
+
+    pub(crate) fn orders(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.orders.lock())
+    }
+
+    // --- a full disk
+
+    pub(crate) fn disk_full(&self) -> bool {
+        self.disk_full.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_disk_full(&self, full: bool) {
+        let was = self.disk_full.swap(full, Ordering::AcqRel);
+        self.store.lock().set_disk_full(full);
+        if was && !full {
+            tracing::info!("the journal has room again: writes are accepted");
+        }
+        // A full disk is tried again by the committer.
+        if full {
+            self.store.commit.raise();
+        }
     }
 
     pub(crate) fn keep_thread(&self, handle: std::thread::JoinHandle<()>) {
@@ -165,7 +207,7 @@ impl Shared {
     // --- counters that answers and metrics show
 
     pub(crate) fn committed(&self, lsn: u64, records: u64) {
-        self.committed_lsn.store(lsn, Ordering::Relaxed);
+        self.committed_lsn.fetch_max(lsn, Ordering::Relaxed);
         self.committed_records.fetch_add(records, Ordering::Relaxed);
     }
 

@@ -8,13 +8,14 @@ use crate::replay::Feed;
 use crate::scheduled::Scheduled;
 use crate::service::{METHODS, Service};
 use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Parts, Shared};
+use crate::storage::Storage;
 use crate::store::Store;
 use crate::upkeep::Upkeep;
 use config::{Config, Url};
 use engine::{Engine, Limits};
 use journal::fs::FileSystem;
 use journal::fs::real::RealFs;
-use journal::{Journal, NewDirectory, Options};
+use journal::{Journal, NewDirectory, OpenReport, Options};
 use metrics::Metrics;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -28,6 +29,12 @@ const GRACE: Duration = Duration::from_secs(2);
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 /// etcd's raft term after the first election of a lone member; it never changes here.
 const RAFT_TERM: u64 = 2;
+/// Few people administer at once.
+const MAX_ADMIN_CONNECTIONS: usize = 64;
+const HTTP_ONLY: Serves = Serves {
+    grpc: false,
+    http: true,
+};
 
 /// What happened at the start, for the operator.
 #[derive(Clone, Debug)]
@@ -46,12 +53,19 @@ pub struct Started {
     pub keys: usize,
     /// What opening and replay took.
     pub took: Duration,
+    /// The storage rules in force, by name.
+    pub profile: String,
+    /// Where the rules come from, in words.
+    pub profile_source: String,
+    /// Where the admin endpoint is served.
+    pub admin_urls: Vec<String>,
 }
 
 /// A running server.
 pub struct Server {
     shared: Arc<Shared>,
     wire: wire::Server,
+    admin: Option<wire::Server>,
     committer: JoinHandle<()>,
     upkeep: JoinHandle<()>,
     started: Started,
@@ -103,13 +117,28 @@ impl Server {
             ..Limits::default()
         };
         let mut feed = Feed::new(Engine::new(limits));
-        let (journal, report) =
+        let (mut journal, report) =
             Journal::open(files.clone(), &config.data_dir, options(config), &mut feed)?;
         for w in &report.warnings {
             tracing::warn!(warning = %w, "while opening the data directory");
         }
         if let Some(cut) = &report.cut_short {
             tracing::info!(cut = %cut, "the log ended in an unfinished write that was never acknowledged; it is left out");
+        }
+        // After the journal: whose directory it is, is known now, and that nobody else uses it.
+        let storage = Storage::open(config, files.clone())?;
+        let rules = storage.current();
+        tracing::info!(
+            profile = rules.policy.name(),
+            rules = %format_args!("{:016x}", rules.policy.digest()),
+            source = %rules.source,
+            "command-line" = storage.flag_name(),
+            "storage rules in force"
+        );
+        rules.warn();
+        report_epoch(&report, storage.is_strict());
+        if !storage.is_strict() {
+            journal.allow_volatile();
         }
         if let Some(w) = journal::fs_warning(&config.data_dir) {
             tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
@@ -120,6 +149,12 @@ impl Server {
         engine.set_disk_full(report.no_space);
         engine.check_quota();
         let (revision, keys) = (engine.revision(), engine.keys());
+        if storage.is_strict() && report.epoch.is_some() {
+            // What the last process left is on disk; nothing volatile follows.
+            if let Err(error) = journal.close_epoch(|| revision) {
+                tracing::warn!(%error, "cannot close the epoch of volatile writes: until it is, a power loss makes every watcher list again");
+            }
+        }
 
         let workers = match config.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -144,7 +179,7 @@ impl Server {
         let shared = Arc::new(Shared::new(
             config,
             Parts {
-                store: Arc::new(Store::new(engine, Mailboxes::new(workers))),
+                store: Arc::new(Store::new(engine, Mailboxes::new(workers), storage)),
                 metrics,
                 ids,
                 name: identity.name.clone(),
@@ -159,13 +194,25 @@ impl Server {
                 allocator: journal.allocator(),
                 log_counters,
                 fragment_bytes: max_request_bytes + MESSAGE_OVERHEAD_BYTES,
+                volatile: journal.volatile(),
+                disk_full: report.no_space,
             },
         ));
         shared.committed(report.position.lsn(), 0);
 
         let allocator = journal.allocator();
         shared.keep_thread(spawn("allocator", move || allocator.run())?);
-        let committer = Committer::new(shared.clone(), journal, report.no_space);
+        let for_waker = Arc::downgrade(&shared);
+        journal.set_waker(move || {
+            if let Some(shared) = for_waker.upgrade() {
+                shared.store.commit.raise();
+            }
+        });
+        let (for_writer, writer) = (shared.clone(), journal.volatile());
+        let volatile = spawn("volatile", move || {
+            crate::volatile::run(&for_writer, &writer)
+        })?;
+        let committer = Committer::new(shared.clone(), journal, volatile);
         let committer = spawn("committer", move || committer.run())?;
         let upkeep = Upkeep::new(shared.clone(), config.auto_compaction);
         let upkeep = spawn("upkeep", move || upkeep.run())?;
@@ -198,6 +245,7 @@ impl Server {
             service
         })?;
         shared.serving(wire.counts());
+        let admin = admin(config, &shared)?;
         let started = Started {
             client_urls,
             metrics_urls,
@@ -206,10 +254,14 @@ impl Server {
             revision,
             keys,
             took: began.elapsed(),
+            profile: rules.policy.name().to_owned(),
+            profile_source: rules.source.to_string(),
+            admin_urls: admin.as_ref().map_or(Vec::new(), |a| a.urls().to_vec()),
         };
         Ok(Server {
             shared,
             wire,
+            admin,
             committer,
             upkeep,
             started,
@@ -224,11 +276,95 @@ impl Server {
     /// Stops: streams are told, calls under way finish, the journal is closed. Leases stay.
     pub fn stop(self) {
         self.wire.shutdown(GRACE);
+        if let Some(admin) = self.admin {
+            admin.shutdown(Duration::ZERO);
+        }
         self.shared.stop();
         // A thread that panicked has said so.
         let _ = self.committer.join();
         let _ = self.upkeep.join();
         self.shared.join_threads();
+    }
+}
+
+/// Says what a start after a crash made of volatile writes.
+fn report_epoch(report: &OpenReport, strict: bool) {
+    if let Some(problem) = report.marker_problem.as_ref().filter(|_| !strict) {
+        tracing::warn!(problem, "a killed server will start as after a power loss");
+    }
+    let Some(epoch) = &report.epoch else { return };
+    if epoch.trusted {
+        tracing::info!(
+            reason = epoch.reason,
+            "nothing was lost: the last process ended without a stop, and the log is complete"
+        );
+        return;
+    }
+    tracing::warn!(
+        reason = epoch.reason,
+        "jumped-to" = epoch.jumped_to.unwrap_or(0),
+        "stamped-anew" = epoch.restamped_frames,
+        "volatile writes of the last moments before the crash may be lost; every durable one is there; watchers are told to list again"
+    );
+}
+
+/// The admin endpoint. Its own socket may be out of reach (a path that is too long, say): that
+/// must not keep a store from starting, unless the operator named it.
+fn admin(config: &Config, shared: &Arc<Shared>) -> Result<Option<wire::Server>, Error> {
+    let path = match &config.admin_socket {
+        Some(path) => path.clone(),
+        None => config.data_dir.join(crate::admin::ADMIN_SOCKET),
+    };
+    let socket = ListenerConfig {
+        serves: HTTP_ONLY,
+        unix_mode: Some(0o600),
+        ..ListenerConfig::new(Address::Unix(path), None)
+    };
+    let mut listeners = match wire::bind(vec![socket]) {
+        Ok(bound) => bound,
+        Err(error) if config.admin_socket.is_none() => {
+            tracing::warn!(%error, "no admin endpoint on a Unix socket: name another place with --admin-socket");
+            Vec::new()
+        }
+        Err(error) => return Err(error.into()),
+    };
+    for url in &config.listen_admin_urls {
+        let Some(t) = &config.admin_tls else { continue };
+        let tls = wire::TlsConfig {
+            client_ca_file: Some(t.trusted_ca_file.clone()),
+            ..wire::TlsConfig::new(&t.cert_file, &t.key_file)
+        };
+        listeners.extend(wire::bind(vec![ListenerConfig {
+            serves: HTTP_ONLY,
+            ..ListenerConfig::new(address(url), Some(tls))
+        }])?);
+    }
+    if listeners.is_empty() {
+        return Ok(None);
+    }
+    let wire_config = wire::Config {
+        workers: 1,
+        max_http_body_bytes: crate::storage::LIMIT_BYTES as usize,
+        max_connections: MAX_ADMIN_CONNECTIONS,
+        ..wire::Config::default()
+    };
+    let shared = shared.clone();
+    let factory = move |_| crate::admin::Admin(shared.clone());
+    Ok(Some(wire::Server::start(
+        listeners,
+        wire_config,
+        &[],
+        factory,
+    )?))
+}
+
+fn address(url: &Url) -> Address {
+    match url.unix_path() {
+        Some(path) => Address::Unix(path),
+        None => Address::Tcp(match url.socket_addr() {
+            Some(a) => a.to_string(),
+            None => format!("{}:{}", url.host(), url.port().unwrap_or(0)),
+        }),
     }
 }
 
@@ -251,6 +387,7 @@ fn options(config: &Config) -> Options {
     // What a snapshot frees is used again, instead of made anew.
     options.spare_segments = crate::shared::SNAPSHOT_MIN_SEGMENTS as usize;
     options.no_fsync = config.unsafe_no_fsync;
+    options.marker_dir = journal::default_marker_dir();
     options
 }
 
@@ -260,18 +397,7 @@ fn listeners(config: &Config) -> Vec<ListenerConfig> {
         grpc: true,
         http: !split,
     };
-    let http = Serves {
-        grpc: false,
-        http: true,
-    };
     let one = |url: &Url, serves: Serves| {
-        let address = match url.unix_path() {
-            Some(path) => Address::Unix(path),
-            None => Address::Tcp(match url.socket_addr() {
-                Some(a) => a.to_string(),
-                None => format!("{}:{}", url.host(), url.port().unwrap_or(0)),
-            }),
-        };
         let tls = if url.is_tls() {
             config.client_tls.as_ref().map(tls)
         } else {
@@ -281,12 +407,12 @@ fn listeners(config: &Config) -> Vec<ListenerConfig> {
             serves,
             reuse_port: config.socket_reuse_port,
             reuse_address: true,
-            ..ListenerConfig::new(address, tls)
+            ..ListenerConfig::new(address(url), tls)
         }
     };
     let clients = config.listen_client_urls.iter().map(|u| one(u, clients));
     clients
-        .chain(config.http_only_urls().iter().map(|u| one(u, http)))
+        .chain(config.http_only_urls().iter().map(|u| one(u, HTTP_ONLY)))
         .collect()
 }
 

@@ -2,7 +2,8 @@
 //! with it. No lock is held across an await, a write to the journal, or a long read.
 
 use crate::durability::Signal;
-use engine::op::{Outcome, RangeOp, RangeReply, Write};
+use crate::storage::Storage;
+use engine::op::{Class, DURABLE, Outcome, RangeOp, RangeReply, VOLATILE, Write};
 use engine::range::RangeCursor;
 use engine::{Engine, Error};
 use parking_lot::{Mutex, MutexGuard};
@@ -29,16 +30,26 @@ pub(crate) const SLICE_KEYS: usize = 256;
 pub(crate) struct Store {
     engine: Mutex<Engine<Waiter>>,
     pub(crate) mailboxes: Arc<Mailboxes<Answer>>,
+    /// For the committer.
     pub(crate) commit: Signal,
+    /// For the volatile writer.
+    pub(crate) volatile: Signal,
+    pub(crate) storage: Storage,
     started: Instant,
 }
 
 impl Store {
-    pub(crate) fn new(engine: Engine<Waiter>, mailboxes: Arc<Mailboxes<Answer>>) -> Self {
+    pub(crate) fn new(
+        engine: Engine<Waiter>,
+        mailboxes: Arc<Mailboxes<Answer>>,
+        storage: Storage,
+    ) -> Self {
         Store {
             engine: Mutex::new(engine),
             mailboxes,
             commit: Signal::default(),
+            volatile: Signal::default(),
+            storage,
             started: Instant::now(),
         }
     }
@@ -54,42 +65,61 @@ impl Store {
     }
 
     /// Submits a write of a call; the answer comes at once or through the slot.
-    ///
-    /// The committer is told at the end of the worker's turn: what else the turn brings
-    /// shares its sync. Told at once, it would sync the first write alone.
     pub(crate) async fn write(&self, write: Write, slots: &Slots<Answer>) -> Answer {
-        let (slot, pending) = slots.slot();
-        let waiter = Waiter::Call(slots.worker(), slot);
-        let (answer, open) = self.submit(write, waiter);
-        if let Some(answer) = answer {
-            if open {
-                self.commit.raise();
-            }
-            return answer;
-        }
-        if open {
-            // Told also if the caller goes away meanwhile: the write is in the batch.
-            let _told = RaiseOnDrop(&self.commit);
-            tokio::task::yield_now().await;
-        }
-        pending.await
+        self.write_classed(write, slots).await.0
     }
 
-    /// Submits a write of the server's own.
-    pub(crate) fn write_unattended(&self, write: Write) -> Option<Answer> {
-        let (answer, open) = self.submit(write, Waiter::Nobody);
-        if open {
-            self.commit.raise();
+    /// The same, and whether the write asked to be volatile.
+    ///
+    /// The threads that write the log are told at the end of the worker's turn: what else
+    /// the turn brings shares their write. Told at once, they would take the first alone.
+    pub(crate) async fn write_classed(
+        &self,
+        write: Write,
+        slots: &Slots<Answer>,
+    ) -> (Answer, bool) {
+        let (slot, pending) = slots.slot();
+        let waiter = Waiter::Call(slots.worker(), slot);
+        let now_ms = self.now_ms();
+        let class = self.storage.classify(self, &write, now_ms);
+        let volatile = class.lane == VOLATILE;
+        let (answer, open) = {
+            let mut engine = self.lock();
+            let answer = engine.submit(write, class, waiter, now_ms);
+            (answer.map(|(_, a)| a), Open::of(&engine))
+        };
+        if let Some(answer) = answer {
+            self.raise(open);
+            return (answer, volatile);
         }
+        if open.any() {
+            // Told also if the caller goes away meanwhile: the write is in the batch.
+            let _told = RaiseOnDrop(self, open);
+            tokio::task::yield_now().await;
+        }
+        (pending.await, volatile)
+    }
+
+    /// Submits a write of the server's own; it is durable.
+    pub(crate) fn write_unattended(&self, write: Write) -> Option<Answer> {
+        let now_ms = self.now_ms();
+        let (answer, open) = {
+            let mut engine = self.lock();
+            let answer = engine.submit(write, Class::DURABLE, Waiter::Nobody, now_ms);
+            (answer.map(|(_, a)| a), Open::of(&engine))
+        };
+        self.raise(open);
         answer
     }
 
-    /// The answer if there is one at once, and whether the committer has something to do.
-    fn submit(&self, write: Write, waiter: Waiter) -> (Option<Answer>, bool) {
-        let now_ms = self.now_ms();
-        let mut engine = self.lock();
-        let answer = engine.submit(write, 0, waiter, now_ms);
-        (answer.map(|(_, a)| a), engine.has_open(0))
+    /// Tells the threads that have something to do.
+    pub(crate) fn raise(&self, open: Open) {
+        if open.durable {
+            self.commit.raise();
+        }
+        if open.volatile {
+            self.volatile.raise();
+        }
     }
 
     /// Whether a compaction still has something to hash or to free.
@@ -132,11 +162,31 @@ impl Store {
     }
 }
 
-struct RaiseOnDrop<'a>(&'a Signal);
+/// Which lanes have writes that no batch has taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open {
+    durable: bool,
+    volatile: bool,
+}
+
+impl Open {
+    pub(crate) fn of(engine: &Engine<Waiter>) -> Self {
+        Open {
+            durable: engine.has_open(DURABLE),
+            volatile: engine.has_open(VOLATILE),
+        }
+    }
+
+    fn any(self) -> bool {
+        self.durable || self.volatile
+    }
+}
+
+struct RaiseOnDrop<'a>(&'a Store, Open);
 
 impl Drop for RaiseOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.raise();
+        self.0.raise(self.1);
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::durability::SnapshotJob;
 use crate::pace::Pace;
 use crate::shared::Shared;
-use crate::store::SLICE_KEYS;
+use crate::store::{Open, SLICE_KEYS};
 use config::AutoCompaction;
 use engine::Error;
 use engine::op::Write;
@@ -61,6 +61,7 @@ impl Upkeep {
         while !self.shared.stopping() {
             self.expire_leases();
             self.expire_waiting();
+            self.shared.rates.tick(&self.shared.metrics);
             self.keep_history_in_budget();
             self.compact_by_schedule();
             self.hash_compaction();
@@ -102,11 +103,9 @@ impl Upkeep {
                 return;
             }
             engine.expire_waiting(store.now_ms(), &mut answers);
-            engine.has_open(0)
+            Open::of(&engine)
         };
-        if open {
-            store.commit.raise();
-        }
+        store.raise(open);
         store.deliver(&mut answers);
     }
 

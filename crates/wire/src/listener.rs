@@ -1,8 +1,9 @@
 //! Listening sockets: TCP and Unix, plain and TLS.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, ToSocketAddrs};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,6 +52,9 @@ pub struct ListenerConfig {
     pub tls: Option<TlsConfig>,
     /// What it answers.
     pub serves: Serves,
+    /// Permission bits of a Unix socket's file, such as `0o600`; by default what the process's
+    /// mask leaves.
+    pub unix_mode: Option<u32>,
     /// Lets several processes listen on one TCP address (`SO_REUSEPORT`).
     pub reuse_port: bool,
     /// Lets a TCP address be taken while old connections linger (`SO_REUSEADDR`). Go, and so etcd,
@@ -65,6 +69,7 @@ impl ListenerConfig {
             address,
             tls,
             serves: Serves::ALL,
+            unix_mode: None,
             reuse_port: false,
             reuse_address: true,
         }
@@ -135,7 +140,10 @@ fn bind_one(config: ListenerConfig) -> Result<BoundListener, Error> {
     };
     let (socket, unix_path) = match &config.address {
         Address::Tcp(address) => (bind_tcp(address, &config)?, None),
-        Address::Unix(path) => (bind_unix(path)?, Some(UnixPath(path.clone()))),
+        Address::Unix(path) => (
+            bind_unix(path, config.unix_mode)?,
+            Some(UnixPath(path.clone())),
+        ),
     };
     Ok(BoundListener {
         socket,
@@ -181,7 +189,7 @@ fn bind_tcp(address: &str, config: &ListenerConfig) -> Result<BoundSocket, Error
     })
 }
 
-fn bind_unix(path: &Path) -> Result<BoundSocket, Error> {
+fn bind_unix(path: &Path, mode: Option<u32>) -> Result<BoundSocket, Error> {
     let shown = || format!("unix://{}", path.display());
     let failed = |source: io::Error| Error::Bind {
         address: shown(),
@@ -203,7 +211,20 @@ fn bind_unix(path: &Path) -> Result<BoundSocket, Error> {
         Err(error) => return Err(failed(error)),
     }
     let open = || -> io::Result<StdUnixListener> {
-        let listener = StdUnixListener::bind(path)?;
+        let Some(mode) = mode else {
+            let listener = StdUnixListener::bind(path)?;
+            listener.set_nonblocking(true)?;
+            return Ok(listener);
+        };
+        // Under another name until nobody else may connect.
+        let hidden = path.with_extension("binding");
+        match std::fs::remove_file(&hidden) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = StdUnixListener::bind(&hidden)?;
+        std::fs::set_permissions(&hidden, Permissions::from_mode(mode))?;
+        std::fs::rename(&hidden, path)?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     };

@@ -31,10 +31,10 @@ pub(crate) fn damage_is_noticed(seed: u64, mark: bool) -> Result<bool, String> {
             lease: 0,
         };
         journal
-            .commit(&[Record::Txn(vec![effect])], 1 + n)
+            .commit(&[Record::Txn(vec![effect])], || 1 + n, || ())
             .map_err(|e| e.to_string())?;
     }
-    journal.mark(1 + commits).map_err(|e| e.to_string())?;
+    journal.mark(|| 1 + commits).map_err(|e| e.to_string())?;
     // The mark reaches the disk in its own time; here it does.
     let fs = fs.kill(seed);
     let segments = fs.list().into_iter();

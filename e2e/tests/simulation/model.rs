@@ -125,6 +125,30 @@ impl Model {
         }
     }
 
+    /// Everything up to `revision` is compacted, and the keys have the revisions that
+    /// `revisions` says (create, mod).
+    pub(crate) fn rebase(
+        &mut self,
+        revision: i64,
+        revisions: impl Fn(&[u8]) -> Option<(i64, i64)>,
+    ) {
+        self.revision = revision;
+        self.compacted = revision;
+        self.events.clear();
+        for (key, live) in &mut self.keys {
+            if let Some((create, modified)) = revisions(key) {
+                (live.create, live.modified) = (create, modified);
+            }
+            self.events.push(Event {
+                revision: live.modified,
+                key: key.clone(),
+                new: Some(live.clone()),
+                old: None,
+            });
+        }
+        self.events.sort_by_key(|event| event.revision);
+    }
+
     /// A lease has its full time again.
     pub(crate) fn renew(&mut self, id: i64, ttl_s: i64) {
         let until = self.now_ms + ttl_s as u64 * 1000;

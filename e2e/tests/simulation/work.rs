@@ -1,17 +1,25 @@
 //! What clients, committer, snapshots and bad luck do, one step at a time.
 
-use super::{Checked, DIR, KEYS, Process, Running, Watcher, World, ensure};
+use super::{Checked, DIR, Done, KEYS, Logged, Process, Running, Watcher, World, ensure, locked};
 use crate::model::{Event, Live};
 use bytes::Bytes;
 use engine::Error;
-use engine::op::{Compare, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target, TxnOp, Write};
+use engine::op::{
+    Bound, Class, Compare, DURABLE, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target,
+    TxnOp, VOLATILE, Write,
+};
 use engine::record::Record;
 use engine::sequencer::Answers;
 use engine::tail;
 use journal::fs::sim::Call;
-use journal::{CommitError, SnapshotWriter};
+use journal::{CommitError, Lsn, SnapshotWriter, VolatileWriter};
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// The simulation has no clock: nothing is ever late.
+const WITHIN: Duration = Duration::from_secs(30);
 
 impl World {
     pub(super) fn write(&mut self) -> Write {
@@ -95,9 +103,36 @@ impl World {
         self.count += 1;
         self.asked.insert(waiter, write.clone());
         let now = self.model.now_ms;
-        match process.engine.submit(write, 0, waiter, now) {
+        let class = self.class(process, &write);
+        let answer = process.engine().submit(write, class, waiter, now);
+        match answer {
             Some(answer) => self.answered_at_once(answer),
             None => Ok(()),
+        }
+    }
+
+    /// As rules would have it; now and then found from a value that is gone.
+    fn class(&mut self, process: &Process, write: &Write) -> Class {
+        let key = match write {
+            Write::Put(put) => Some(&put.key),
+            Write::Txn(txn) => txn.compares.first().map(|c| &c.range.key),
+            Write::Delete(delete) if delete.range.is_one() => Some(&delete.range.key),
+            _ => None,
+        };
+        let Some(key) = key.filter(|_| process.volatile && self.random.chance(60)) else {
+            return Class::DURABLE;
+        };
+        let bound = self.random.chance(50).then(|| Bound {
+            key: key.clone(),
+            mod_revision: self.model.keys.get(key).map_or(0, |live| live.modified)
+                - i64::from(self.random.chance(10)),
+        });
+        Class {
+            lane: VOLATILE,
+            sync_within_ms: 30_000,
+            rules: process.rules - u64::from(self.random.chance(5)),
+            bound,
+            tags: 0,
         }
     }
 
@@ -110,57 +145,90 @@ impl World {
 
     pub(super) fn take(&mut self, process: &mut Process) {
         let max_bytes = self.random.pick(&[200, 5000, 1 << 20]);
-        if let Some(batch) = process.engine.take_batch(0, max_bytes) {
-            process.taken.push_back((batch, false));
-        }
+        let batch = process.engine().take_batch(DURABLE, max_bytes);
+        process.taken.extend(batch);
     }
 
-    /// Commits the next batch. Returns its records if that ended the journal.
-    pub(super) fn commit(&mut self, process: &mut Process) -> Result<Option<Vec<Record>>, String> {
-        let mut revision = process.engine.revision();
-        let Some(at) = process.taken.iter().position(|(_, committed)| !committed) else {
+    /// Commits the next batch, with volatile writes during its sync now and then. Returns the
+    /// records that were not answered if that ended the journal.
+    pub(super) fn commit(
+        &mut self,
+        process: &mut Process,
+    ) -> Result<Option<Vec<Vec<Record>>>, String> {
+        let Some(batch) = process.taken.pop_front() else {
             return Ok(None);
         };
-        for (batch, _) in process.taken.iter().take(at) {
-            revision += batch.records.iter().filter(|r| r.takes_revision()).count() as i64;
-        }
-        let (batch, committed) = &mut process.taken[at];
-        match process.journal.commit(&batch.records, revision) {
-            Ok(_) => {
-                *committed = true;
-                if self.model.disk_full {
-                    self.model.disk_full = false;
-                    process.engine.set_disk_full(false);
+        let now = self.model.now_ms;
+        if process.volatile && self.random.chance(60) {
+            let (engine, writer) = (process.engine.clone(), process.writer.clone());
+            let meanwhile = process.meanwhile.clone();
+            let mut left = 1 + self.random.below(2);
+            let back = Arc::new(Mutex::new(process.waiting.take()));
+            let waiting = back.clone();
+            self.fs.during_next_sync(move || {
+                let next = || {
+                    let first = locked(&waiting).take();
+                    first.or_else(|| locked(&engine).take_batch(VOLATILE, 5000))
+                };
+                while left > 0
+                    && let Some(batch) = next()
+                {
+                    left -= 1;
+                    match write_batch(&engine, &writer, &batch, now) {
+                        Some(Ok(done)) => locked(&meanwhile).push(done),
+                        // Later, or never: the commit will find out.
+                        _ => {
+                            *locked(&waiting) = Some(batch);
+                            return;
+                        }
+                    }
                 }
+            });
+            let result = self.commit_batch(process, batch);
+            self.fs.during_next_sync(|| {});
+            let back = locked(&back).take();
+            return match (result, back) {
+                (Ok(Some(mut unanswered)), Some(batch)) => {
+                    // It took its turn before the durable one.
+                    unanswered.insert(0, batch.records);
+                    Ok(Some(unanswered))
+                }
+                (result, back) => {
+                    process.waiting = back;
+                    result
+                }
+            };
+        }
+        self.commit_batch(process, batch)
+    }
+
+    fn commit_batch(
+        &mut self,
+        process: &mut Process,
+        batch: engine::sequencer::Batch,
+    ) -> Result<Option<Vec<Vec<Record>>>, String> {
+        let now = self.model.now_ms;
+        let mut answers = Answers::new();
+        let engine = process.engine.clone();
+        let result = process.journal.commit(
+            &batch.records,
+            || locked(&engine).revision(),
+            || complete(&engine, batch.ticket, now, &mut answers),
+        );
+        for done in std::mem::take(&mut *locked(&process.meanwhile)) {
+            self.tally.count("volatile writes during a sync");
+            self.visible(process, done)?;
+        }
+        match result {
+            Ok((info, ())) => {
+                self.floor = self.floor.max(info.position.lsn());
+                self.visible(process, (info.position.lsn(), batch.records, answers))?;
                 Ok(None)
             }
             Err(CommitError::NoSpace { .. }) => {
-                self.tally.count("full disks");
-                for _ in 0..at {
-                    self.complete(process)?;
-                }
-                self.model.disk_full = true;
-                process.engine.set_disk_full(true);
-                let Some((batch, _)) = process.taken.pop_front() else {
-                    return Err("the batch is gone".to_owned());
-                };
-                let mut answers = Answers::new();
-                process
-                    .engine
-                    .fail(batch.ticket, Error::NoSpace, &mut answers);
-                let of_batch = batch.records.len();
-                for (n, (waiter, answer)) in answers.into_iter().enumerate() {
-                    if n < of_batch {
-                        let refused = answer == Err(Error::NoSpace);
-                        ensure(refused, || format!("a full disk answered {answer:?}"))?;
-                        self.asked.remove(&waiter);
-                    } else {
-                        self.answered_at_once((waiter, answer))?;
-                    }
-                }
+                self.refused(process, &batch)?;
                 Ok(None)
             }
-            Err(CommitError::TooLarge { .. }) => Err("a commit was too large".to_owned()),
             Err(CommitError::Poisoned { .. }) => {
                 if !self.fs.crashed() {
                     self.tally.count("failed syncs");
@@ -168,27 +236,139 @@ impl World {
                 // Nothing may be acknowledged any more.
                 let again = process
                     .journal
-                    .commit(&[Record::Compact { revision: 1 }], revision);
+                    .commit(&[Record::Compact { revision: 1 }], || 1, || ());
                 ensure(again.is_err(), || "a dead journal took a commit".to_owned())?;
-                let records = process.taken.remove(at).map(|(batch, _)| batch.records);
-                Ok(records)
+                Ok(Some(vec![batch.records]))
             }
+            Err(error) => Err(format!("a commit ended with {error}")),
         }
     }
 
-    /// Makes the first committed batch visible and checks every answer.
-    pub(super) fn complete(&mut self, process: &mut Process) -> Checked {
-        if !matches!(process.taken.front(), Some((_, true))) {
-            return Ok(());
-        }
-        let Some((batch, _)) = process.taken.pop_front() else {
-            return Ok(());
-        };
+    /// The disk had no room for a batch.
+    fn refused(&mut self, process: &Process, batch: &engine::sequencer::Batch) -> Checked {
+        self.tally.count("full disks");
+        self.model.disk_full = true;
         let mut answers = Answers::new();
+        {
+            let mut engine = process.engine();
+            engine.set_disk_full(true);
+            engine.fail(batch.ticket, Error::NoSpace, &mut answers);
+        }
+        for (n, (waiter, answer)) in answers.into_iter().enumerate() {
+            if n < batch.records.len() {
+                let refused = answer == Err(Error::NoSpace);
+                ensure(refused, || format!("a full disk answered {answer:?}"))?;
+                self.asked.remove(&waiter);
+            } else {
+                self.answered_at_once((waiter, answer))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the next volatile batch, as its own thread would. Returns the records that were
+    /// not answered if that ended the journal.
+    pub(super) fn write_volatile(
+        &mut self,
+        process: &mut Process,
+    ) -> Result<Option<Vec<Vec<Record>>>, String> {
+        let next = process.waiting.take();
+        let Some(batch) = next.or_else(|| process.engine().take_batch(VOLATILE, 5000)) else {
+            return Ok(None);
+        };
         let now = self.model.now_ms;
-        process.engine.complete(batch.ticket, now, &mut answers);
+        match write_batch(&process.engine, &process.writer, &batch, now) {
+            None => {
+                process.waiting = Some(batch);
+                self.upkeep(process)
+            }
+            Some(Ok(done)) => {
+                self.tally.count("volatile writes");
+                self.visible(process, done)?;
+                Ok(None)
+            }
+            Some(Err(CommitError::NoSpace { .. })) => {
+                self.refused(process, &batch)?;
+                Ok(None)
+            }
+            Some(Err(CommitError::Poisoned { .. })) => Ok(Some(vec![batch.records])),
+            Some(Err(error)) => Err(format!("a volatile write ended with {error}")),
+        }
+    }
+
+    /// What the committer does between batches.
+    fn upkeep(&mut self, process: &mut Process) -> Result<Option<Vec<Vec<Record>>>, String> {
+        let engine = process.engine.clone();
+        let refused = process.journal.volatile_status().epoch_bound.is_none();
+        match process.journal.upkeep(|| locked(&engine).revision()) {
+            Ok(synced) => {
+                if synced.is_some() {
+                    self.floor = process.journal.position().lsn();
+                }
+                // Without room for the epoch the batch that waits is refused.
+                let still = process.journal.volatile_status().epoch_bound.is_none();
+                if refused
+                    && still
+                    && let Some(batch) = process.waiting.take()
+                {
+                    self.refused(process, &batch)?;
+                }
+                Ok(None)
+            }
+            Err(CommitError::Poisoned { .. }) => Ok(Some(Vec::new())),
+            Err(error) => Err(format!("upkeep ended with {error}")),
+        }
+    }
+
+    /// Other rules come into force: volatile writes are asked for, or not any more.
+    pub(super) fn switch(
+        &mut self,
+        process: &mut Process,
+    ) -> Result<Option<Vec<Vec<Record>>>, String> {
+        process.rules += 1;
+        process.engine().set_rules(process.rules);
+        if !process.volatile {
+            self.tally.count("switches from strict");
+            process.journal.allow_volatile();
+            process.volatile = true;
+            return Ok(None);
+        }
+        process.volatile = false;
+        let (admitted, _) = process.engine().lane_progress(VOLATILE);
+        for _ in 0..1000 {
+            if process.engine().lane_progress(VOLATILE).1 >= admitted {
+                break;
+            }
+            if let Some(records) = self.write_volatile(process)? {
+                return Ok(Some(records));
+            }
+        }
+        ensure(
+            process.engine().lane_progress(VOLATILE).1 >= admitted,
+            || "volatile writes do not get through".to_owned(),
+        )?;
+        let engine = process.engine.clone();
+        match process.journal.close_epoch(|| locked(&engine).revision()) {
+            Ok(()) => {
+                self.tally.count("switches to strict");
+                self.floor = process.journal.position().lsn();
+                let status = process.journal.volatile_status();
+                ensure(
+                    status.unsynced_bytes == 0 && status.epoch_bound.is_none(),
+                    || format!("strict, and {status:?}"),
+                )?;
+                Ok(None)
+            }
+            Err(CommitError::NoSpace { .. }) => Ok(None),
+            Err(_) => Ok(Some(Vec::new())),
+        }
+    }
+
+    /// A batch is visible: checks every answer.
+    fn visible(&mut self, process: &Process, (lsn, records, answers): Done) -> Checked {
+        self.model.disk_full = false;
         let mut answers = answers.into_iter();
-        for record in &batch.records {
+        for record in &records {
             let Some((waiter, Ok(outcome))) = answers.next() else {
                 return Err(format!("{record:?} was not answered, or with an error"));
             };
@@ -200,8 +380,10 @@ impl World {
                 self.tally.count("compactions");
             }
         }
+        self.log.push(Logged { lsn, records });
         answers.try_for_each(|answer| self.answered_at_once(answer))?;
-        ensure(process.engine.revision() == self.model.revision, || {
+        // While others are still to be checked the store is ahead.
+        ensure(process.engine().revision() >= self.model.revision, || {
             "the revision is not that of the last answer".to_owned()
         })
     }
@@ -209,14 +391,14 @@ impl World {
     pub(super) fn snapshot(&mut self, process: &mut Process) {
         let Some(mut running) = process.snapshot.take() else {
             // As the server does: between commits, with all that the log has visible.
-            if !process.taken.iter().any(|(_, committed)| *committed)
-                && let Ok(at) = process.journal.snapshot_position()
-            {
-                let (cursor, head) = process.engine.snapshot_open();
+            let engine = process.engine.clone();
+            let open = || locked(&engine).snapshot_open();
+            if let Ok((at, (cursor, head))) = process.journal.snapshot_position(open) {
+                self.floor = at.lsn();
                 let writer =
                     SnapshotWriter::create(self.fs.shared(), Path::new(DIR), cursor.meta, at);
                 if let Ok(writer) = writer {
-                    process.engine.pin(cursor.pin());
+                    process.engine().pin(cursor.pin());
                     process.snapshot = Some(Running {
                         writer,
                         head: head.into(),
@@ -231,14 +413,14 @@ impl World {
         if let Some(item) = running.head.pop_front() {
             match running.writer.push(&item) {
                 Ok(()) => process.snapshot = Some(running),
-                Err(_) => process.engine.unpin(pin),
+                Err(_) => process.engine().unpin(pin),
             }
             return;
         }
         let mut keys = Vec::new();
         let slice = 1 + self.random.below(12);
         let done = process
-            .engine
+            .engine()
             .snapshot_step(&mut running.cursor, slice, &mut keys);
         let mut items = keys.into_iter().map(|key| key.into_item());
         let pushed = items.all(|item| running.writer.push(&item).is_ok());
@@ -246,7 +428,7 @@ impl World {
             process.snapshot = Some(running);
             return;
         }
-        process.engine.unpin(pin);
+        process.engine().unpin(pin);
         if pushed && running.writer.finish().is_ok() {
             self.tally.count("snapshots");
             if self.random.chance(80) {
@@ -256,19 +438,20 @@ impl World {
     }
 
     pub(super) fn compact(&mut self, process: &mut Process) {
-        if let Some(mut cursor) = process.engine.compaction_hash_open() {
-            while !process.engine.hash_step(&mut cursor, 5) {}
-            process.engine.compaction_hash_done(cursor.finish_hash());
+        let mut engine = process.engine();
+        if let Some(mut cursor) = engine.compaction_hash_open() {
+            while !engine.hash_step(&mut cursor, 5) {}
+            engine.compaction_hash_done(cursor.finish_hash(&mut || ()));
         }
-        if process.engine.compaction_due() {
-            process.engine.compact_step(1 + self.random.below(20));
+        if engine.compaction_due() {
+            engine.compact_step(1 + self.random.below(20));
         }
     }
 
     /// A watcher asks for what comes next.
     pub(super) fn watch(&mut self, process: &mut Process, n: usize) -> Checked {
         let Watcher { next, seen } = self.watchers[n];
-        if next < process.engine.compact_revision() {
+        if next < process.engine().compact_revision() {
             // It is told so, and starts anew with what is there.
             self.tally.count("watches overtaken by compaction");
             let all = &self.model.events;
@@ -280,7 +463,7 @@ impl World {
         }
         let mut found = Vec::new();
         let max = 1 + self.random.below(20);
-        process.engine.events_since(next, max, &mut found);
+        process.engine().events_since(next, max, &mut found);
         let compacted = self.model.compacted;
         let expected = &self.model.events[seen..];
         ensure(!found.is_empty() || expected.is_empty(), || {
@@ -313,11 +496,13 @@ impl World {
         let leases: Vec<i64> = self.model.leases.keys().copied().collect();
         if !leases.is_empty() && self.random.chance(50) {
             let id = self.random.pick(&leases);
-            if let Ok(ttl_s) = process.engine.keep_alive(id, now) {
+            let renewed = process.engine().keep_alive(id, now);
+            if let Ok(ttl_s) = renewed {
                 self.model.renew(id, ttl_s);
             }
         }
-        for id in process.engine.due_leases(now, 2) {
+        let due = process.engine().due_leases(now, 2);
+        for id in due {
             let until = self.model.leases.get(&id).map_or(0, |lease| lease.1);
             ensure(until <= now, || {
                 format!("lease {id} ends at {now}, and was promised until {until}")
@@ -326,7 +511,7 @@ impl World {
             self.submit_one(process, Write::LeaseRevoke { id })?;
         }
         let mut answers = Answers::new();
-        process.engine.expire_waiting(now, &mut answers);
+        process.engine().expire_waiting(now, &mut answers);
         answers
             .into_iter()
             .try_for_each(|answer| self.answered_at_once(answer))
@@ -358,9 +543,45 @@ impl World {
         self.fs.set_capacity(None);
         if self.model.disk_full && process.journal.ensure_room().is_ok() {
             self.model.disk_full = false;
-            process.engine.set_disk_full(false);
+            process.engine().set_disk_full(false);
         }
     }
+}
+
+/// Makes a batch visible: there was room for it.
+fn complete(
+    engine: &Mutex<engine::Engine<u64>>,
+    ticket: u64,
+    now: u64,
+    answers: &mut Answers<u64>,
+) {
+    let mut engine = locked(engine);
+    engine.set_disk_full(false);
+    engine.complete(ticket, now, answers);
+}
+
+/// Writes a volatile batch; `None` if that would wait.
+fn write_batch(
+    engine: &Mutex<engine::Engine<u64>>,
+    writer: &VolatileWriter,
+    batch: &engine::sequencer::Batch,
+    now: u64,
+) -> Option<Result<Done, CommitError>> {
+    let revision = locked(engine).revision();
+    if writer.would_wait(&batch.records, revision) {
+        return None;
+    }
+    let mut answers = Answers::new();
+    let result = writer.write(
+        &batch.records,
+        WITHIN,
+        || locked(engine).revision(),
+        || complete(engine, batch.ticket, now, &mut answers),
+    );
+    Some(result.map(|(info, ())| -> Done {
+        let lsn: Lsn = info.lsn;
+        (lsn, batch.records.clone(), answers)
+    }))
 }
 
 /// An engine's event is the oracle's. At the compact revision the version before is gone.

@@ -9,21 +9,25 @@ use crate::model::Model;
 use bytes::Bytes;
 use e2e::differential::rng::Rng;
 use engine::hash::KvHash;
-use engine::op::{KeyRange, RangeOp, Write};
+use engine::op::{KeyRange, RangeOp, VOLATILE, Write};
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use engine::sequencer::{Answers, Batch};
 use engine::snapshot::SnapshotCursor;
 use engine::{Engine, Error, Limits};
-use journal::fs::sim::{Lies, SimFs};
+use journal::fs::sim::{Lies, MEMORY, SimFs};
 use journal::{
-    Guards, Journal, NewDirectory, OpenError, Options, Position, Replay, SnapshotWriter,
+    Guards, Journal, Lsn, NewDirectory, OpenError, Options, Position, Replay, SnapshotWriter,
+    VolatileWriter,
 };
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const DIR: &str = "/data";
 const KEYS: usize = 12;
 const LIVES: usize = 6;
+/// An epoch reserves more revisions than a seed uses.
+const EPOCH: i64 = 1_000_000;
 
 /// What is taken away from the disk or the journal, to see the oracle notice.
 #[derive(Clone, Copy, Default)]
@@ -36,7 +40,7 @@ pub(crate) struct Without {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally(BTreeMap<&'static str, u64>);
 
-const WHAT: [&str; 13] = [
+const WHAT: [&str; 20] = [
     "acknowledged",
     "batches whose answer the crash swallowed",
     "kills",
@@ -50,6 +54,13 @@ const WHAT: [&str; 13] = [
     "compactions",
     "expired leases",
     "watches overtaken by compaction",
+    "volatile writes",
+    "volatile writes during a sync",
+    "switches to strict",
+    "switches from strict",
+    "kills within an epoch",
+    "power losses within an epoch",
+    "power losses that took something",
 ];
 
 impl Tally {
@@ -90,6 +101,9 @@ impl Replay for Feed {
         self.0.apply(record);
         Ok(())
     }
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.0.jump(revision)
+    }
     fn revision(&self) -> i64 {
         self.0.revision()
     }
@@ -103,13 +117,40 @@ struct Running {
     at: Position,
 }
 
+/// What a volatile batch came to: its frame, its records, the answers.
+type Done = (Lsn, Vec<Record>, Answers<u64>);
+
 /// A server.
 struct Process {
-    engine: Engine<u64>,
+    engine: Arc<Mutex<Engine<u64>>>,
     journal: Journal,
-    /// Batches taken; those that the journal has come first.
-    taken: VecDeque<(Batch, bool)>,
+    writer: VolatileWriter,
+    /// Durable batches taken.
+    taken: VecDeque<Batch>,
+    /// The volatile batch that waits for its epoch.
+    waiting: Option<Batch>,
+    /// What became visible while a sync was under way, in that order.
+    meanwhile: Arc<Mutex<Vec<Done>>>,
+    /// Whether volatile writes are asked for, and the generation of that rule.
+    volatile: bool,
+    rules: u64,
     snapshot: Option<Running>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Process {
+    fn engine(&self) -> MutexGuard<'_, Engine<u64>> {
+        locked(&self.engine)
+    }
+}
+
+/// A batch that was visible: in the order of visibility.
+struct Logged {
+    lsn: Lsn,
+    records: Vec<Record>,
 }
 
 /// A watch of everything, as a client keeps it.
@@ -130,6 +171,15 @@ struct World {
     asked: BTreeMap<u64, Write>,
     count: u64,
     tally: Tally,
+    /// The oracle as it was at the last start, and what became visible since.
+    base: Model,
+    log: Vec<Logged>,
+    /// All frames up to here were on disk when something was answered.
+    floor: Lsn,
+    /// The power has gone since the last start.
+    lost_power: bool,
+    /// The last process had a marker in memory.
+    marker: bool,
 }
 
 type Checked = Result<(), String>;
@@ -137,8 +187,8 @@ type Checked = Result<(), String>;
 /// How a process ended.
 enum End {
     Clean,
-    /// With the records of the commit that gave no answer.
-    Died(Vec<Record>),
+    /// With the records of the writes that gave no answer.
+    Died(Vec<Vec<Record>>),
 }
 
 fn ensure(ok: bool, text: impl FnOnce() -> String) -> Checked {
@@ -161,13 +211,68 @@ fn options(segment_bytes: u64, guards: Guards) -> Options {
     });
     options.segment_bytes = segment_bytes;
     options.guards = guards;
+    options.marker_dir = Some(PathBuf::from(MEMORY));
     options
 }
 
 fn hash(engine: &Engine<u64>) -> Result<KvHash, String> {
     let mut cursor = engine.hash_open(0).map_err(|e| e.to_string())?;
     while !engine.hash_step(&mut cursor, 3) {}
-    Ok(cursor.finish_hash())
+    Ok(cursor.finish_hash(&mut || ()))
+}
+
+/// What a store holds, whatever the revisions: value, number of puts, lease.
+type Contents = BTreeMap<Bytes, (Bytes, i64, i64)>;
+
+fn contents(engine: &Engine<u64>) -> Contents {
+    let op = RangeOp {
+        range: KeyRange {
+            key: Bytes::from_static(b"\0"),
+            end: Bytes::from_static(b"\0"),
+        },
+        ..RangeOp::default()
+    };
+    let Ok(mut cursor) = engine.range_open(op) else {
+        return Contents::new();
+    };
+    engine.range_step(&mut cursor, usize::MAX);
+    let of = |kv: &engine::tail::KeyValue| {
+        let f = kv.fields();
+        let value = Bytes::copy_from_slice(f.value);
+        (Bytes::copy_from_slice(&kv.key), (value, f.version, f.lease))
+    };
+    cursor.finish().kvs.iter().map(of).collect()
+}
+
+fn contents_of(model: &Model) -> Contents {
+    let of = |(key, live): (&Bytes, &crate::model::Live)| {
+        (key.clone(), (live.value.clone(), live.version, live.lease))
+    };
+    model.keys.iter().map(of).collect()
+}
+
+/// A store with the same history, from a snapshot.
+fn mirror_of(engine: &Engine<u64>) -> Engine<u64> {
+    let (mut cursor, head) = engine.snapshot_open();
+    let mut mirror = Engine::new(limits());
+    mirror.restore_begin(cursor.meta);
+    head.into_iter().for_each(|item| mirror.restore_item(item));
+    let mut keys = Vec::new();
+    while !engine.snapshot_step(&mut cursor, 100, &mut keys) {}
+    keys.into_iter()
+        .for_each(|key| mirror.restore_item(key.into_item()));
+    mirror.restore_end();
+    mirror
+}
+
+/// The records of every selection of `all`, in order, but for none.
+fn subsets(all: &[Vec<Record>]) -> Vec<Vec<Record>> {
+    (1..1 << all.len())
+        .map(|mask: usize| {
+            let chosen = all.iter().enumerate().filter(|(n, _)| mask >> n & 1 == 1);
+            chosen.flat_map(|(_, records)| records.clone()).collect()
+        })
+        .collect()
 }
 
 /// Runs a seed.
@@ -184,6 +289,11 @@ pub(crate) fn run(seed: u64, without: Without) -> Result<Tally, String> {
         asked: BTreeMap::new(),
         count: 0,
         tally: Tally::default(),
+        base: Model::new(),
+        log: Vec::new(),
+        floor: 0,
+        lost_power: false,
+        marker: false,
     };
     let mut unanswered = Vec::new();
     for life in 0..LIVES {
@@ -201,7 +311,7 @@ pub(crate) fn run(seed: u64, without: Without) -> Result<Tally, String> {
 impl World {
     /// Opens what the last process left and compares it with what it promised. `None` if
     /// the start was cut off itself.
-    fn start(&mut self, unanswered: &[Record], safe: bool) -> Result<Option<Process>, String> {
+    fn start(&mut self, unanswered: &[Vec<Record>], safe: bool) -> Result<Option<Process>, String> {
         if !safe && self.random.chance(15) {
             self.fs.crash_after(1 + self.random.below(25) as u64);
         }
@@ -220,7 +330,8 @@ impl World {
                 self.crash();
                 return self.start(unanswered, safe);
             }
-            Err(OpenError::NoSpace { .. }) if !safe => {
+            // What a power loss took must be noted before anyone is served.
+            Err(OpenError::NoSpace { .. }) => {
                 self.fs.set_capacity(None);
                 return self.start(unanswered, safe);
             }
@@ -230,14 +341,31 @@ impl World {
             self.tally.count("starts from a snapshot");
         }
         let mut engine = feed.0;
-        // Either the last commit is there, whole, or it is not.
-        if engine.revision() > self.model.revision || self.matches(&engine).is_err() {
-            if !unanswered.is_empty() {
-                self.tally.count("batches whose answer the crash swallowed");
+        let jumped = match &report.epoch {
+            Some(epoch) if !epoch.trusted => Some(epoch.jumped_to.ok_or("it did not jump")?),
+            // A start that was cut off has seen to it.
+            None if self.lost_power && engine.revision() > self.model.revision + EPOCH / 2 => {
+                Some(engine.revision())
             }
-            unanswered.iter().for_each(|record| self.happened(record));
+            _ => None,
+        };
+        match jumped {
+            Some(to) => self.beyond(&engine, to, unanswered)?,
+            None => self.nothing_is_missing(&engine, unanswered)?,
         }
-        self.matches(&engine)?;
+        if let Some(epoch) = &report.epoch {
+            ensure(epoch.trusted || self.lost_power || !self.marker, || {
+                format!("a killed process was not trusted: {}", epoch.reason)
+            })?;
+            self.tally.count(if self.lost_power {
+                "power losses within an epoch"
+            } else {
+                "kills within an epoch"
+            });
+        }
+        self.lost_power = false;
+        self.log.clear();
+        self.base = self.model.clone();
         engine.renew_leases(self.model.now_ms);
         engine.set_compaction_hashes(true);
         for (id, (ttl_s, _)) in self.model.leases.clone() {
@@ -245,16 +373,102 @@ impl World {
         }
         engine.set_disk_full(report.no_space);
         self.model.disk_full = report.no_space;
+        self.floor = journal.position().lsn();
         let mut process = Process {
-            engine,
+            engine: Arc::new(Mutex::new(engine)),
+            writer: journal.volatile(),
             journal,
             taken: VecDeque::new(),
+            waiting: None,
+            meanwhile: Arc::default(),
+            volatile: false,
+            rules: 0,
             snapshot: None,
         };
         for n in 0..self.watchers.len() {
             self.watch(&mut process, n)?;
         }
         Ok(Some(process))
+    }
+
+    /// All that was visible is there, and what was under way is there whole or not at all.
+    fn nothing_is_missing(&mut self, engine: &Engine<u64>, unanswered: &[Vec<Record>]) -> Checked {
+        let mut last = self.matches(engine);
+        // Writes that gave no answer, in log order: of several, any may be there.
+        for some in subsets(unanswered) {
+            if last.is_ok() {
+                break;
+            }
+            let (model, mirror) = (self.model.clone(), mirror_of(&self.mirror));
+            some.iter().for_each(|record| self.happened(record));
+            last = self.matches(engine);
+            if last.is_ok() {
+                self.tally.count("batches whose answer the crash swallowed");
+            } else {
+                (self.model, self.mirror) = (model, mirror);
+            }
+        }
+        last
+    }
+
+    /// After a power loss within an epoch: what is there is what the log held up to some
+    /// frame, and all that was on disk when something was answered; revisions go on above
+    /// all that were shown, and everybody lists again.
+    fn beyond(&mut self, engine: &Engine<u64>, to: i64, unanswered: &[Vec<Record>]) -> Checked {
+        let now = (engine.revision(), engine.compact_revision());
+        ensure(now == (to, to) && to > self.model.revision, || {
+            format!(
+                "it jumped to {to}, is at {now:?}, and had shown {}",
+                self.model.revision
+            )
+        })?;
+        let found = contents(engine);
+        let mut leases = engine.lease_ids();
+        leases.sort_unstable();
+        let same = |then: &Model| {
+            contents_of(then) == found && then.leases.keys().copied().eq(leases.iter().copied())
+        };
+        let newest = self.log.iter().map(|l| l.lsn).max().unwrap_or(0);
+        let mut cuts: Vec<Lsn> = self.log.iter().map(|l| l.lsn).collect();
+        cuts.push(self.floor);
+        cuts.retain(|cut| *cut >= self.floor);
+        cuts.sort_unstable();
+        let mut more = subsets(unanswered);
+        more.insert(0, Vec::new());
+        let survived = cuts.iter().rev().find_map(|cut| {
+            let mut then = self.base.clone();
+            let there = self.log.iter().filter(|l| l.lsn <= *cut);
+            there
+                .flat_map(|l| &l.records)
+                .for_each(|record| then.apply(record));
+            more.iter().find_map(|some| {
+                let mut then = then.clone();
+                some.iter().for_each(|record| then.apply(record));
+                same(&then).then_some((*cut, then))
+            })
+        });
+        let Some((cut, mut then)) = survived else {
+            return Err(format!(
+                "after a power loss there is {found:?} with leases {leases:?}, which no end of the log at or after {} gives",
+                self.floor
+            ));
+        };
+        if cut < newest {
+            ensure(self.lost_power, || {
+                format!("a kill took what came after {cut}, up to {newest}")
+            })?;
+            self.tally.count("power losses that took something");
+        }
+        // From here on with the revisions that there are now.
+        then.rebase(to, |key| {
+            engine.version_of(key).map(|tail| {
+                let f = engine::tail::decode(&tail);
+                (f.create_revision, f.mod_revision)
+            })
+        });
+        self.model = then;
+        self.mirror = mirror_of(engine);
+        Ok(())
     }
 
     /// A record counts: for the oracle and for the store that never crashes.
@@ -331,13 +545,22 @@ impl World {
         for _ in 0..self.random.below(400) {
             match self.random.below(100) {
                 0..40 => self.submit(process)?,
-                40..52 => self.take(process),
-                52..64 => {
+                40..50 => self.take(process),
+                50..62 => {
                     if let Some(records) = self.commit(process)? {
                         return Ok(End::Died(records));
                     }
                 }
-                64..76 => self.complete(process)?,
+                62..73 => {
+                    if let Some(records) = self.write_volatile(process)? {
+                        return Ok(End::Died(records));
+                    }
+                }
+                73..76 => {
+                    if let Some(records) = self.switch(process)? {
+                        return Ok(End::Died(records));
+                    }
+                }
                 76..82 => self.snapshot(process),
                 82..85 => self.compact(process),
                 85..90 => {
@@ -347,8 +570,8 @@ impl World {
                 90..93 => self.pass_time(process)?,
                 93 => drop(process.journal.allocator().step()),
                 94 => {
-                    let revision = process.engine.revision();
-                    if process.taken.is_empty() && process.journal.mark(revision).is_err() {
+                    let engine = process.engine.clone();
+                    if process.journal.mark(|| locked(&engine).revision()).is_err() {
                         return Ok(End::Died(Vec::new()));
                     }
                 }
@@ -357,7 +580,7 @@ impl World {
                 _ => {
                     let from = self.model.compacted.max(1);
                     let at = self.random.between(from, self.model.revision);
-                    self.range_matches(&process.engine, at)?;
+                    self.range_matches(&process.engine(), at)?;
                 }
             }
             if self.fs.crashed() {
@@ -370,33 +593,31 @@ impl World {
         // A clean stop: what was admitted is finished, the rest refused.
         loop {
             self.take(process);
-            if process.taken.is_empty() {
+            let (admitted, done) = process.engine().lane_progress(VOLATILE);
+            if process.taken.is_empty() && admitted == done {
                 return Ok(End::Clean);
             }
             if let Some(records) = self.commit(process)? {
                 return Ok(End::Died(records));
             }
-            self.complete(process)?;
+            if let Some(records) = self.write_volatile(process)? {
+                return Ok(End::Died(records));
+            }
         }
     }
 
     /// What remains of a process; returns the records that may or may not have happened.
-    fn after(&mut self, mut process: Process, end: End) -> Vec<Record> {
+    fn after(&mut self, process: Process, end: End) -> Vec<Vec<Record>> {
         self.asked.clear();
-        // What the journal has is there, answered or not.
-        for (batch, committed) in std::mem::take(&mut process.taken) {
-            if committed {
-                batch
-                    .records
-                    .iter()
-                    .for_each(|record| self.happened(record));
-            }
-        }
+        self.marker = process.journal.volatile_status().marker.is_some();
         let unanswered = match end {
             End::Clean => {
                 let mut answers = Answers::new();
-                process.engine.abandon(Error::Stopped, &mut answers);
-                let revision = process.engine.revision();
+                let revision = {
+                    let mut engine = process.engine();
+                    engine.abandon(Error::Stopped, &mut answers);
+                    engine.revision()
+                };
                 drop(process.snapshot);
                 // On a disk that fails it is a crash like any other.
                 drop(process.journal.close(revision));
@@ -419,6 +640,7 @@ impl World {
             self.fs.kill(seed)
         } else {
             self.tally.count("power losses");
+            self.lost_power = true;
             self.fs.power_loss(seed)
         };
         self.fs.heal();

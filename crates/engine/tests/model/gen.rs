@@ -248,3 +248,18 @@ pub(crate) fn write(r: &mut Rand, compact: i64, now: i64) -> Write {
         },
     }
 }
+
+/// The key that a caller would look at to find the class of a write.
+pub(crate) fn key_of(write: &Write) -> Option<Bytes> {
+    let key = match write {
+        Write::Put(op) => &op.key,
+        Write::Delete(op) if op.range.is_one() => &op.range.key,
+        Write::Txn(op) => match &op.success[..] {
+            [Op::Put(p)] => &p.key,
+            [Op::Delete(d)] if d.range.is_one() => &d.range.key,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(key.clone())
+}

@@ -22,6 +22,17 @@ pub enum Kind {
     Other,
 }
 
+/// Which file a path names, as far as the system can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileId {
+    /// The device's number.
+    pub device: u64,
+    /// The inode's number.
+    pub inode: u64,
+    /// When the file was made, in nanoseconds since 1970; 0 where nobody knows.
+    pub birth_ns: u64,
+}
+
 /// An open file. Positions are explicit: no cursor is shared between threads.
 pub trait File: Send + Sync {
     /// Length in bytes.
@@ -90,6 +101,12 @@ pub trait FileSystem: Send + Sync {
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the entries of a directory last (fsync of the directory).
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Which file or directory `path` names.
+    fn file_id(&self, path: &Path) -> io::Result<FileId>;
+    /// Whether what is in this directory is in memory: it outlives a process, and nothing else.
+    fn in_memory(&self, path: &Path) -> io::Result<bool>;
+    /// Names the machine's run since it was switched on.
+    fn boot_id(&self) -> io::Result<String>;
     /// Locks a file without waiting; `text` is left in it for whoever comes second.
     fn lock(&self, path: &Path, mode: LockMode, text: &str) -> Result<Box<dyn Lock>, LockError>;
 }

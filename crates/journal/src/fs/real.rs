@@ -1,12 +1,12 @@
 //! The operating system's file system.
 
-use super::{File, FileSystem, Kind, Lock, LockError, LockMode};
-use rustix::fs::{FallocateFlags, OFlags};
+use super::{File, FileId, FileSystem, Kind, Lock, LockError, LockMode};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, OFlags, StatxFlags, makedev};
 use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,6 +159,32 @@ impl FileSystem for RealFs {
         fs::File::open(path)?.sync_all()
     }
 
+    fn file_id(&self, path: &Path) -> io::Result<FileId> {
+        let wanted = StatxFlags::INO | StatxFlags::BTIME;
+        let found = rustix::fs::statx(CWD, path, AtFlags::empty(), wanted)?;
+        let birth = found.stx_btime;
+        let known = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+        Ok(FileId {
+            device: makedev(found.stx_dev_major, found.stx_dev_minor),
+            inode: found.stx_ino,
+            birth_ns: match known {
+                true => (birth.tv_sec as u64)
+                    .wrapping_mul(1_000_000_000)
+                    .wrapping_add(u64::from(birth.tv_nsec)),
+                false => 0,
+            },
+        })
+    }
+
+    fn in_memory(&self, path: &Path) -> io::Result<bool> {
+        Ok(is_memory(rustix::fs::statfs(path)?.f_type as u64))
+    }
+
+    fn boot_id(&self) -> io::Result<String> {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(text.trim().to_owned())
+    }
+
     fn lock(&self, path: &Path, mode: LockMode, text: &str) -> Result<Box<dyn Lock>, LockError> {
         let exclusive = mode == LockMode::Exclusive;
         let opened = OpenOptions::new()
@@ -201,6 +227,25 @@ impl FileSystem for RealFs {
     }
 }
 
+/// Whether a file system of this magic number is in memory (tmpfs, ramfs).
+fn is_memory(kind: u64) -> bool {
+    matches!(kind & 0xffff_ffff, 0x0102_1994 | 0x8584_58f6)
+}
+
+/// A directory in memory for [`Options::marker_dir`](crate::Options::marker_dir):
+/// `/run/orlop` if there is one, else `/dev/shm`; `None` if this process may write to neither,
+/// or they are not in memory. Makes nothing, so that a reader finds what a server found.
+pub fn default_marker_dir() -> Option<PathBuf> {
+    let usable = |dir: &Path| {
+        RealFs::new().in_memory(dir).unwrap_or(false)
+            && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    ["/run/orlop", "/dev/shm"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|dir| usable(dir))
+}
+
 /// A sentence if `path` (or the nearest parent that exists) is on a file system that does
 /// not keep data through a power loss, or not under the rules that a journal needs.
 pub fn fs_warning(path: &Path) -> Option<String> {
@@ -220,7 +265,7 @@ pub fn fs_warning(path: &Path) -> Option<String> {
     let place = path.display();
     // Magic numbers of linux/magic.h; some types sign-extend, so compare 32 bits.
     match kind & 0xffff_ffff {
-        0x0102_1994 | 0x8584_58f6 => Some(format!(
+        kind if is_memory(kind) => Some(format!(
             "{place} is in memory (tmpfs): everything in it is gone when the machine restarts; \
              use a directory on a disk"
         )),

@@ -4,7 +4,8 @@
 //! order, holes included, any of the versions it had since its last sync; likewise each
 //! change of a directory, though a rename is never half done. After a failed sync the bytes
 //! stay readable but count as clean: no later sync writes them. Calls fail on demand. All of
-//! it follows from a seed.
+//! it follows from a seed. [`MEMORY`] is a directory in memory: a power loss empties it, and
+//! neither a full disk nor a failing one concerns it.
 //!
 //! A [`SimFs`] is a handle: clones share the disk. [`SimFs::power_loss`] and
 //! [`SimFs::kill`] give a new disk with what the next process would find; the old handle
@@ -15,7 +16,7 @@ mod disk;
 pub use disk::{Random, SECTOR};
 
 use self::disk::{Change, Directory, FileState, Inode, apply};
-use super::{File, FileSystem, Kind, Lock, LockError, LockMode};
+use super::{File, FileId, FileSystem, Kind, Lock, LockError, LockMode};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,7 +41,12 @@ pub enum Call {
     Remove,
     /// [`File::read_at`]
     Read,
+    /// [`File::write_at`] to a file in memory.
+    WriteMemory,
 }
+
+/// The directory in memory.
+pub const MEMORY: &str = "/run";
 
 /// What the disk was asked to do so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +74,11 @@ pub struct Lies {
 #[derive(Clone)]
 pub struct SimFs {
     state: Arc<Mutex<State>>,
+    hook: Arc<Mutex<Option<Hook>>>,
 }
+
+/// Called within a sync of a file.
+type Hook = Box<dyn FnMut() + Send>;
 
 #[derive(Clone)]
 struct Fault {
@@ -92,6 +102,10 @@ struct State {
     steps: u64,
     crash_at: Option<u64>,
     crashed: bool,
+    /// Changes with each start of the machine.
+    boot: u64,
+    /// Changes when the files are copied to another disk.
+    device: u64,
 }
 
 fn error(kind: io::ErrorKind) -> io::Error {
@@ -184,7 +198,17 @@ impl State {
         self.files.values().map(room).sum()
     }
 
+    /// Whether a file is in memory.
+    fn in_memory(&self, inode: Inode) -> bool {
+        self.directories
+            .get(Path::new(MEMORY))
+            .is_some_and(|directory| directory.current.values().any(|other| *other == inode))
+    }
+
     fn take_room(&mut self, inode: Inode, bytes: u64) -> io::Result<()> {
+        if self.in_memory(inode) {
+            return Ok(());
+        }
         let used = self.used();
         let capacity = self.capacity;
         let Some(file) = self.files.get_mut(&inode) else {
@@ -204,6 +228,7 @@ impl SimFs {
     pub fn new(seed: u64) -> Self {
         let mut directories = BTreeMap::new();
         directories.insert(PathBuf::from("/"), Directory::default());
+        directories.insert(PathBuf::from(MEMORY), Directory::default());
         SimFs::with(State {
             random: Random::new(seed),
             files: BTreeMap::new(),
@@ -217,13 +242,26 @@ impl SimFs {
             steps: 0,
             crash_at: None,
             crashed: false,
+            boot: 1,
+            device: 1,
         })
     }
 
     fn with(state: State) -> Self {
         SimFs {
             state: Arc::new(Mutex::new(state)),
+            hook: Arc::default(),
         }
+    }
+
+    fn hook(&self) -> MutexGuard<'_, Option<Hook>> {
+        self.hook.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `act` within the next sync of a file, before anything is synced: what another
+    /// thread would do meanwhile.
+    pub fn during_next_sync(&self, act: impl FnMut() + Send + 'static) {
+        *self.hook() = Some(Box::new(act));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -306,13 +344,39 @@ impl SimFs {
     }
 
     /// What a machine finds after its power failed: all that was synced, and of the rest
-    /// whatever the seed says.
+    /// whatever the seed says. Nothing that was in memory.
     pub fn power_loss(&self, seed: u64) -> SimFs {
+        let lost = self.lose_cache(seed);
+        {
+            let mut state = lost.state();
+            state.boot += 1;
+            state
+                .directories
+                .insert(PathBuf::from(MEMORY), Directory::default());
+            state.collect();
+        }
+        lost
+    }
+
+    /// What the same machine finds after the disk was taken from it and came back, without a
+    /// restart: as after a power loss, but what was in memory is there.
+    pub fn lose_cache(&self, seed: u64) -> SimFs {
         let mut state = self.fork(seed);
         let mut random = Random::new(seed ^ 0x706f_7765_726c_6f73);
         // Sometimes nearly all arrived, sometimes nearly nothing.
         let portion = [0, 10, 50, 90, 100][random.below(5) as usize];
-        for directory in state.directories.values_mut() {
+        let memory = PathBuf::from(MEMORY);
+        let kept: BTreeSet<Inode> = state.directories[&memory]
+            .current
+            .values()
+            .copied()
+            .collect();
+        for directory in state
+            .directories
+            .iter_mut()
+            .filter(|(path, _)| **path != memory)
+            .map(|(_, directory)| directory)
+        {
             let changes = std::mem::take(&mut directory.changes);
             let ordered = random.one_in(2);
             let prefix = random.below(changes.len() as u64 + 1) as usize;
@@ -327,7 +391,11 @@ impl SimFs {
             }
             directory.current = directory.durable.clone();
         }
-        for file in state.files.values_mut() {
+        for (_, file) in state
+            .files
+            .iter_mut()
+            .filter(|(inode, _)| !kept.contains(inode))
+        {
             file.write_back(&mut random, portion);
             let durable = file.durable.clone();
             *file = FileState {
@@ -339,6 +407,13 @@ impl SimFs {
             };
         }
         state.collect();
+        SimFs::with(state)
+    }
+
+    /// All files copied to another disk of the same machine, while no process runs.
+    pub fn copied(&self, seed: u64) -> SimFs {
+        let mut state = self.fork(seed);
+        state.device += 1;
         SimFs::with(state)
     }
 
@@ -441,6 +516,10 @@ impl SimFile {
         }
         let mut state = self.fs.state();
         let dies = state.step()?;
+        let call = match call {
+            Call::Write if state.in_memory(self.inode) => Call::WriteMemory,
+            call => call,
+        };
         let fault = state.fault(call);
         let failing = dies || fault.is_some();
         let result = act(&mut state, failing);
@@ -524,6 +603,10 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        let hook = self.fs.hook().take();
+        if let Some(mut act) = hook {
+            act();
+        }
         let inode = self.inode;
         self.with(Call::SyncData, |state, failing| {
             state.counts.sync_data += 1;
@@ -669,6 +752,32 @@ impl FileSystem for SimFs {
             state.collect();
             Ok(())
         })
+    }
+
+    fn file_id(&self, path: &Path) -> io::Result<FileId> {
+        let state = self.state();
+        if state.directories.contains_key(path) {
+            let name = path.as_os_str().as_encoded_bytes();
+            let inode = 1 << 40 | u64::from(crc32c::crc32c(name));
+            return Ok(FileId {
+                device: state.device,
+                inode,
+                birth_ns: 1,
+            });
+        }
+        Ok(FileId {
+            device: state.device,
+            inode: state.inode(path)?,
+            birth_ns: 1,
+        })
+    }
+
+    fn in_memory(&self, path: &Path) -> io::Result<bool> {
+        Ok(path.starts_with(MEMORY))
+    }
+
+    fn boot_id(&self) -> io::Result<String> {
+        Ok(format!("boot {}", self.state().boot))
     }
 
     fn lock(&self, path: &Path, mode: LockMode, text: &str) -> Result<Box<dyn Lock>, LockError> {

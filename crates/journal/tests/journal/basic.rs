@@ -62,7 +62,7 @@ fn a_snapshot_takes_the_place_of_segments_and_they_are_used_again() {
         for n in 0..10 {
             server.put(&format!("p{round}/{n}"), &[round; 3000]);
         }
-        let at = server.journal.snapshot_position().unwrap();
+        let at = server.journal.snapshot_position(|| ()).unwrap().0;
         snapshot(&fs, &server.store, at).unwrap();
         let retired = server.journal.allocator().retire(at).unwrap();
         assert!(retired.segments > 0);
@@ -97,7 +97,7 @@ fn a_key_with_many_versions_and_large_values_goes_through_a_snapshot() {
     }
     server.commit(vec![record]).unwrap();
     server.put("plarge", &vec![5; 2_000_000]);
-    let at = server.journal.snapshot_position().unwrap();
+    let at = server.journal.snapshot_position(|| ()).unwrap().0;
     snapshot(&fs, &server.store, at).unwrap();
     server.journal.allocator().retire(at).unwrap();
     let expected = server.store.clone();
@@ -207,7 +207,7 @@ fn a_failed_sync_ends_all_commits() {
     }
     assert!(server.journal.poisoned().is_some());
     assert!(matches!(
-        server.journal.mark(3),
+        server.journal.mark(|| 3),
         Err(CommitError::Poisoned { .. })
     ));
     assert!(matches!(
@@ -249,7 +249,7 @@ fn a_failed_snapshot_leaves_nothing_and_harms_nothing() {
         let fs = SimFs::new(1);
         let (mut server, _) = Server::open(&fs).unwrap();
         server.put("p1", b"x");
-        let at = server.journal.snapshot_position().unwrap();
+        let at = server.journal.snapshot_position(|| ()).unwrap().0;
         fs.fail(call, after, 1, ErrorKind::StorageFull);
         let error = snapshot(&fs, &server.store, at).unwrap_err();
         assert!(error.is_no_space(), "{error}");
@@ -272,11 +272,11 @@ fn one_process_at_a_time() {
     let (server, _) = Server::open(&fs).unwrap();
     assert!(matches!(Server::open(&fs), Err(OpenError::Locked { .. })));
     assert!(matches!(
-        check(fs.shared(), &dir()),
+        check(fs.shared(), &dir(), None),
         Err(OpenError::Locked { .. })
     ));
     drop(server);
-    let report = check(fs.shared(), &dir()).unwrap();
+    let report = check(fs.shared(), &dir(), None).unwrap();
     assert_eq!(report.revision, 1);
     reopened(&fs);
 }
@@ -288,7 +288,7 @@ fn check_tells_what_a_start_would_find() {
     for n in 0..20 {
         server.put(&format!("p{n}"), &[0; 3000]);
     }
-    let at = server.journal.snapshot_position().unwrap();
+    let at = server.journal.snapshot_position(|| ()).unwrap().0;
     snapshot(&fs, &server.store, at).unwrap();
     server.journal.allocator().retire(at).unwrap();
     server.put("p", b"x");
@@ -299,7 +299,7 @@ fn check_tells_what_a_start_would_find() {
         .iter()
         .map(|path| fs.contents(path).unwrap())
         .collect();
-    let report = check(fs.shared(), &dir()).unwrap();
+    let report = check(fs.shared(), &dir(), None).unwrap();
     assert_eq!(
         (report.revision, report.snapshot_items, report.records),
         (revision, 20, 1)
@@ -345,7 +345,7 @@ fn marks_are_written_once_and_count_as_nothing() {
     server.put("p1", b"x");
     let before = fs.counts();
     for _ in 0..5 {
-        server.journal.mark(server.store.revision).unwrap();
+        server.journal.mark(|| server.store.revision).unwrap();
     }
     assert_eq!(fs.counts().writes - before.writes, 1);
     assert_eq!(fs.counts().sync_data, before.sync_data);

@@ -146,7 +146,7 @@ impl Life {
         for _ in 0..self.random.below(60) {
             match self.random.below(20) {
                 0 => drop(allocator.step()),
-                1 => drop(server.journal.mark(server.store.revision)),
+                1 => drop(server.journal.mark(|| server.store.revision)),
                 2 if self.random.one_in(5) => {
                     let kind = if self.random.one_in(2) {
                         ErrorKind::Other
@@ -191,7 +191,7 @@ impl Life {
 
     fn step_snapshot(&mut self, server: &mut Server, running: Option<Running>) -> Option<Running> {
         let Some(mut running) = running else {
-            let at = server.journal.snapshot_position().ok()?;
+            let at = server.journal.snapshot_position(|| ()).ok()?.0;
             let meta = SnapshotMeta {
                 revision: server.store.revision,
                 compact_revision: -1,
@@ -343,7 +343,7 @@ fn a_crash_at_every_call() {
             let records = vec![put(&format!("p{n}"), &vec![n; 3500 * usize::from(n % 4)])];
             server.commit(records.clone()).map_err(|_| records)?;
             if n % 5 == 4
-                && let Ok(at) = server.journal.snapshot_position()
+                && let Ok((at, ())) = server.journal.snapshot_position(|| ())
                 && snapshot(fs, &server.store, at).is_ok()
             {
                 drop(server.journal.allocator().retire(at));

@@ -122,7 +122,7 @@ fn a_damaged_snapshot_is_noticed_at_every_byte() {
     for n in 0..6u8 {
         server.put(&format!("p{n}"), &vec![n + 1; 400]);
     }
-    let at = server.journal.snapshot_position().unwrap();
+    let at = server.journal.snapshot_position(|| ()).unwrap().0;
     snapshot(&fs, &server.store, at).unwrap();
     // The log still has everything: a damaged snapshot is passed over.
     let whole = server.store.clone();
@@ -212,7 +212,10 @@ fn damage_is_told_with_file_offset_loss_and_advice() {
     ] {
         assert!(text.contains(part), "{text}");
     }
-    assert_eq!(check(fs.shared(), &dir()).err().unwrap().to_string(), text);
+    assert_eq!(
+        check(fs.shared(), &dir(), None).err().unwrap().to_string(),
+        text
+    );
 }
 
 /// A directory with a snapshot and several segments.
@@ -227,7 +230,7 @@ fn fill(fs: &SimFs, server: &mut Server, rounds: u8) {
     for n in 0..rounds {
         server.put(&format!("p{n}"), &[n; 5000]);
         if n % 15 == 14 {
-            let at = server.journal.snapshot_position().unwrap();
+            let at = server.journal.snapshot_position(|| ()).unwrap().0;
             snapshot(fs, &server.store, at).unwrap();
             server.journal.allocator().retire(at).unwrap();
         }
@@ -345,7 +348,7 @@ fn a_copy_of_a_running_directory_starts_correctly_or_is_refused() {
                     history.push(server.store.clone());
                 }
                 if random.one_in(12) {
-                    let at = server.journal.snapshot_position().unwrap();
+                    let at = server.journal.snapshot_position(|| ()).unwrap().0;
                     snapshot(&fs, &server.store, at).unwrap();
                     server.journal.allocator().retire(at).unwrap();
                 }

@@ -79,7 +79,7 @@ proptest! {
         for n in 0..12 {
             server.put(&format!("p{n}"), &[1; 3000]);
             if n == 5 {
-                let at = server.journal.snapshot_position().unwrap();
+                let at = server.journal.snapshot_position(|| ()).unwrap().0;
                 snapshot(&fs, &server.store, at).unwrap();
             }
         }
@@ -92,7 +92,7 @@ proptest! {
         contents.resize(contents.len().max(at + junk.len()), 0);
         contents[at..at + junk.len()].copy_from_slice(&junk);
         fs.set_contents(path, &contents).unwrap();
-        let checked = check(fs.shared(), &dir());
+        let checked = check(fs.shared(), &dir(), None);
         match Server::open(&fs) {
             Ok((server, _)) => {
                 prop_assert!(store.records.starts_with(&server.store.records));

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // the helpers of tests are tests
 mod basic;
+mod classes;
 mod crash;
 mod damage;
 mod fuzz;
 mod real;
 mod seed;
 mod support;
+mod volatile;

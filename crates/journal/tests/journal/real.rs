@@ -32,12 +32,12 @@ fn a_directory_is_made_written_locked_and_read_back() {
         "{text}"
     );
     assert!(matches!(
-        check(Arc::new(RealFs::new()), &dir),
+        check(Arc::new(RealFs::new()), &dir, None),
         Err(OpenError::Locked { .. })
     ));
 
     let fs: Arc<dyn FileSystem> = Arc::new(RealFs::new());
-    let at = server.journal.snapshot_position().unwrap();
+    let at = server.journal.snapshot_position(|| ()).unwrap().0;
     let meta = engine::record::SnapshotMeta {
         revision: server.store.revision,
         compact_revision: -1,
@@ -58,7 +58,7 @@ fn a_directory_is_made_written_locked_and_read_back() {
     assert_eq!(mode(&dir.join("log")), 0o700);
     assert_eq!(mode(&dir.join("format")), 0o600);
     assert!(dir.join("member").is_file());
-    let report = check(fs, &dir).unwrap();
+    let report = check(fs, &dir, None).unwrap();
     assert!(report.closed, "{report}");
     assert_eq!(open(RealFs::new(), &dir).unwrap().store.records, expected);
 }

@@ -46,7 +46,7 @@ fn a_seeded_directory_opens_as_the_store_and_goes_on() {
     let info = seed(&fs).unwrap();
     assert_eq!(info.items, KEYS as u64);
     let fs = fs.power_loss(2);
-    let found = journal::check(fs.shared(), Path::new(DIR)).unwrap();
+    let found = journal::check(fs.shared(), Path::new(DIR), None).unwrap();
     assert_eq!(found.snapshot_lsn, Some(0));
     assert!(
         found

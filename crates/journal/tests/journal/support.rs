@@ -33,6 +33,8 @@ pub(crate) struct Store {
     pub(crate) records: Vec<Record>,
     pub(crate) revision: i64,
     pub(crate) in_snapshot: bool,
+    /// After how many records the revision jumped, and to where.
+    pub(crate) jumps: Vec<(usize, i64)>,
 }
 
 impl Store {
@@ -93,6 +95,12 @@ impl Replay for Store {
     fn revision(&self) -> i64 {
         self.revision
     }
+
+    fn jump(&mut self, revision: i64) -> Result<(), String> {
+        self.revision = revision;
+        self.jumps.push((self.records.len(), revision));
+        Ok(())
+    }
 }
 
 pub(crate) fn put(key: &str, value: &[u8]) -> Record {
@@ -124,7 +132,8 @@ impl Server {
     }
 
     pub(crate) fn commit(&mut self, records: Vec<Record>) -> Result<CommitInfo, CommitError> {
-        let info = self.journal.commit(&records, self.store.revision)?;
+        let revision = self.store.revision;
+        let (info, ()) = self.journal.commit(&records, || revision, || ())?;
         records
             .into_iter()
             .for_each(|record| self.store.apply(record));

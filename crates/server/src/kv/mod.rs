@@ -248,8 +248,9 @@ impl Service {
         let this = self.clone();
         let started = call.started.into_std();
         Reply::Later(Box::pin(async move {
-            let answer = this.shared.store.write(write, &this.slots).await;
+            let (answer, volatile) = this.shared.store.write_classed(write, &this.slots).await;
             let (m, took) = (&this.shared.metrics, started.elapsed());
+            m.write_duration.get(volatile).observe(took);
             m.request_duration
                 .get(request_type, answer.is_ok())
                 .observe(took);

@@ -1,0 +1,148 @@
+//! The log as its two kinds of writers share it: the end behind its mutex, and syncs that run
+//! without the mutex.
+
+use crate::Epoch;
+use crate::allocator::Shared;
+use crate::dir::Format;
+use crate::end::End;
+use crate::error::CommitError;
+use crate::marker::{self, Failed, Marker};
+use crate::open::Guards;
+use crate::segment;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What the journal and its volatile writers share.
+pub(crate) struct Log {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) no_fsync: bool,
+    pub(crate) guards: Guards,
+    pub(crate) marker_dir: Option<PathBuf>,
+    pub(crate) cluster_id: u64,
+    end: Mutex<End>,
+    /// Told when what a volatile writer may wait for has changed.
+    pub(crate) changed: Condvar,
+    pub(crate) waker: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl Log {
+    pub(crate) fn new(
+        shared: Shared,
+        format: &Format,
+        no_fsync: bool,
+        guards: Guards,
+        marker_dir: Option<PathBuf>,
+    ) -> Log {
+        let shared = Arc::new(shared);
+        let cluster_id = format.identity.cluster_id;
+        Log {
+            end: Mutex::new(End::new(shared.clone(), format, no_fsync)),
+            shared,
+            no_fsync,
+            guards,
+            marker_dir,
+            cluster_id,
+            changed: Condvar::new(),
+            waker: OnceLock::new(),
+        }
+    }
+
+    /// A frame that a panic kept from being finished is not counted in: what is there is whole.
+    pub(crate) fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The end, unless someone is at it.
+    pub(crate) fn try_end(&self) -> Option<MutexGuard<'_, End>> {
+        self.end.try_lock().ok()
+    }
+
+    pub(crate) fn wake(&self) {
+        if let Some(wake) = self.waker.get() {
+            wake();
+        }
+    }
+
+    /// Syncs all that was written before the call; `None` if there was nothing to sync. Only
+    /// for the committer: of two syncs of one file at a time, the kernel may tell only one
+    /// of an error.
+    pub(crate) fn sync(&self) -> Result<Option<Duration>, CommitError> {
+        let (target, files) = {
+            let mut end = self.end();
+            if let Some(error) = self.shared.poison() {
+                return Err(error);
+            }
+            if end.synced == end.lsn {
+                return Ok(None);
+            }
+            end.unsynced.sync_begins();
+            (end.lsn, end.unsynced_files())
+        };
+        let began = Instant::now();
+        let result = files.into_iter().try_for_each(|(id, file)| {
+            file.sync_data().map_err(|error| {
+                let path = segment::path(&self.shared.layout.log, id);
+                self.shared.set_poison(&path, error)
+            })
+        });
+        let took = began.elapsed();
+        let result = result.and_then(|()| {
+            let mut end = self.end();
+            // A sync under the mutex may have been told of the error that this one met.
+            self.shared.poison().map_or(Ok(()), Err)?;
+            end.note_synced(target, took);
+            Ok(Some(took))
+        });
+        self.changed.notify_all();
+        result
+    }
+
+    /// If the note of an epoch's bound is on disk now, lets volatile writes go on up to it.
+    pub(crate) fn settle_epoch(&self) -> Result<(), CommitError> {
+        let mut end = self.end();
+        let end = &mut *end;
+        let noted_in = end.epochs.noted_in;
+        if noted_in == 0 || (end.synced < noted_in && !self.no_fsync) {
+            return Ok(());
+        }
+        end.epochs.noted_in = 0;
+        let Some(epoch) = end.epochs.open else {
+            return Ok(());
+        };
+        if epoch.opened == noted_in {
+            end.marker = self.make_marker(end, epoch)?;
+        }
+        end.epochs.reserved = epoch.bound;
+        end.epochs.wanted = false;
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// The epoch is over, and that is on disk.
+    pub(crate) fn remove_marker(&self) {
+        let shared = &self.shared;
+        marker::remove(&*shared.fs, self.marker_dir.as_deref(), &shared.layout);
+    }
+
+    /// Without a marker, a killed process restarts as after a power loss: that is no reason
+    /// not to write.
+    fn make_marker(&self, end: &End, epoch: Epoch) -> Result<Option<Marker>, CommitError> {
+        let (Some(current), Some(marker_dir)) = (&end.current, &self.marker_dir) else {
+            return Ok(None);
+        };
+        let made = Marker::create(
+            &*self.shared.fs,
+            marker_dir,
+            &self.shared.layout,
+            (self.cluster_id, epoch.opened),
+            current.id,
+            end.lsn,
+        );
+        match made {
+            Ok(marker) => Ok(Some(marker)),
+            Err(Failed::Gone) => Ok(None),
+            Err(Failed::Stuck(path, error)) => Err(self.shared.set_poison(&path, error)),
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! `orlop status`: what a running server does, for a person.
+
+use crate::admin::{Ask, Target, ask};
+use serde_json::Value;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+/// Arguments of `orlop status`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// The form of the answer.
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    write_out: Form,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Form {
+    /// For a person.
+    Text,
+    /// For a program.
+    Json,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let question = Ask {
+        method: "GET",
+        path: "/v1/status",
+        body: String::new(),
+    };
+    match ask(&args.target, &question) {
+        Ok(text) if args.write_out == Form::Json => print!("{text}"),
+        Ok(text) => match serde_json::from_str(&text) {
+            Ok(status) => print!("{}", for_a_person(&status)),
+            Err(error) => {
+                eprintln!("orlop status: the server's answer is not JSON: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+        Err(text) => {
+            eprintln!("orlop status: {text}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn text<'a>(v: &'a Value, at: &str) -> &'a str {
+    v.pointer(at).and_then(Value::as_str).unwrap_or("?")
+}
+
+fn number(v: &Value, at: &str) -> f64 {
+    v.pointer(at).and_then(Value::as_f64).unwrap_or(0.0)
+}
+
+fn is(v: &Value, at: &str) -> bool {
+    v.pointer(at).and_then(Value::as_bool).unwrap_or(false)
+}
+
+/// One line on the rules in force.
+pub(crate) fn rules_line(v: &Value) -> String {
+    let name = text(v, "/profile/name");
+    let source = text(v, "/profile/source");
+    let also = if is(v, "/profile/run_time_choice") {
+        format!(
+            "; the command line says {}, which `orlop profile reset` brings back",
+            text(v, "/profile/command_line")
+        )
+    } else {
+        String::new()
+    };
+    format!("{name} ({source}{also})")
+}
+
+fn bytes(n: f64) -> String {
+    match n {
+        n if n >= 1e9 => format!("{:.1} GB", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
+        n if n >= 1e3 => format!("{:.1} kB", n / 1e3),
+        n => format!("{n:.0} bytes"),
+    }
+}
+
+/// What a person is shown.
+pub(crate) fn for_a_person(v: &Value) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<12} {value}");
+    };
+    line(
+        "server",
+        format!(
+            "{}, orlop {}, revision {:.0}",
+            text(v, "/name"),
+            text(v, "/version"),
+            number(v, "/revision")
+        ),
+    );
+    line("profile", rules_line(v));
+    let window = number(v, "/rates_over_seconds");
+    for class in ["durable", "volatile"] {
+        let at = |field: &str| number(v, &format!("/{class}/{field}"));
+        line(
+            class,
+            format!(
+                "{:.1} writes/s, {}/s to the log ({:.0} writes since the start)",
+                at("writes_per_second"),
+                bytes(at("bytes_per_second")),
+                at("writes"),
+            ),
+        );
+    }
+    line(
+        "syncs",
+        format!(
+            "{:.1}/s (rates over the last {window:.0} s)",
+            number(v, "/syncs_per_second")
+        ),
+    );
+    let unsynced = number(v, "/unsynced/bytes");
+    if unsynced > 0.0 {
+        line(
+            "not on disk",
+            format!(
+                "{} of volatile writes, the oldest for {:.0} ms",
+                bytes(unsynced),
+                number(v, "/unsynced/age_ms")
+            ),
+        );
+    } else {
+        line("not on disk", "nothing".to_owned());
+    }
+    line("power loss", power_loss(v));
+    if let Some(profiles) = v.pointer("/spared/profiles").and_then(Value::as_array) {
+        let sampled = number(v, "/spared/sampled_writes");
+        if sampled == 0.0 {
+            line(
+                "spared",
+                "nothing is known yet: no write was sampled".to_owned(),
+            );
+        }
+        for p in profiles.iter().filter(|_| sampled > 0.0) {
+            line(
+                "spared",
+                format!(
+                    "{} would make {:.0} % of writes volatile, and spare up to {:.0} % of syncs ({sampled:.0} writes sampled)",
+                    text(p, "/profile"),
+                    number(p, "/writes_percent"),
+                    number(p, "/syncs_percent"),
+                ),
+            );
+        }
+    }
+    out
+}
+
+fn power_loss(v: &Value) -> String {
+    if is(v, "/profile/strict") && !is(v, "/epoch/open") {
+        return "would take nothing that was answered".to_owned();
+    }
+    let now = match number(v, "/unsynced/bytes") {
+        0.0 => "now it would take nothing".to_owned(),
+        n => format!("now it would take those {}", bytes(n)),
+    };
+    let relist = if is(v, "/epoch/open") {
+        "; every watcher would list again"
+    } else {
+        ""
+    };
+    let rule = text(v, "/profile/power_loss");
+    let rule = if rule == "?" {
+        String::new()
+    } else {
+        format!("\n{:<12} {rule}", "")
+    };
+    format!("{now}{relist}{rule}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn shows_what_would_be_lost() {
+        let mut v = json!({
+            "name": "m", "version": "0", "revision": 7,
+            "profile": {
+                "name": "ephemeral", "source": "a choice at run time", "run_time_choice": true,
+                "command_line": "strict", "strict": false, "power_loss": "A power loss may take X.",
+            },
+            "durable": {"writes": 1, "writes_per_second": 0.5, "bytes_per_second": 4096},
+            "unsynced": {"bytes": 12_288, "age_ms": 34},
+            "epoch": {"open": true},
+        });
+        let text = for_a_person(&v);
+        for part in [
+            "ephemeral (a choice at run time; the command line says strict",
+            "12.3 kB of volatile writes, the oldest for 34 ms",
+            "now it would take those 12.3 kB; every watcher would list again",
+            "A power loss may take X.",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        v["profile"] = json!({"name": "strict", "source": "the default", "strict": true});
+        v["epoch"] = json!({"open": false});
+        v["unsynced"] = json!({"bytes": 0});
+        v["spared"] = json!({
+            "sampled_writes": 160,
+            "profiles": [{"profile": "balanced", "writes_percent": 30.0, "syncs_percent": 20.0}],
+        });
+        let text = for_a_person(&v);
+        assert!(
+            text.contains("would take nothing that was answered"),
+            "{text}"
+        );
+        assert!(
+            text.contains("balanced would make 30 % of writes volatile, and spare up to 20 %"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! The admin endpoint: HTTP with JSON on a Unix socket, and on TCP with client certificates
+//! if asked for. Who reaches it may change how durable writes are.
+//!
+//! | request | what it does |
+//! |---|---|
+//! | `GET /v1/status` | the rules in force, rates by class, what a power loss would take |
+//! | `GET /v1/rules` | the rules in force, as TOML |
+//! | `POST /v1/profile` `{"profile": "NAME"}` | puts a profile in force, until it is reset |
+//! | `DELETE /v1/profile` | back to what the command line says |
+//! | `POST /v1/rules?name=NAME` and TOML | puts rules in force, until they are reset |
+
+use crate::rates::Rate;
+use crate::shared::Shared;
+use crate::storage::LIMIT_BYTES;
+use crate::switch::{Choice, SwitchError, switch};
+use bytes::Bytes;
+use http::{Method, Response, StatusCode, header};
+use policy::WhatIf;
+use serde_json::{Value, json};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+use wire::{Call, Frame, Handler, HttpRequest, Inbound, LocalFuture, Outbound, Reply, Status};
+
+/// The socket's name in the data directory.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+
+/// The handler of the endpoint's one worker.
+pub(crate) struct Admin(pub(crate) Arc<Shared>);
+
+impl Handler for Admin {
+    fn unary(self: &Rc<Self>, _: Call, _: Bytes) -> Reply {
+        Reply::Now(Err::<Frame, _>(Status::new(
+            wire::Code::Unimplemented,
+            "orlop: the admin endpoint speaks HTTP",
+        )))
+    }
+
+    fn stream(
+        self: &Rc<Self>,
+        _: Call,
+        _: Inbound,
+        _: Outbound,
+    ) -> LocalFuture<Result<(), Status>> {
+        Box::pin(async {
+            Err(Status::new(
+                wire::Code::Unimplemented,
+                "orlop: the admin endpoint speaks HTTP",
+            ))
+        })
+    }
+
+    fn http(self: &Rc<Self>, request: HttpRequest) -> LocalFuture<Response<Bytes>> {
+        let shared = self.0.clone();
+        let HttpRequest { request, peer } = request;
+        let who = peer.tls.as_ref().and_then(|tls| tls.common_name.clone());
+        let from = peer.address.clone();
+        Box::pin(async move {
+            // A switch waits for the disk, and status for locks.
+            let work = move || answer(&shared, &request, &from, who.as_deref());
+            match tokio::task::spawn_blocking(work).await {
+                Ok(answer) => answer,
+                Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "the request failed"),
+            }
+        })
+    }
+}
+
+fn answer(
+    shared: &Arc<Shared>,
+    request: &http::Request<Bytes>,
+    from: &str,
+    who: Option<&str>,
+) -> Response<Bytes> {
+    let body = request.body();
+    if body.len() as u64 > LIMIT_BYTES {
+        return error(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &format!("storage rules have at most {LIMIT_BYTES} bytes"),
+        );
+    }
+    let choice = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/v1/status") => return json_answer(StatusCode::OK, &status(shared)),
+        (&Method::GET, "/v1/rules") => {
+            let text = shared.store.storage.current().policy.source().to_owned();
+            return respond(StatusCode::OK, "application/toml", text);
+        }
+        (&Method::DELETE, "/v1/profile") => Choice::Reset,
+        (&Method::POST, "/v1/profile") => match profile_of(body) {
+            Some(name) => Choice::Profile(name),
+            None => {
+                let text = "the body must be {\"profile\": \"NAME\"}";
+                return error(StatusCode::BAD_REQUEST, text);
+            }
+        },
+        (&Method::POST, "/v1/rules") => match std::str::from_utf8(body) {
+            Ok(text) => Choice::Rules {
+                name: name_of(request.uri().query().unwrap_or_default()),
+                text: text.to_owned(),
+            },
+            Err(_) => return error(StatusCode::BAD_REQUEST, "the rules are not UTF-8"),
+        },
+        (_, "/v1/status" | "/v1/rules" | "/v1/profile") => {
+            return error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this method is not for this path",
+            );
+        }
+        _ => return error(StatusCode::NOT_FOUND, "there is no such path"),
+    };
+    tracing::info!(
+        from,
+        who = who.unwrap_or("-"),
+        "asked to change the storage rules"
+    );
+    match switch(shared, choice) {
+        Ok(_) => json_answer(StatusCode::OK, &status(shared)),
+        Err(e @ SwitchError::Rules(_)) => {
+            tracing::warn!(error = %e, "the storage rules stay as they are");
+            error(StatusCode::UNPROCESSABLE_ENTITY, &e.to_string())
+        }
+        Err(e @ SwitchError::Stopping) => error(StatusCode::SERVICE_UNAVAILABLE, &e.to_string()),
+    }
+}
+
+fn profile_of(body: &[u8]) -> Option<String> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    Some(value.get("profile")?.as_str()?.to_owned())
+}
+
+/// What applied rules are called: the query's `name`, in plain characters.
+fn name_of(query: &str) -> String {
+    let name = query.split('&').find_map(|p| p.strip_prefix("name="));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    let name: String = name
+        .unwrap_or("rules")
+        .chars()
+        .filter(|&c| plain(c))
+        .collect();
+    if name.is_empty() {
+        "rules".to_owned()
+    } else {
+        name
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+/// Everything that `orlop status` shows.
+fn status(shared: &Shared) -> Value {
+    let store = &shared.store;
+    let storage = &store.storage;
+    let current = storage.current();
+    let volatile = shared.volatile.status();
+    let rate = shared.rates.now(&shared.metrics);
+    let m = &shared.metrics;
+    let (revision, pending) = {
+        let engine = store.lock();
+        (engine.revision(), engine.pending())
+    };
+    let age_ms = volatile.oldest_unsynced.map_or(0, |at| {
+        Instant::now().saturating_duration_since(at).as_millis() as u64
+    });
+    let class = |writes: u64, bytes: u64, per_s: f64, bytes_per_s: f64| {
+        json!({
+            "writes": writes,
+            "bytes": bytes,
+            "writes_per_second": round(per_s),
+            "bytes_per_second": round(bytes_per_s),
+        })
+    };
+    let Rate {
+        seconds,
+        durable_writes,
+        volatile_writes,
+        durable_bytes,
+        volatile_bytes,
+        syncs,
+    } = rate;
+    json!({
+        "name": shared.name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "revision": revision,
+        "pending_writes": pending,
+        "profile": {
+            "name": current.policy.name(),
+            "source": current.source.to_string(),
+            "run_time_choice": current.source == crate::storage::Source::RunTime,
+            "command_line": storage.flag_name(),
+            "digest": format!("{:016x}", current.policy.digest()),
+            "rules": current.policy.rules().len(),
+            "strict": current.policy.is_strict(),
+            "power_loss": current.policy.power_loss(),
+            "max_sync_within_ms": current.policy.max_sync_within_ms(),
+        },
+        "rates_over_seconds": round(seconds),
+        "durable": class(
+            m.writes.durable.get(), m.write_bytes.durable.get(), durable_writes, durable_bytes,
+        ),
+        "volatile": class(
+            m.writes.volatile.get(), m.write_bytes.volatile.get(), volatile_writes, volatile_bytes,
+        ),
+        "syncs": m.wal_fsync.count(),
+        "syncs_per_second": round(syncs),
+        "unsynced": {
+            "bytes": volatile.unsynced_bytes,
+            "batches": volatile.unsynced_frames,
+            "age_ms": age_ms,
+        },
+        "epoch": {
+            "open": volatile.epoch_bound.is_some(),
+            "revision_bound": volatile.epoch_bound,
+            "marker": volatile.marker.map(|path| path.display().to_string()),
+        },
+        "spared": if storage.is_strict() { spared(shared) } else { Value::Null },
+    })
+}
+
+/// What the other profiles would have spared, of the writes that were looked at.
+fn spared(shared: &Shared) -> Value {
+    let s = &shared.store.storage.spared;
+    let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+    let (writes, syncs) = (load(&s.writes), load(&s.syncs));
+    let percent = |n: u64, of: u64| match of {
+        0 => Value::Null,
+        of => json!(round(n as f64 * 100.0 / of as f64)),
+    };
+    let profiles = WhatIf::PROFILES.iter().zip(&s.writes_in).zip(&s.syncs_in);
+    let profiles: Vec<Value> = profiles
+        .map(|((profile, in_writes), in_syncs)| {
+            json!({
+                "profile": profile.name(),
+                "writes_percent": percent(load(in_writes), writes),
+                "syncs_percent": percent(load(in_syncs), syncs),
+            })
+        })
+        .collect();
+    json!({
+        "sampled_writes": writes,
+        "sampled_syncs": syncs,
+        "profiles": profiles,
+    })
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Bytes> {
+    let mut r = Response::new(Bytes::from(body));
+    *r.status_mut() = status;
+    r.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
+    r
+}
+
+fn json_answer(status: StatusCode, value: &Value) -> Response<Bytes> {
+    respond(status, "application/json", format!("{value}\n"))
+}
+
+fn error(status: StatusCode, text: &str) -> Response<Bytes> {
+    json_answer(status, &json!({ "error": text }))
+}

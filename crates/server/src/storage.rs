@@ -1,0 +1,518 @@
+//! The storage rules in force: where they come from, how they outlive a restart, and what
+//! class they give a write.
+
+use crate::store::Store;
+use config::Config;
+use engine::op::{Bound, Class, Op, PutOp, TxnOp, VOLATILE, Write};
+use engine::tail;
+use journal::fs::{FileSystem, Kind};
+use parking_lot::{Mutex, RwLock};
+use policy::{Change, Policy, Profile, WhatIf};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The file that keeps a choice made at run time.
+const FILE: &str = "storage-rules";
+/// Its first line.
+const TITLE: &str = "orlop storage rules";
+/// A rule file is some kilobytes; a larger one is a mistake.
+pub(crate) const LIMIT_BYTES: u64 = 1 << 20;
+
+/// Why storage rules cannot be used. The text is a sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// There is no such profile.
+    #[error("{0}")]
+    Profile(String),
+    /// The rules have mistakes.
+    #[error("the storage rules cannot be used:\n{0}")]
+    Rules(String),
+    /// A file of rules cannot be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The choice that was made at run time cannot be read back.
+    #[error(
+        "{} is damaged: it holds the storage rules chosen with `orlop profile set` or `orlop rules apply`; restore it, or remove it to go back to --profile or --rules (without either everything is durable)",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Where rules come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Nothing was said.
+    Default,
+    /// `--profile` or `--rules`.
+    Flag,
+    /// A choice at run time, which wins over the flag until it is reset.
+    RunTime,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Source::Default => "the default",
+            Source::Flag => "the command line",
+            Source::RunTime => "a choice at run time",
+        })
+    }
+}
+
+/// Rules in force.
+pub(crate) struct InForce {
+    pub(crate) policy: Policy,
+    pub(crate) source: Source,
+    generation: u64,
+}
+
+impl InForce {
+    /// Says what a power loss may take, unless that is nothing.
+    pub(crate) fn warn(&self) {
+        if let Some(sentence) = self.policy.power_loss() {
+            tracing::warn!(
+                profile = self.policy.name(),
+                source = %self.source,
+                "{sentence}"
+            );
+        }
+    }
+}
+
+/// What the profiles that are not in force would have spared; of sampled writes.
+#[derive(Debug, Default)]
+pub(crate) struct Spared {
+    pub(crate) writes: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) writes_in: [AtomicU64; 2],
+    pub(crate) syncs_in: [AtomicU64; 2],
+}
+
+/// The write was looked at for [`Spared`].
+const SAMPLED: u8 = 1;
+/// Bit of the first profile that would make it volatile.
+const IN_PROFILE: u8 = 2;
+
+/// One slice of time in so many is sampled.
+const SAMPLE_EVERY: u64 = 16;
+/// Length of a slice, as a power of two of milliseconds: longer than most syncs, so that
+/// whole batches fall into it.
+const SLICE_SHIFT: u32 = 6;
+
+/// All about storage rules.
+pub(crate) struct Storage {
+    files: Arc<dyn FileSystem>,
+    dir: PathBuf,
+    kube_prefix: Option<String>,
+    flag: Choice,
+    current: RwLock<Arc<InForce>>,
+    /// As `current` says, without a lock.
+    strict: AtomicBool,
+    /// Held through a switch.
+    pub(crate) switching: Mutex<()>,
+    what_if: WhatIf,
+    pub(crate) spared: Spared,
+}
+
+/// What the command line chose.
+#[derive(Clone, Debug)]
+enum Choice {
+    Default,
+    Named(String, String),
+}
+
+fn parse(name: &str, text: &str, prefix: Option<&str>) -> Result<Policy, RulesError> {
+    Policy::parse(name, text, prefix).map_err(|e| RulesError::Rules(e.to_string()))
+}
+
+/// A profile's rules, by name.
+pub(crate) fn profile_text(name: &str) -> Result<&'static str, RulesError> {
+    let profile: Profile = name
+        .parse()
+        .map_err(|e| RulesError::Profile(format!("{e}")))?;
+    Ok(profile.text())
+}
+
+impl Storage {
+    /// Finds the rules for a start. The data directory is open already.
+    pub(crate) fn open(config: &Config, files: Arc<dyn FileSystem>) -> Result<Self, RulesError> {
+        let kube_prefix = config.kube_prefix.clone();
+        let prefix = kube_prefix.as_deref();
+        let flag = match &config.storage {
+            config::Storage::Default => Choice::Default,
+            config::Storage::Profile(name) => {
+                Choice::Named(name.clone(), profile_text(name)?.to_owned())
+            }
+            config::Storage::Rules(path) => Choice::Named(
+                path.display().to_string(),
+                std::fs::read_to_string(path).map_err(|source| RulesError::Io {
+                    action: "read the storage rules",
+                    path: path.clone(),
+                    source,
+                })?,
+            ),
+        };
+        let of_flag = match &flag {
+            Choice::Default => (Policy::strict(), Source::Default),
+            Choice::Named(name, text) => (parse(name, text, prefix)?, Source::Flag),
+        };
+        let (policy, source) = match read_choice(&*files, &config.data_dir)? {
+            Some((name, text)) => (parse(&name, &text, prefix)?, Source::RunTime),
+            None => of_flag,
+        };
+        let what_if = WhatIf::new(prefix).map_err(|e| RulesError::Rules(e.to_string()))?;
+        Ok(Storage {
+            files,
+            dir: config.data_dir.clone(),
+            kube_prefix,
+            flag,
+            strict: AtomicBool::new(policy.is_strict()),
+            current: RwLock::new(Arc::new(InForce {
+                policy,
+                source,
+                generation: 0,
+            })),
+            switching: Mutex::new(()),
+            what_if,
+            spared: Spared::default(),
+        })
+    }
+
+    /// The rules in force.
+    pub(crate) fn current(&self) -> Arc<InForce> {
+        self.current.read().clone()
+    }
+
+    /// Whether everything is durable.
+    pub(crate) fn is_strict(&self) -> bool {
+        self.strict.load(Ordering::Acquire)
+    }
+
+    /// What the command line chose, by name.
+    pub(crate) fn flag_name(&self) -> &str {
+        match &self.flag {
+            Choice::Default => Profile::Strict.name(),
+            Choice::Named(name, _) => name,
+        }
+    }
+
+    /// The rules of a text, checked.
+    pub(crate) fn check(&self, name: &str, text: &str) -> Result<Policy, RulesError> {
+        parse(name, text, self.kube_prefix.as_deref())
+    }
+
+    /// The rules that are in force when there is no choice at run time.
+    pub(crate) fn of_flag(&self) -> Result<(Policy, Source), RulesError> {
+        Ok(match &self.flag {
+            Choice::Default => (Policy::strict(), Source::Default),
+            Choice::Named(name, text) => (self.check(name, text)?, Source::Flag),
+        })
+    }
+
+    /// Writes a choice, or that there is none, to the data directory; synced.
+    pub(crate) fn record(&self, policy: Option<&Policy>) -> Result<(), RulesError> {
+        let path = self.dir.join(FILE);
+        let failed = |source| RulesError::Io {
+            action: "record the choice in",
+            path: path.clone(),
+            source,
+        };
+        let fs = &*self.files;
+        let Some(policy) = policy else {
+            if fs.kind(&path).map_err(failed)?.is_some() {
+                fs.remove(&path).map_err(failed)?;
+                fs.sync_dir(&self.dir).map_err(failed)?;
+            }
+            return Ok(());
+        };
+        let text = encode(policy.name(), policy.source());
+        let temporary = self.dir.join(format!("{FILE}.tmp"));
+        let write = || -> io::Result<()> {
+            if fs.kind(&temporary)?.is_some() {
+                fs.remove(&temporary)?;
+            }
+            let file = fs.create(&temporary)?;
+            file.write_at(text.as_bytes(), 0)?;
+            file.sync_data()?;
+            fs.rename(&temporary, &path)?;
+            fs.sync_dir(&self.dir)
+        };
+        write().map_err(failed)
+    }
+
+    /// Puts rules in force for every write that is not admitted yet.
+    pub(crate) fn enforce(&self, store: &Store, policy: Policy, source: Source) -> Arc<InForce> {
+        let mut current = self.current.write();
+        let generation = current.generation + 1;
+        let strict = policy.is_strict();
+        let next = Arc::new(InForce {
+            policy,
+            source,
+            generation,
+        });
+        *current = next.clone();
+        self.strict.store(strict, Ordering::Release);
+        store.lock().set_rules(generation);
+        next
+    }
+
+    /// The class of a write, found from what is visible now.
+    pub(crate) fn classify(&self, store: &Store, write: &Write, now_ms: u64) -> Class {
+        if self.is_strict() {
+            return Class {
+                tags: self.sample(store, write, now_ms),
+                ..Class::DURABLE
+            };
+        }
+        let current = self.current();
+        let mut old = Olds::new(store);
+        match found(&current.policy, &mut old, write) {
+            Some(policy::Class::Volatile { sync_within_ms }) => Class {
+                lane: VOLATILE,
+                sync_within_ms,
+                rules: current.generation,
+                bound: old.bound,
+                tags: 0,
+            },
+            Some(policy::Class::Durable) | None => Class::DURABLE,
+        }
+    }
+
+    /// Under `strict`, now and then: which profiles would make a write volatile.
+    fn sample(&self, store: &Store, write: &Write, now_ms: u64) -> u8 {
+        // Slices at odd intervals, so that what clients do in step with a clock is met too.
+        let slice = (now_ms >> SLICE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        if !slice.is_multiple_of(SAMPLE_EVERY) || changes_nothing(write) {
+            return 0;
+        }
+        let mut tags = SAMPLED;
+        self.spared.writes.fetch_add(1, Ordering::Relaxed);
+        if let Some((key, new)) = one_key(write) {
+            let needed = new.is_none() || self.what_if.needs_old(key);
+            let before = if needed {
+                store.lock().version_of(key)
+            } else {
+                None
+            };
+            let before = before.as_deref().map(|t| tail::decode(t).value);
+            let set = self.what_if.volatile_in(key, Change { old: before, new });
+            for (n, count) in self.spared.writes_in.iter().enumerate() {
+                if set.contains(n) {
+                    tags |= IN_PROFILE << n;
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        tags
+    }
+
+    /// A batch was synced whose writes all had `tags`.
+    pub(crate) fn synced(&self, tags: u8) {
+        if tags & SAMPLED == 0 {
+            return;
+        }
+        self.spared.syncs.fetch_add(1, Ordering::Relaxed);
+        for (n, count) in self.spared.syncs_in.iter().enumerate() {
+            count.fetch_add(u64::from(tags & (IN_PROFILE << n) != 0), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Former values that a classification asks for. A class can hang on one key at most.
+struct Olds<'a> {
+    store: &'a Store,
+    bound: Option<Bound>,
+}
+
+impl<'a> Olds<'a> {
+    fn new(store: &'a Store) -> Self {
+        Olds { store, bound: None }
+    }
+
+    /// The key's version now.
+    fn get(&self, key: &[u8]) -> Option<Arc<[u8]>> {
+        self.store.lock().version_of(key)
+    }
+}
+
+/// The class of one key's change; `None` if it cannot be told, which means durable.
+fn of_change(
+    policy: &Policy,
+    olds: &mut Olds<'_>,
+    key: &bytes::Bytes,
+    new: Option<&[u8]>,
+) -> Option<policy::Class> {
+    if !policy.may_be_volatile(key) {
+        return None;
+    }
+    let asks = policy.needs_old(key);
+    if !asks && new.is_some() {
+        return Some(policy.class(key, Change { old: None, new }));
+    }
+    let tail = olds.get(key);
+    let fields = tail.as_deref().map(tail::decode);
+    if asks {
+        let bound = Bound {
+            key: key.clone(),
+            mod_revision: fields.map_or(0, |f| f.mod_revision),
+        };
+        match &olds.bound {
+            None => olds.bound = Some(bound),
+            Some(known) if *known == bound => {}
+            // A class hangs on one version only: more is not worth the bookkeeping.
+            Some(_) => return None,
+        }
+    }
+    let old = fields.map(|f| f.value);
+    if old.is_none() && new.is_none() {
+        // Nothing to delete: there will be no record.
+        return None;
+    }
+    Some(policy.class(key, Change { old, new }))
+}
+
+fn found(policy: &Policy, olds: &mut Olds<'_>, write: &Write) -> Option<policy::Class> {
+    match write {
+        Write::Put(op) => of_put(policy, olds, op),
+        Write::Delete(op) if op.range.is_one() => of_change(policy, olds, &op.range.key, None),
+        Write::Txn(op) => of_txn(policy, olds, op),
+        // Ranges, leases, compactions, alarms.
+        _ => None,
+    }
+}
+
+fn of_put(policy: &Policy, olds: &mut Olds<'_>, op: &PutOp) -> Option<policy::Class> {
+    // What it puts is not known here.
+    if op.ignore_value {
+        return None;
+    }
+    of_change(policy, olds, &op.key, Some(&op.value))
+}
+
+/// The strongest class of either branch. Of a transaction that compares a key's mod revision
+/// and then changes that key, as Kubernetes' do, one branch only changes anything.
+fn of_txn(policy: &Policy, olds: &mut Olds<'_>, op: &TxnOp) -> Option<policy::Class> {
+    let mut strongest = None;
+    for o in op.success.iter().chain(&op.failure) {
+        let class = match o {
+            Op::Range(_) => continue,
+            Op::Put(p) => of_put(policy, olds, p)?,
+            Op::Delete(d) if d.range.is_one() => of_change(policy, olds, &d.range.key, None)?,
+            Op::Delete(_) | Op::Txn(_) => return None,
+        };
+        if class.is_durable() {
+            return None;
+        }
+        strongest = Some(strongest.map_or(class, |s: policy::Class| s.strongest(class)));
+    }
+    // What is compared with a version that is not there changes nothing.
+    strongest
+}
+
+/// The one key that a write changes, and its new value; for sampling.
+fn one_key(write: &Write) -> Option<(&[u8], Option<&[u8]>)> {
+    let op = |o| match o {
+        &Op::Put(ref p) if !p.ignore_value => Some((&p.key[..], Some(&p.value[..]))),
+        Op::Delete(d) if d.range.is_one() => Some((&d.range.key[..], None)),
+        _ => None,
+    };
+    match write {
+        Write::Put(p) if !p.ignore_value => Some((&p.key[..], Some(&p.value[..]))),
+        Write::Delete(d) if d.range.is_one() => Some((&d.range.key[..], None)),
+        Write::Txn(t) => {
+            let mut changes = t.success.iter().chain(&t.failure);
+            let mut changes = changes.by_ref().filter(|o| !matches!(o, Op::Range(_)));
+            let one = changes.next().and_then(op);
+            one.filter(|_| changes.next().is_none())
+        }
+        _ => None,
+    }
+}
+
+fn changes_nothing(write: &Write) -> bool {
+    let read = |o: &Op| matches!(o, Op::Range(_));
+    matches!(write, Write::Txn(t) if t.success.iter().chain(&t.failure).all(read))
+}
+
+fn encode(name: &str, text: &str) -> String {
+    let name: String = name.escape_default().collect();
+    let body = format!("{TITLE}\nversion 1\nname {name}\n\n{text}");
+    let crc = crc32c::crc32c(body.as_bytes());
+    format!("crc {crc:08x}\n{body}")
+}
+
+/// Name and text of the choice in `bytes`.
+fn decode(bytes: &[u8]) -> Option<(String, String)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (crc, body) = text.strip_prefix("crc ")?.split_once('\n')?;
+    if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(body.as_bytes())) {
+        return None;
+    }
+    let rest = body
+        .strip_prefix(TITLE)?
+        .strip_prefix("\nversion 1\nname ")?;
+    let (name, text) = rest.split_once("\n\n")?;
+    Some((name.to_owned(), text.to_owned()))
+}
+
+/// The choice that was made at run time, if there is one.
+fn read_choice(files: &dyn FileSystem, dir: &Path) -> Result<Option<(String, String)>, RulesError> {
+    let path = dir.join(FILE);
+    let failed = |source| RulesError::Io {
+        action: "read",
+        path: path.clone(),
+        source,
+    };
+    match files.kind(&path).map_err(failed)? {
+        None => Ok(None),
+        Some(Kind::File(_)) => {
+            let read = || -> io::Result<Vec<u8>> {
+                let file = files.open(&path, false)?;
+                let mut bytes = vec![0; file.len()?.min(LIMIT_BYTES + 4096) as usize];
+                let mut done = 0;
+                while done < bytes.len() {
+                    match file.read_at(&mut bytes[done..], done as u64)? {
+                        0 => break,
+                        n => done += n,
+                    }
+                }
+                bytes.truncate(done);
+                Ok(bytes)
+            };
+            let choice = decode(&read().map_err(failed)?);
+            choice.map(Some).ok_or(RulesError::Damaged { path })
+        }
+        Some(_) => Err(RulesError::Damaged { path }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_reads_back_and_a_changed_byte_is_noticed() {
+        let text = encode("a\nb", "x = 1\n\ny = 2\n");
+        let (name, rules) = decode(text.as_bytes()).unwrap();
+        assert_eq!((&name[..], &rules[..]), ("a\\nb", "x = 1\n\ny = 2\n"));
+        for at in 0..text.len() {
+            let mut changed = text.clone().into_bytes();
+            changed[at] ^= 1;
+            assert_eq!(decode(&changed), None, "byte {at}");
+            assert_eq!(decode(&text.as_bytes()[..at]), None, "cut at {at}");
+        }
+    }
+}

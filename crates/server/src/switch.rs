@@ -1,0 +1,114 @@
+//! Changing the storage rules while the server runs.
+
+use crate::shared::Shared;
+use crate::storage::{InForce, RulesError, Source, profile_text};
+use engine::op::VOLATILE;
+use policy::Policy;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+/// How often a switch looks whether earlier volatile writes are through.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// How often one that waits for the committer looks whether the server stops.
+const STOP_LOOK: Duration = Duration::from_millis(100);
+
+/// What a switch of rules asks the committer for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order {
+    /// Volatile writes may come from now on.
+    Allow,
+    /// All that is in the log is to be on disk.
+    Sync,
+    /// The same, and no volatile write comes any more: the epoch ends.
+    Close,
+}
+
+/// An order, and whom to tell when it is carried out.
+pub(crate) struct Request {
+    pub(crate) order: Order,
+    pub(crate) done: Sender<()>,
+}
+
+/// What to switch to.
+pub(crate) enum Choice {
+    /// A profile, by name.
+    Profile(String),
+    /// A text of rules, with the name that they go by.
+    Rules {
+        /// What status and log call them.
+        name: String,
+        /// The TOML.
+        text: String,
+    },
+    /// What the command line says.
+    Reset,
+}
+
+/// Why a switch did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SwitchError {
+    /// The rules cannot be used.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// The server ends.
+    #[error("the server is stopping; the choice is recorded and in force after the next start")]
+    Stopping,
+}
+
+/// Puts other rules in force, and records the choice. Blocks until everything that they call
+/// durable, and that was answered before, is on disk.
+pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, SwitchError> {
+    let store = &shared.store;
+    let storage = &store.storage;
+    let _one_at_a_time = storage.switching.lock();
+    let (policy, source) = match choice {
+        Choice::Profile(name) => {
+            let text = profile_text(&name)?;
+            (storage.check(&name, text)?, Source::RunTime)
+        }
+        Choice::Rules { name, text } => (storage.check(&name, &text)?, Source::RunTime),
+        Choice::Reset => storage.of_flag()?,
+    };
+    // First: what is answered as done must outlive a crash.
+    let recorded: Option<&Policy> = (source == Source::RunTime).then_some(&policy);
+    storage.record(recorded)?;
+    let strict = policy.is_strict();
+    if !strict {
+        ordered(shared, Order::Allow)?;
+    }
+    let before = storage.current();
+    let now = storage.enforce(store, policy, source);
+    // What was admitted by the rules before goes through as volatile, and is synced then.
+    let (admitted, _) = store.lock().lane_progress(VOLATILE);
+    while store.lock().lane_progress(VOLATILE).1 < admitted {
+        if shared.stopping() {
+            return Err(SwitchError::Stopping);
+        }
+        std::thread::sleep(LOOK);
+    }
+    ordered(shared, if strict { Order::Close } else { Order::Sync })?;
+    tracing::info!(
+        profile = now.policy.name(),
+        rules = %format_args!("{:016x}", now.policy.digest()),
+        source = %now.source,
+        before = before.policy.name(),
+        "the storage rules have changed"
+    );
+    now.warn();
+    Ok(now)
+}
+
+/// Has the committer carry out an order.
+fn ordered(shared: &Shared, order: Order) -> Result<(), SwitchError> {
+    let (done, wait) = channel();
+    shared.order(Request { order, done });
+    loop {
+        match wait.recv_timeout(STOP_LOOK) {
+            Ok(()) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if !shared.stopping() => {}
+            Err(_) => return Err(SwitchError::Stopping),
+        }
+    }
+}
