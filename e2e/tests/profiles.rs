@@ -150,7 +150,7 @@ async fn writer(
     while !stop.load(Ordering::Relaxed) {
         count += 1;
         let (key, value) = (format!("{class}/{n}/{}", count % 7), format!("{count}"));
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             put(&channel, &key, &value).await?;
             expected.insert(key, value);
         } else {

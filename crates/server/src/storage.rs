@@ -424,11 +424,13 @@ fn of_txn(policy: &Policy, olds: &mut Olds<'_>, op: &TxnOp) -> Option<policy::Cl
 
 /// The one key that a write changes, and its new value; for sampling.
 fn one_key(write: &Write) -> Option<(&[u8], Option<&[u8]>)> {
-    let op = |o| match o {
-        &Op::Put(ref p) if !p.ignore_value => Some((&p.key[..], Some(&p.value[..]))),
-        Op::Delete(d) if d.range.is_one() => Some((&d.range.key[..], None)),
-        _ => None,
-    };
+    fn op(op: &Op) -> Option<(&[u8], Option<&[u8]>)> {
+        match op {
+            Op::Put(p) if !p.ignore_value => Some((&p.key[..], Some(&p.value[..]))),
+            Op::Delete(d) if d.range.is_one() => Some((&d.range.key[..], None)),
+            _ => None,
+        }
+    }
     match write {
         Write::Put(p) if !p.ignore_value => Some((&p.key[..], Some(&p.value[..]))),
         Write::Delete(d) if d.range.is_one() => Some((&d.range.key[..], None)),
