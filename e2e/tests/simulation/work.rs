@@ -299,19 +299,20 @@ impl World {
     /// What the committer does between batches.
     fn upkeep(&mut self, process: &mut Process) -> Result<Option<Vec<Vec<Record>>>, String> {
         let engine = process.engine.clone();
-        let refused = process.journal.volatile_status().epoch_bound.is_none();
         match process.journal.upkeep(|| locked(&engine).revision()) {
             Ok(synced) => {
                 if synced.is_some() {
                     self.floor = process.journal.position().lsn();
                 }
                 // Without room for the epoch the batch that waits is refused.
-                let still = process.journal.volatile_status().epoch_bound.is_none();
-                if refused
-                    && still
-                    && let Some(batch) = process.waiting.take()
-                {
-                    self.refused(process, &batch)?;
+                let revision = process.engine().revision();
+                if let Some(batch) = process.waiting.take() {
+                    let given_up = process.journal.due().is_none();
+                    if given_up && process.writer.would_wait(&batch.records, revision) {
+                        self.refused(process, &batch)?;
+                    } else {
+                        process.waiting = Some(batch);
+                    }
                 }
                 Ok(None)
             }
@@ -343,10 +344,15 @@ impl World {
                 return Ok(Some(records));
             }
         }
-        ensure(
-            process.engine().lane_progress(VOLATILE).1 >= admitted,
-            || "volatile writes do not get through".to_owned(),
-        )?;
+        let (_, done) = process.engine().lane_progress(VOLATILE);
+        ensure(done >= admitted, || {
+            format!(
+                "{done} of {admitted} volatile writes got through: {:?}, due {:?}, {:?} waits",
+                process.journal.volatile_status(),
+                process.journal.due(),
+                process.waiting,
+            )
+        })?;
         let engine = process.engine.clone();
         match process.journal.close_epoch(|| locked(&engine).revision()) {
             Ok(()) => {

@@ -344,7 +344,9 @@ impl World {
         let jumped = match &report.epoch {
             Some(epoch) if !epoch.trusted => Some(epoch.jumped_to.ok_or("it did not jump")?),
             // A start that was cut off has seen to it.
-            None if self.lost_power && engine.revision() > self.model.revision + EPOCH / 2 => {
+            None if (self.lost_power || !self.marker)
+                && engine.revision() > self.model.revision + EPOCH / 2 =>
+            {
                 Some(engine.revision())
             }
             _ => None,
