@@ -1,6 +1,7 @@
 //! End-to-end tests of orlop with real clients.
 
 pub mod differential;
+pub mod env;
 pub mod hostile;
 pub mod kube;
 pub mod recorder;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::differential::rng::Rng;
+use e2e::env::number;
 use e2e::hostile::node::Node;
 use e2e::kube::proc::conclude;
 use e2e::kube::{Result, ensure, eventually, fail};
@@ -48,15 +49,6 @@ const KEYS: usize = 40;
 const LONG_TTL_S: i64 = 3600;
 /// How long watchers may take to see the last revision.
 const CATCH_UP: Duration = Duration::from_secs(20);
-
-fn number(name: &str, default: u64) -> Result<u64> {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .or_else(|_| fail(format!("{name}={text}: not a number"))),
-        Err(_) => Ok(default),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_by_kills() {
@@ -101,8 +93,8 @@ async fn revision(node: &Node) -> Result<i64> {
 }
 
 async fn kills(dir: &std::path::Path, flags: &[&str]) -> Result<()> {
-    let rounds = number("ORLOP_CRASH_ROUNDS", 12)?;
-    let seed = number("ORLOP_CRASH_SEED", 1)?;
+    let rounds = number("ORLOP_CRASH_ROUNDS")?.unwrap_or(12);
+    let seed = number("ORLOP_CRASH_SEED")?.unwrap_or(1);
     let mut random = Rng::new(seed);
     let recorder = Recorder::default();
     let mut node = Node::start("orlop", dir, flags).await?;

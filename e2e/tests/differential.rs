@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant};
 
 use e2e::differential::{FLAGS, Pair};
+use e2e::env::number;
 use e2e::kube::store::{Kind, Store};
 use e2e::kube::{Result, fail};
 
@@ -19,16 +20,6 @@ const SEEDS: u64 = 6;
 const STEPS: u64 = 1000;
 /// Seconds pass in an expiry, so there are few.
 const EXPIRIES: usize = 1;
-
-fn variable(name: &str) -> Result<Option<u64>> {
-    match std::env::var(name) {
-        Err(_) => Ok(None),
-        Ok(text) => match text.parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => fail(format!("{name}={text} is no number")),
-        },
-    }
-}
 
 /// Some keys volatile, some only when they come or go.
 const RULES: &str = r#"
@@ -56,8 +47,8 @@ async fn compare(sides: [Kind; 2], rules: Option<&str>, seed: u64, steps: usize)
     let mut right = Store::start(sides[1], "right", dir.path(), None, &flags).await?;
     let began = Instant::now();
     let mut pair = Pair::connect(&left, &right).await?;
-    pair.tolerate(variable("ORLOP_DIFF_TOLERATE")?.unwrap_or(0) as usize);
-    if variable("ORLOP_DIFF_SHOW")?.is_some_and(|shown| shown != 0) {
+    pair.tolerate(number("ORLOP_DIFF_TOLERATE")?.unwrap_or(0) as usize);
+    if number("ORLOP_DIFF_SHOW")?.is_some_and(|shown| shown != 0) {
         pair.show_operations();
     }
     match pair.run(seed, steps, EXPIRIES).await {
@@ -80,11 +71,11 @@ async fn compare(sides: [Kind; 2], rules: Option<&str>, seed: u64, steps: usize)
 
 /// Does what the environment asks for, or the first `seeds` seeds.
 async fn run(sides: [Kind; 2], rules: Option<&str>, seeds: u64) -> Result<()> {
-    let steps = variable("ORLOP_DIFF_STEPS")?.unwrap_or(STEPS) as usize;
-    if let Some(seed) = variable("ORLOP_DIFF_SEED")? {
+    let steps = number("ORLOP_DIFF_STEPS")?.unwrap_or(STEPS) as usize;
+    if let Some(seed) = number("ORLOP_DIFF_SEED")? {
         return compare(sides, rules, seed, steps).await;
     }
-    let time = Duration::from_secs(variable("ORLOP_DIFF_SECONDS")?.unwrap_or(0));
+    let time = Duration::from_secs(number("ORLOP_DIFF_SECONDS")?.unwrap_or(0));
     let began = Instant::now();
     let mut seed = 0;
     while seed < seeds || began.elapsed() < time {

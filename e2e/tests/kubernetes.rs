@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use e2e::env::number;
 use e2e::kube::api::{Api, full_name, items, revision};
 use e2e::kube::control_plane::ControlPlane;
 use e2e::kube::ledger::Ledger;
@@ -16,6 +17,7 @@ use e2e::kube::node::Nodes;
 use e2e::kube::pki::Authority;
 use e2e::kube::proc::conclude;
 use e2e::kube::reflector::Reflector;
+use e2e::kube::steps::Steps;
 use e2e::kube::store::{Kind, Store, Tls};
 use e2e::kube::{Result, ensure, eventually, fail, scenarios};
 use tokio::sync::Mutex;
@@ -40,25 +42,6 @@ const COLLECTIONS: [(&str, &str); 9] = [
     ),
 ];
 
-struct Steps(Instant, Instant);
-
-impl Steps {
-    fn new() -> Self {
-        Self(Instant::now(), Instant::now())
-    }
-
-    /// Says what is done and how long it took; cargo shows it for a failed test.
-    fn done(&mut self, what: &str) {
-        let (all, step) = (self.0.elapsed(), self.1.elapsed());
-        println!(
-            "{:6.1} s (+{:.1}): {what}",
-            all.as_secs_f64(),
-            step.as_secs_f64()
-        );
-        self.1 = Instant::now();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubernetes_1_37_loses_nothing() {
     let _turn = TURN.lock().await;
@@ -68,7 +51,7 @@ async fn kubernetes_1_37_loses_nothing() {
 }
 
 async fn kubernetes_1_37(dir: &std::path::Path) -> Result<()> {
-    let mut steps = Steps::new();
+    let mut steps = Steps::start();
     let store_flags = ["--watch-progress-notify-interval=5s"];
     let mut store = Store::start(Kind::under_test()?, "store", dir, None, &store_flags).await?;
     steps.done("the store is ready");
@@ -137,7 +120,7 @@ async fn everything(
     scenarios::wait_for_deployment(&api, "deployments", "two", 4).await?;
     steps.done("the other scheduler took over");
 
-    expired(&api, &event).await?;
+    scenarios::event_expires(&api, &event).await?;
     let event = scenarios::create_event(&api, "expires-after-restarts").await?;
     steps.done("an event has expired");
 
@@ -165,10 +148,7 @@ async fn everything(
     plane.check_running()?;
     steps.done("two times kill -9 under load");
 
-    let soak_s = std::env::var("ORLOP_E2E_SOAK_S")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    if let Some(seconds) = soak_s {
+    if let Some(seconds) = number("ORLOP_E2E_SOAK_S")? {
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         consistency_checks(&apis).await?;
         plane.check_running()?;
@@ -192,7 +172,7 @@ async fn everything(
     }
     steps.done("nothing is lost, clients and caches match the store");
 
-    expired(&api, &event).await?;
+    scenarios::event_expires(&api, &event).await?;
     compacted(store)?;
     plane.check_running()?;
     store.check_running()?;
@@ -209,7 +189,7 @@ async fn kubernetes_1_30_loses_nothing() {
 }
 
 async fn kubernetes_1_30(dir: &std::path::Path) -> Result<()> {
-    let mut steps = Steps::new();
+    let mut steps = Steps::start();
     // With certificates on both sides, as kubeadm sets it up.
     let authority = Authority::new(dir, "store")?;
     let tls = Tls {
@@ -257,14 +237,6 @@ async fn the_same_shorter(
     nodes.pods().check()?;
     caches_match_store(store, &api).await?;
     store.check_running()
-}
-
-/// The event goes away by itself.
-async fn expired(api: &Api, event: &str) -> Result<()> {
-    eventually("the event has expired", Duration::from_secs(60), || async {
-        Ok(api.find(event).await?.is_none().then_some(()))
-    })
-    .await
 }
 
 /// What the apiservers' watch caches did so far: initializations and lists from

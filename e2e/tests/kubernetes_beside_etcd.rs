@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use e2e::env::number;
 use e2e::kube::api::{Api, items};
 use e2e::kube::control_plane::ControlPlane;
 use e2e::kube::node::Nodes;
@@ -210,10 +211,7 @@ async fn works(plane: &mut ControlPlane, api: &Api, replicas: u64) -> Result<()>
 
 /// Nodes stay Ready as long as asked for.
 async fn settle(api: &Api) -> Result<()> {
-    let seconds = std::env::var("ORLOP_E2E_SETTLE_S")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    for _ in 0..seconds.unwrap_or(1u64) {
+    for _ in 0..number("ORLOP_E2E_SETTLE_S")?.unwrap_or(1) {
         let list = api.get("/api/v1/nodes").await?;
         for node in items(&list) {
             let conditions = node["status"]["conditions"]

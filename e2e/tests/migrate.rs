@@ -13,6 +13,7 @@ use e2e::kube::ledger::Ledger;
 use e2e::kube::node::Nodes;
 use e2e::kube::proc::{Process, conclude};
 use e2e::kube::reflector::Reflector;
+use e2e::kube::steps::Steps;
 use e2e::kube::store::{Kind, Store};
 use e2e::kube::{Error, Result, binaries, ensure, eventually, fail, scenarios};
 use serde_json::{Value, json};
@@ -24,21 +25,6 @@ const IMPORT_TIMEOUT: Duration = Duration::from_secs(60);
 const HELD: usize = 8;
 const HELD_PATH: &str = "/api/v1/namespaces/held/configmaps";
 
-/// Says what is done and how long it took; cargo shows it for a failed test.
-struct Steps(Instant, Instant);
-
-impl Steps {
-    fn done(&mut self, what: &str) {
-        let (all, step) = (self.0.elapsed(), self.1.elapsed());
-        println!(
-            "{:6.1} s (+{:.1}): {what}",
-            all.as_secs_f64(),
-            step.as_secs_f64()
-        );
-        self.1 = Instant::now();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubernetes_moves_to_orlop_and_back() {
     let dir = tempfile::tempdir().unwrap();
@@ -47,7 +33,7 @@ async fn kubernetes_moves_to_orlop_and_back() {
 }
 
 async fn there_and_back(dir: &Path) -> Result<()> {
-    let mut steps = Steps(Instant::now(), Instant::now());
+    let mut steps = Steps::start();
     let mut etcd = Store::start(Kind::Etcd, "etcd", dir, None, &[]).await?;
     let mut plane = ControlPlane::start(dir, "kube-1.37", &etcd, &APISERVER_FLAGS).await?;
     let result = moves(dir, &mut etcd, &mut plane, &mut steps).await;
@@ -86,12 +72,7 @@ async fn moves(
     steps.done("it works on orlop");
 
     let held = hold(&api).await?;
-    eventually(
-        "the event of before the move expires",
-        Duration::from_secs(60),
-        || async { Ok(api.find(&event).await?.is_none().then_some(())) },
-    )
-    .await?;
+    scenarios::event_expires(&api, &event).await?;
     steps.done("an event of before the move has expired");
     scenarios::scale(&api, "deployments", "one", 2).await?;
     let mut back = to_etcd(dir, &mut orlop, plane, steps).await?;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use compare::{answered, connect, hash_kv, same};
 use e2e::differential::{FLAGS, Pair};
+use e2e::env::number;
 use e2e::kube::store::{Kind, Store};
 use e2e::kube::{Result, binaries, ensure, eventually, fail};
 use etcd_api::etcdserverpb as pb;
@@ -87,16 +88,6 @@ async fn save(store: &Store, dir: &Path, name: &str) -> Result<PathBuf> {
     Ok(file)
 }
 
-fn variable(name: &str) -> Result<Option<u64>> {
-    match std::env::var(name) {
-        Err(_) => Ok(None),
-        Ok(text) => match text.parse() {
-            Ok(number) => Ok(Some(number)),
-            Err(_) => fail(format!("{name}={text} is no number")),
-        },
-    }
-}
-
 /// Revokes all leases, by id.
 async fn revoke_all(store: &Store) -> Result<()> {
     let mut lease = LeaseClient::new(connect(store).await?);
@@ -167,10 +158,10 @@ async fn round_trip(seed: u64) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_histories_go_from_etcd_to_orlop_to_etcd() -> Result<()> {
-    if let Some(seed) = variable("ORLOP_SNAPSHOT_SEED")? {
+    if let Some(seed) = number("ORLOP_SNAPSHOT_SEED")? {
         return round_trip(seed).await;
     }
-    let seeds = variable("ORLOP_SNAPSHOT_SEEDS")?.unwrap_or(SEEDS);
+    let seeds = number("ORLOP_SNAPSHOT_SEEDS")?.unwrap_or(SEEDS);
     for seed in 1..=seeds {
         if let Err(error) = round_trip(seed).await {
             return fail(format!("seed {seed}: {error}"));

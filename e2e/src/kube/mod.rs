@@ -11,6 +11,7 @@ pub mod node;
 pub mod proc;
 pub mod reflector;
 pub mod scenarios;
+pub mod steps;
 
 pub use playground::{
     Error, Result, api, binaries, control_plane, ensure, etcdctl, eventually, fail, http, metrics,

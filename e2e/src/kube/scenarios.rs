@@ -439,6 +439,17 @@ pub async fn create_event(api: &Api, name: &str) -> Result<String> {
     Ok(format!("/api/v1/namespaces/default/events/{name}"))
 }
 
+/// Waits until the event at `path` has gone away by itself.
+///
+/// # Errors
+/// If it does not.
+pub async fn event_expires(api: &Api, path: &str) -> Result<()> {
+    eventually("the event has expired", CONVERGENCE, || async {
+        Ok(api.find(path).await?.is_none().then_some(()))
+    })
+    .await
+}
+
 /// Who holds the leader lease of `component` and when it was renewed last.
 ///
 /// # Errors

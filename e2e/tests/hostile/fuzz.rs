@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use e2e::differential::rng::Rng;
+use e2e::env::number;
 use e2e::hostile::call::{METHODS, call};
 use e2e::hostile::node::Node;
 use e2e::hostile::raw::garbage;
@@ -28,15 +29,6 @@ async fn any_bytes_in_any_method() {
     let dir = tempfile::tempdir().unwrap();
     let result = fuzz(dir.path()).await;
     conclude(dir, result);
-}
-
-fn number(name: &str, default: u64) -> Result<u64> {
-    match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .or_else(|_| fail(format!("{name}={text}: not a number"))),
-        Err(_) => Ok(default),
-    }
 }
 
 /// A request that some method understands, to be spoilt a little.
@@ -144,8 +136,8 @@ fn message(random: &mut Rng) -> Vec<u8> {
 }
 
 async fn fuzz(dir: &Path) -> Result<()> {
-    let seconds = number("ORLOP_FUZZ_S", 8)?;
-    let seed = number("ORLOP_FUZZ_SEED", 1)?;
+    let seconds = number("ORLOP_FUZZ_S")?.unwrap_or(8);
+    let seed = number("ORLOP_FUZZ_SEED")?.unwrap_or(1);
     let mut node = Node::start("orlop", dir, &[]).await?;
     let before = node.resident_bytes()?;
     let began = Instant::now();
