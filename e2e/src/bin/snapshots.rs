@@ -6,11 +6,13 @@
 //! ```
 //!
 //! 1,000,000 keys of 1,024 random bytes, unless told otherwise; about 8 GB of disk below
-//! the current directory for the time of the run. Both servers are saved with etcdctl, and
-//! both restore the same file, etcd's.
+//! the current directory for the time of the run, some ten minutes. Both servers are saved
+//! with etcdctl, and both restore the same file, etcd's. Puts are watched beside nothing,
+//! beside etcdctl, whose file is on the servers' disk, and beside a client that throws the
+//! snapshot away: the server's own part.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -23,14 +25,20 @@ use e2e::kube::store::Kind;
 use e2e::kube::{Error, Result, binaries, ensure, fail};
 use etcd_api::etcdserverpb as pb;
 use pb::kv_client::KvClient;
+use pb::maintenance_client::MaintenanceClient;
+use tokio::process::Command;
 use tokio::task::JoinSet;
+use tonic::Status;
 
 const KEYS: usize = 1_000_000;
 const VALUE_BYTES: usize = 1024;
 /// Puts under way at once while data is loaded.
 const LOADERS: usize = 64;
-/// How long puts are watched beside nothing, and at least beside saving.
-const WATCHED: Duration = Duration::from_secs(15);
+/// How long at least puts are watched beside each thing: some 5,000 puts, so that p99.9
+/// does not hang on one.
+const WATCHED: Duration = Duration::from_secs(30);
+/// No run takes longer.
+const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Between the watched client's puts.
 const PAUSE: Duration = Duration::from_micros(500);
 /// Between looks at a process's memory.
@@ -50,7 +58,16 @@ async fn main() -> Result<()> {
     let (keys, value_bytes) = (number(KEYS)?, number(VALUE_BYTES)?);
     // Not /tmp, which may be in memory.
     let dir = tempfile::tempdir_in(".")?;
-    let file = dir.path().join("snapshot.db");
+    // Whichever is first, the servers end, and then the directory goes.
+    tokio::select! {
+        result = compare(dir.path(), keys, value_bytes) => result,
+        () = tokio::time::sleep(LIMIT) => fail(format!("not done after {LIMIT:?}")),
+        _ = tokio::signal::ctrl_c() => fail("interrupted"),
+    }
+}
+
+async fn compare(dir: &Path, keys: usize, value_bytes: usize) -> Result<()> {
+    let file = dir.join("snapshot.db");
     let load = std::fs::read_to_string("/proc/loadavg")?;
     println!(
         "{keys} keys of {value_bytes} bytes; load average {}",
@@ -58,14 +75,20 @@ async fn main() -> Result<()> {
     );
 
     println!("\n{}", Saved::HEAD);
+    let mut puts = Vec::new();
     // etcd last: its file is the one restored.
     for kind in [Kind::Orlop, Kind::Etcd] {
-        let row = saved(kind, dir.path(), &file, keys, value_bytes).await?;
+        let row = saved(kind, dir, &file, keys, value_bytes).await?;
         println!("{}", row.line(kind));
+        puts.extend(row.puts_lines(kind));
+    }
+    println!("\n{}", Saved::PUTS_HEAD);
+    for line in puts {
+        println!("{line}");
     }
     println!("\n{}", Restored::HEAD);
     for kind in [Kind::Orlop, Kind::Etcd] {
-        let row = restored(kind, dir.path(), &file).await?;
+        let row = restored(kind, dir, &file).await?;
         println!("{}", row.line(kind));
     }
     Ok(())
@@ -98,20 +121,24 @@ struct Saved {
     times: Vec<Duration>,
     file_bytes: u64,
     memory: Memory,
+    /// Puts beside nothing.
     idle: Latency,
-    beside: Latency,
+    /// Puts beside etcdctl.
+    saving: Latency,
+    /// Puts beside a client that throws away what it is sent.
+    sending: Latency,
 }
 
 impl Saved {
     const HEAD: &str = "save     times  median s  file MiB  RSS before MiB  RSS rise MiB  \
-         anon rise MiB  puts idle p50 p99.9 ms  beside p50 p99.9 ms  rise ms";
+         anon rise MiB";
+    const PUTS_HEAD: &str = "puts     beside      count  p50 ms  p99.9 ms  rise of p99.9 ms";
 
     fn line(&self, kind: Kind) -> String {
-        let ms = |latency: &Latency, share| latency.quantile(share).as_secs_f64() * 1e3;
         let mut times = self.times.clone();
         times.sort();
         format!(
-            "{:<8} {:>5} {:>9.2} {:>9} {:>15} {:>13} {:>14} {:>14.2} {:>7.2} {:>12.2} {:>7.2} {:>+8.2}",
+            "{:<8} {:>5} {:>9.2} {:>9} {:>15} {:>13} {:>14}",
             name(kind),
             times.len(),
             times[times.len() / 2].as_secs_f64(),
@@ -119,12 +146,28 @@ impl Saved {
             self.memory.before.rss >> 20,
             (self.memory.peak.rss - self.memory.before.rss) >> 20,
             (self.memory.peak.anon - self.memory.before.anon) >> 20,
-            ms(&self.idle, 0.5),
-            ms(&self.idle, 0.999),
-            ms(&self.beside, 0.5),
-            ms(&self.beside, 0.999),
-            ms(&self.beside, 0.999) - ms(&self.idle, 0.999),
         )
+    }
+
+    fn puts_lines(&self, kind: Kind) -> Vec<String> {
+        let ms = |latency: &Latency, share| latency.quantile(share).as_secs_f64() * 1e3;
+        let watched = [
+            ("nothing", &self.idle),
+            ("etcdctl", &self.saving),
+            ("sending", &self.sending),
+        ];
+        let line = |(beside, latency): (&str, &Latency)| {
+            format!(
+                "{:<8} {:<9} {:>7} {:>7.2} {:>9.2} {:>+17.2}",
+                name(kind),
+                beside,
+                latency.count(),
+                ms(latency, 0.5),
+                ms(latency, 0.999),
+                ms(latency, 0.999) - ms(&self.idle, 0.999),
+            )
+        };
+        watched.into_iter().map(line).collect()
     }
 }
 
@@ -141,31 +184,15 @@ async fn saved(
     // etcd commits and orlop snapshots its journal on their own after the load.
     tokio::time::sleep(Duration::from_secs(10)).await;
 
-    let idle = Good::start(node.url(), 64, value_bytes, PAUSE);
-    tokio::time::sleep(WATCHED).await;
-    let idle = idle.finish()?;
-
+    let (_, idle) = beside(&node, value_bytes, async || {
+        tokio::time::sleep(WATCHED).await;
+        Ok(())
+    })
+    .await?;
     let watch = Watch::start(node.id()?)?;
-    let beside = Good::start(node.url(), 64, value_bytes, PAUSE);
-    let began = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < 3 || began.elapsed() < WATCHED {
-        let one = Instant::now();
-        let mut command = tokio::process::Command::new(binaries("etcd")?.join("etcdctl"));
-        command
-            .arg(format!("--endpoints={}", node.url()))
-            .args(["snapshot", "save", "--command-timeout=300s"])
-            .arg(file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let status = command.status().await?;
-        ensure(status.success(), || {
-            format!("etcdctl snapshot save: {status}")
-        })?;
-        times.push(one.elapsed());
-    }
-    let beside = beside.finish()?;
+    let (times, saving) = beside(&node, value_bytes, async || save(&node, file).await).await?;
     let memory = watch.finish()?;
+    let (_, sending) = beside(&node, value_bytes, async || receive(&node).await).await?;
     node.stop()?;
     std::fs::remove_dir_all(&node.data)?;
     Ok(Saved {
@@ -173,8 +200,53 @@ async fn saved(
         file_bytes: std::fs::metadata(file)?.len(),
         memory,
         idle,
-        beside,
+        saving,
+        sending,
     })
+}
+
+/// Watches puts while `operation` is done again and again for [`WATCHED`], at least once.
+/// Returns how long it took each time, and the puts.
+async fn beside(
+    node: &Node,
+    value_bytes: usize,
+    mut operation: impl AsyncFnMut() -> Result<()>,
+) -> Result<(Vec<Duration>, Latency)> {
+    let puts = Good::start(node.url(), 64, value_bytes, PAUSE);
+    let began = Instant::now();
+    let mut times = Vec::new();
+    while times.is_empty() || began.elapsed() < WATCHED {
+        let one = Instant::now();
+        operation().await?;
+        times.push(one.elapsed());
+    }
+    Ok((times, puts.finish()?))
+}
+
+/// Saves to `file` with etcdctl.
+async fn save(node: &Node, file: &Path) -> Result<()> {
+    let status = Command::new(binaries("etcd")?.join("etcdctl"))
+        .arg(format!("--endpoints={}", node.url()))
+        .args(["snapshot", "save", "--command-timeout=300s"])
+        .arg(file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status()
+        .await?;
+    ensure(status.success(), || {
+        format!("etcdctl snapshot save: {status}")
+    })
+}
+
+/// Takes a snapshot and throws it away.
+async fn receive(node: &Node) -> Result<()> {
+    let failed = |status: Status| Error::Failed(format!("Snapshot: {status}"));
+    let mut maintenance = MaintenanceClient::new(node.channel()?);
+    let answer = maintenance.snapshot(pb::SnapshotRequest {}).await;
+    let mut pieces = answer.map_err(failed)?.into_inner();
+    while pieces.message().await.map_err(failed)?.is_some() {}
+    Ok(())
 }
 
 /// Puts all keys, with values that do not compress.
@@ -246,19 +318,15 @@ async fn restored(kind: Kind, dir: &Path, file: &Path) -> Result<Restored> {
         .arg(format!("--data-dir={}", node.data.display()))
         .args(["--bump-revision=1000000000"])
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
     if kind == Kind::Etcd {
         command.arg("--mark-compacted");
     }
     let began = Instant::now();
     let mut child = command.spawn()?;
-    let watch = Watch::start(child.id())?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        tokio::time::sleep(LOOK).await;
-    };
+    let watch = Watch::start(child.id().unwrap_or_default())?;
+    let status = child.wait().await?;
     let took = began.elapsed();
     let memory = watch.finish()?;
     ensure(status.success(), || {
