@@ -110,12 +110,6 @@ impl Set {
         Ok(self.dir()?.join("bin"))
     }
 
-    /// Whether its programs are there.
-    #[must_use]
-    pub fn is_built(&self) -> bool {
-        self.bin_dir().is_ok_and(|dir| dir.is_dir())
-    }
-
     fn dir(&self) -> Result<PathBuf> {
         let text = format!("{}{}{}\n", self.go_mod, self.go_sum, self.linker_flags());
         let hash = digest::digest(&digest::SHA256, text.as_bytes());

@@ -213,7 +213,6 @@ async fn hello(
 ) -> Result<()> {
     let version = cluster.api().get("/version").await?;
     let version = version["gitVersion"].as_str().unwrap_or("?");
-    let kubectl = kubectl.map_or_else(|| "kubectl".into(), |path| path.display().to_string());
     let kubeconfig = cluster.kubeconfig().display();
     println!(
         "Kubernetes {version} on {} with {} hollow nodes is ready after {:.1} s",
@@ -227,7 +226,9 @@ async fn hello(
     println!("  stop        Ctrl-C");
     println!("Type next, in another terminal:");
     println!("  export KUBECONFIG={kubeconfig}");
-    println!("  alias kubectl={kubectl}");
+    if let Some(kubectl) = kubectl {
+        println!("  alias kubectl={}", kubectl.display());
+    }
     println!("  kubectl create deployment hello --image=hello --replicas=5");
     println!("  kubectl get pods -o wide");
     Ok(())

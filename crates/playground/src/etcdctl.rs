@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use crate::proc::output;
 use crate::store::Tls;
-use crate::{Result, binaries, ensure, fail};
+use crate::{Result, binaries, ensure};
 
 /// Longest run of one command, except those that are made to run on.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,36 +77,8 @@ impl Etcdctl {
     /// If it cannot be run or does not end in time. A failing exit code is an
     /// answer like another.
     pub fn run_with<S: AsRef<OsStr>>(&self, args: &[S], input: &str) -> Result<Answer> {
-        use std::io::Write;
-        let mut child = self
-            .command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A command that does not read its input is no failure of ours.
-            let _ = stdin.write_all(input.as_bytes());
-        }
-        let id = child.id();
-        let (sender, receiver) = std::sync::mpsc::channel();
-        std::thread::spawn(move || sender.send(child.wait_with_output()));
-        match receiver.recv_timeout(COMMAND_TIMEOUT) {
-            Ok(output) => Ok(Answer::of(&output?)),
-            Err(_) => {
-                if let Some(pid) = i32::try_from(id)
-                    .ok()
-                    .and_then(rustix::process::Pid::from_raw)
-                {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                }
-                let args: Vec<_> = args
-                    .iter()
-                    .map(|arg| arg.as_ref().to_string_lossy())
-                    .collect();
-                fail(format!("etcdctl {} does not end", args.join(" ")))
-            }
-        }
+        let output = output(&mut self.command(args), input, COMMAND_TIMEOUT)?;
+        Ok(Answer::of(&output))
     }
 
     /// Runs it to its end, with nothing on standard input.

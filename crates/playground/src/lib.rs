@@ -18,7 +18,6 @@ pub mod kwok;
 pub mod metrics;
 pub mod pki;
 pub mod proc;
-
 pub mod store;
 
 use std::future::Future;

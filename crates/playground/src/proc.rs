@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -152,11 +153,7 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            kill_process(pid, signal).map_err(std::io::Error::from)?;
-        }
-        Ok(())
+        Ok(send(self.child.id(), signal)?)
     }
 
     /// The last lines of the log.
@@ -169,6 +166,42 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+fn send(id: u32, signal: Signal) -> std::io::Result<()> {
+    match i32::try_from(id).ok().and_then(Pid::from_raw) {
+        Some(pid) => Ok(kill_process(pid, signal)?),
+        None => Ok(()),
+    }
+}
+
+/// Runs `command` to its end with `input` on its standard input, and returns what it left.
+///
+/// # Errors
+/// If it cannot be run, or does not end within `timeout`; it is killed then.
+pub fn output(command: &mut Command, input: &str, timeout: Duration) -> Result<Output> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that does not read its input is no failure of ours.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let id = child.id();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match receiver.recv_timeout(timeout) {
+        Ok(output) => Ok(output?),
+        Err(_) => {
+            let _ = send(id, Signal::KILL);
+            fail(format!(
+                "{command:?} does not end within {} s",
+                timeout.as_secs()
+            ))
+        }
     }
 }
 
