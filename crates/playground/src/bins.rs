@@ -50,8 +50,8 @@ macro_rules! set {
 /// All sets.
 pub static SETS: [Set; 7] = [
     set!("etcd", "etcd, etcdctl, etcdutl 3.7.3"),
-    set!("etcd-3.5", "etcd 3.5.35"),
-    set!("etcd-3.6", "etcd 3.6.16"),
+    set!("etcd-3.5", "etcd, etcdutl 3.5.35"),
+    set!("etcd-3.6", "etcd, etcdutl 3.6.16"),
     set!("bbolt", "bbolt 1.5.0, the tool of etcd 3.7's file format"),
     set!(
         "kube-1.37",
