@@ -220,6 +220,7 @@ fn judge(writes: &[Write]) -> Result<()> {
                 "events",
                 "leases",
                 "masterleases",
+                "peerserverleases",
                 "minions",
                 "pods",
                 "deployments",
@@ -237,9 +238,11 @@ fn judge(writes: &[Write]) -> Result<()> {
         shares[0],
         shares[1]
     );
+    let marks = Policy::parse("marks", MARKS, None).map_err(|e| Error::Failed(e.to_string()))?;
     let check = Check {
         balanced,
         ephemeral,
+        marks,
     };
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     for (key, writes) in &by_key {
@@ -270,9 +273,13 @@ fn judge(writes: &[Write]) -> Result<()> {
     Ok(())
 }
 
+/// Takes marks for deletion and nothing else.
+const MARKS: &str = "[[rule]]\nprefix = \"/\"\nchange = \"mark\"\ndurability = \"volatile\"\n";
+
 struct Check {
     balanced: Policy,
     ephemeral: Policy,
+    marks: Policy,
 }
 
 impl Check {
@@ -356,13 +363,16 @@ impl Check {
                 ensure(updated.len() >= 2, || format!("{key} was hardly renewed"))?;
                 Ok("leader")
             }
-            ["registry", "masterleases", _] => {
+            ["registry", lease @ ("masterleases" | "peerserverleases"), _] => {
                 let class = Class::Volatile {
                     sync_within_ms: 5000,
                 };
                 all(&ends, class, class)?;
                 all(&updated, class, class)?;
-                Ok("masterlease")
+                Ok(match lease {
+                    "masterleases" => "masterlease",
+                    _ => "peer lease",
+                })
             }
             ["registry", "jobs", ..] => {
                 all(&updated, D, D)?;
@@ -397,13 +407,14 @@ impl Check {
         };
         let mut progress = 0;
         for write in rest {
-            if is_final(&write.new) && !is_final(&write.old) {
+            let is_end = is_final(&write.new) && !is_final(&write.old);
+            if is_end || !write.class(&self.marks).is_durable() {
                 self.expect(write, D, D)?;
             } else if write.class(&self.balanced) == V {
                 self.expect(write, V, V)?;
                 progress += 1;
             } else {
-                // Deletion, its announcement, a finalizer taken off.
+                // Removal, a finalizer taken off.
                 self.expect(write, D, derived)?;
             }
         }

@@ -49,19 +49,23 @@ pub enum ChangeKind {
     Status,
     /// Nothing but the renewal time of a `Lease` changed.
     Renewal,
+    /// An update marked the object for deletion.
+    Mark,
     /// The key is deleted.
     Delete,
-    /// An update changed a field of the status that nobody could compute again.
+    /// An update changed a field of the status that nobody could compute again, or what
+    /// somebody wrote to a pod.
     Authoritative,
 }
 
 impl ChangeKind {
     /// All kinds, in the order in which they are documented.
-    pub const ALL: [ChangeKind; 6] = [
+    pub const ALL: [ChangeKind; 7] = [
         ChangeKind::Any,
         ChangeKind::Create,
         ChangeKind::Status,
         ChangeKind::Renewal,
+        ChangeKind::Mark,
         ChangeKind::Delete,
         ChangeKind::Authoritative,
     ];
@@ -73,6 +77,7 @@ impl ChangeKind {
             ChangeKind::Create => "create",
             ChangeKind::Status => "status",
             ChangeKind::Renewal => "renewal",
+            ChangeKind::Mark => "mark",
             ChangeKind::Delete => "delete",
             ChangeKind::Authoritative => "authoritative",
         }

@@ -42,19 +42,13 @@ impl<'a> Facts<'a> {
         question: impl Fn(&Object<'a>) -> Result<bool, Unclear>,
     ) -> Result<bool, Unclear> {
         let mut answer = every;
-        for side in [
-            self.change.old.map(|_| true),
-            self.change.new.map(|_| false),
-        ] {
-            let object = match side {
-                None => continue,
-                Some(true) => read(&mut self.old, self.change.old),
-                Some(false) => read(&mut self.new, self.change.new),
-            };
-            let holds = match object {
-                Ok(object) => question(object)?,
-                Err(why) => return Err(why),
-            };
+        let sides = [
+            (&mut self.old, self.change.old),
+            (&mut self.new, self.change.new),
+        ];
+        for (object, value) in sides {
+            let Some(value) = value else { continue };
+            let holds = question(read(object, value)?)?;
             if every {
                 answer &= holds;
             } else {
@@ -69,15 +63,12 @@ impl<'a> Facts<'a> {
         if let Some(update) = self.update {
             return update;
         }
-        let update = if !self.existed() || !self.will_exist() {
-            Update::none()
-        } else {
-            let old = read(&mut self.old, self.change.old);
-            let new = read(&mut self.new, self.change.new);
-            match (old, new) {
+        let update = match (self.change.old, self.change.new) {
+            (Some(old), Some(new)) => match (read(&mut self.old, old), read(&mut self.new, new)) {
                 (Ok(old), Ok(new)) => Update::judge(old, new),
                 (Err(why), _) | (_, Err(why)) => Update::unclear(why),
-            }
+            },
+            _ => Update::none(),
         };
         self.update = Some(update);
         update
@@ -87,10 +78,10 @@ impl<'a> Facts<'a> {
 /// Opens an object when it is first asked for.
 fn read<'o, 'a>(
     object: &'o mut Option<Result<Object<'a>, Unclear>>,
-    value: Option<&'a [u8]>,
+    value: &'a [u8],
 ) -> Result<&'o Object<'a>, Unclear> {
     object
-        .get_or_insert_with(|| Object::read(value.unwrap_or_default()))
+        .get_or_insert_with(|| Object::read(value))
         .as_ref()
         .map_err(|why| *why)
 }

@@ -19,6 +19,10 @@ pub(crate) const OBJECT_META: Shape =
 
 /// Fields of `meta/v1.ObjectMeta`.
 pub(crate) mod meta {
+    /// When the object was marked for deletion.
+    pub(crate) const DELETION_TIMESTAMP: u32 = 9;
+    /// How long it may take to end.
+    pub(crate) const DELETION_GRACE: u32 = 10;
     /// The labels, a map.
     pub(crate) const LABELS: u32 = 11;
     /// The annotations, a map.
@@ -59,6 +63,8 @@ pub(crate) const POD_SPEC: Shape = Shape::new(
 pub(crate) mod pod_spec {
     /// The volumes.
     pub(crate) const VOLUMES: u32 = 1;
+    /// The node that the pod is bound to; empty until then.
+    pub(crate) const NODE_NAME: u32 = 10;
     /// Claims of devices.
     pub(crate) const RESOURCE_CLAIMS: u32 = 39;
 }
@@ -96,6 +102,9 @@ pub(crate) struct Status {
     /// The field of the phase, 0 if there is none. A phase other than empty, `Pending` and
     /// `Running`, before or after, makes the change authoritative.
     pub(crate) phase: u32,
+    /// Whether the object is a pod: then what is written to its spec, labels, annotations and
+    /// owners is authoritative too, but for what comes with its binding.
+    pub(crate) is_pod: bool,
 }
 
 /// A kind whose changes can be judged.
@@ -133,18 +142,21 @@ pub(crate) const POD: Status = Status {
         b"AllContainersRestarting",
     ]),
     phase: 1,
+    is_pod: true,
 };
 
-/// `core/v1.NodeStatus`: capacity 1 and allocatable 2 can be advertised by hand; volumesInUse
-/// 9 and volumesAttached 10 decide whether a disk may be detached; config 11 is not the
-/// kubelet's alone.
+/// `core/v1.NodeStatus`: capacity 1 and allocatable 2 can be advertised by hand; addresses 5
+/// are a cloud controller's, who looks every 5 minutes only; volumesInUse 9 and
+/// volumesAttached 10 decide whether a disk may be detached; config 11 is not the kubelet's
+/// alone.
 const NODE: Status = Status {
     shape: Shape::new(&[], &[3, 6, 7, 11, 13], &[1, 2, 4, 5, 8, 9, 10, 12, 14]),
-    authoritative: mask(&[1, 2, 9, 10, 11]),
+    authoritative: mask(&[1, 2, 5, 9, 10, 11]),
     conditions: 4,
     // The kubelet's. NetworkUnavailable and those of agents are set once by some writers.
     computed_conditions: Some(&[b"Ready", b"MemoryPressure", b"DiskPressure", b"PIDPressure"]),
     phase: 0,
+    is_pod: false,
 };
 
 /// `apps/v1.DeploymentStatus`: collisionCount 8 is part of the next ReplicaSet's name.
@@ -154,6 +166,7 @@ const DEPLOYMENT: Status = Status {
     conditions: 6,
     computed_conditions: Some(&[b"Available", b"Progressing", b"ReplicaFailure"]),
     phase: 0,
+    is_pod: false,
 };
 
 /// `apps/v1.ReplicaSetStatus`.
@@ -163,6 +176,7 @@ const REPLICA_SET: Status = Status {
     conditions: 6,
     computed_conditions: Some(&[b"ReplicaFailure"]),
     phase: 0,
+    is_pod: false,
 };
 
 /// `apps/v1.DaemonSetStatus`: collisionCount 9.
@@ -172,6 +186,7 @@ const DAEMON_SET: Status = Status {
     conditions: 10,
     computed_conditions: Some(&[]),
     phase: 0,
+    is_pod: false,
 };
 
 /// `core/v1.ReplicationControllerStatus`.
@@ -181,6 +196,7 @@ const REPLICATION_CONTROLLER: Status = Status {
     conditions: 6,
     computed_conditions: Some(&[b"ReplicaFailure"]),
     phase: 0,
+    is_pod: false,
 };
 
 /// A condition's type is field 1 in every kind's condition message.

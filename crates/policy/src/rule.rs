@@ -252,6 +252,7 @@ impl Rule {
         for kind in [
             ChangeKind::Status,
             ChangeKind::Renewal,
+            ChangeKind::Mark,
             ChangeKind::Authoritative,
         ] {
             if changes.contains(kind) {
@@ -259,6 +260,7 @@ impl Rule {
                 let verdict = match kind {
                     ChangeKind::Status => update.status,
                     ChangeKind::Renewal => update.renewal,
+                    ChangeKind::Mark => update.mark,
                     _ => update.authoritative,
                 };
                 match verdict {

@@ -1,10 +1,10 @@
-//! What an update changes: only the status, only a lease's renewal time, or something that
-//! nobody could compute again.
+//! What an update changes: only the status, only a lease's renewal time, the mark for
+//! deletion, or something that nobody could compute again.
 
 use crate::json::Members;
-use crate::kinds::{self, Judged, Status, lease_spec, meta};
+use crate::kinds::{self, Judged, Status, lease_spec, meta, pod_spec};
 use crate::object::{Json, Object, Proto, map_entry};
-use crate::proto::{Fields, Run, diff, find};
+use crate::proto::{Fields, Run, diff, find, mask};
 use crate::unclear::Unclear;
 use std::fmt;
 
@@ -39,6 +39,8 @@ pub(crate) enum Reason {
     LeaseChanged,
     LeaseElected,
     NotHeld,
+    Marked,
+    NotMarked,
     AuthoritativeField(u32),
     AuthoritativeCondition,
     FinalPhase,
@@ -78,6 +80,8 @@ impl fmt::Display for Reason {
             Reason::LeaseChanged => "more than the renewal time changed",
             Reason::LeaseElected => "the control plane compares this lease with the clock",
             Reason::NotHeld => "nobody holds the lease",
+            Reason::Marked => "it marks the object for deletion",
+            Reason::NotMarked => "it does not mark the object for deletion",
             Reason::AuthoritativeField(n) => {
                 return write!(
                     f,
@@ -88,7 +92,7 @@ impl fmt::Display for Reason {
                 "a condition changed that its writer may set only once"
             }
             Reason::FinalPhase => "the pod's phase is, or was, final",
-            Reason::NothingAuthoritative => "no status that nobody computes again changed",
+            Reason::NothingAuthoritative => "nothing changed that nobody would write again",
         };
         f.write_str(text)
     }
@@ -109,7 +113,9 @@ pub(crate) struct Update {
     pub(crate) status: Verdict,
     /// Only a lease's renewal time changed.
     pub(crate) renewal: Verdict,
-    /// Something authoritative in the status changed.
+    /// The object was marked for deletion.
+    pub(crate) mark: Verdict,
+    /// Something authoritative changed.
     pub(crate) authoritative: Verdict,
 }
 
@@ -118,6 +124,7 @@ impl Update {
         Update {
             status: verdict,
             renewal: verdict,
+            mark: verdict,
             authoritative: verdict,
         }
     }
@@ -138,38 +145,58 @@ impl Update {
             return Update::unclear(Unclear::KindChanged);
         }
         match (old, new) {
-            (Object::Proto(old), Object::Proto(new)) => match new.judged {
-                Some(Judged::Status(status)) => judge_status(old, new, status),
-                Some(Judged::Lease) => Update {
-                    status: Ok(no(Reason::SpecChanged)),
-                    renewal: judge_lease(old, new),
-                    authoritative: Ok(no(Reason::NothingAuthoritative)),
-                },
-                None => Update::unclear(Unclear::Kind),
-            },
+            (Object::Proto(old), Object::Proto(new)) => judge_proto(old, new),
             (Object::Json(old), Object::Json(new)) => judge_json(old, new),
             _ => Update::unclear(Unclear::KindChanged),
         }
     }
 }
 
-fn judge_status(old: &Proto<'_>, new: &Proto<'_>, kind: &Status) -> Update {
+/// The fields of the metadata that change, as a mask.
+type MetadataDiff = Result<u64, Unclear>;
+
+fn judge_proto(old: &Proto<'_>, new: &Proto<'_>) -> Update {
+    let metadata = diff(old.metadata, new.metadata, kinds::OBJECT_META);
+    let deletion = mask(&[meta::DELETION_TIMESTAMP, meta::DELETION_GRACE]);
+    let update = match new.judged {
+        Some(Judged::Status(kind)) => judge_status(old, new, kind, metadata),
+        Some(Judged::Lease) => Update {
+            status: Ok(no(Reason::SpecChanged)),
+            renewal: judge_lease(old, new, metadata),
+            ..Update::all(Ok(no(Reason::NothingAuthoritative)))
+        },
+        None => Update::unclear(Unclear::Kind),
+    };
+    Update {
+        mark: metadata.map(|changed| marks(changed & deletion != 0)),
+        ..update
+    }
+}
+
+fn marks(marked: bool) -> Answer {
+    if marked {
+        yes(Reason::Marked)
+    } else {
+        no(Reason::NotMarked)
+    }
+}
+
+/// Judges all but the mark of an update to an object with a status.
+fn judge_status(old: &Proto<'_>, new: &Proto<'_>, kind: &Status, metadata: MetadataDiff) -> Update {
     let found = authoritative_change(old.status, new.status, kind);
     let status = || {
         if old.spec != new.spec {
             return Ok(no(Reason::SpecChanged));
         }
-        if let Some(why) = metadata_change(old, new)? {
+        let metadata = metadata?;
+        if let Some(why) = essential_metadata(old, new, metadata)? {
             return Ok(no(why));
         }
-        // A write that changes who manages which field, and nothing else, is a person's.
         if old.status == new.status {
-            let only_managers = old.metadata != new.metadata;
-            let why = Reason::MetadataChanged(meta::MANAGED_FIELDS);
-            return Ok(no(if only_managers {
-                why
-            } else {
-                Reason::StatusUnchanged
+            // A write of bookkeeping, and of nothing else, is a person's.
+            return Ok(no(match metadata {
+                0 => Reason::StatusUnchanged,
+                changed => Reason::MetadataChanged(changed.trailing_zeros()),
             }));
         }
         Ok(match found? {
@@ -177,21 +204,49 @@ fn judge_status(old: &Proto<'_>, new: &Proto<'_>, kind: &Status) -> Update {
             None => yes(Reason::OnlyStatus),
         })
     };
+    let authoritative = || {
+        let found = match found? {
+            None if kind.is_pod => written_to_pod(old, new, metadata?)?,
+            found => found,
+        };
+        Ok(found.map_or(no(Reason::NothingAuthoritative), yes))
+    };
     Update {
         status: status(),
-        renewal: Ok(no(Reason::NotALease)),
-        authoritative: found.map(|found| match found {
-            Some(why) => yes(why),
-            None => no(Reason::NothingAuthoritative),
-        }),
+        authoritative: authoritative(),
+        ..Update::all(Ok(no(Reason::NotALease)))
     }
 }
 
-/// What differs between two objects' metadata, but for bookkeeping.
-fn metadata_change(old: &Proto<'_>, new: &Proto<'_>) -> Result<Option<Reason>, Unclear> {
-    let mut changed = diff(old.metadata, new.metadata, kinds::OBJECT_META)?;
-    changed &= !(1 << meta::MANAGED_FIELDS);
-    if changed == 1 << meta::ANNOTATIONS
+/// What somebody wrote to a pod that its controller would not write again. With its binding
+/// come labels and annotations, and the scheduler binds it again.
+fn written_to_pod(
+    old: &Proto<'_>,
+    new: &Proto<'_>,
+    metadata: u64,
+) -> Result<Option<Reason>, Unclear> {
+    let spec = diff(old.spec, new.spec, kinds::POD_SPEC)?;
+    if spec == mask(&[pod_spec::NODE_NAME]) {
+        let node = find(old.spec, kinds::POD_SPEC, pod_spec::NODE_NAME)?;
+        if node.is_none_or(|node| node.bytes.is_empty()) {
+            return Ok(None);
+        }
+    }
+    if spec != 0 {
+        return Ok(Some(Reason::SpecChanged));
+    }
+    let written = metadata & mask(&[meta::LABELS, meta::ANNOTATIONS, meta::OWNERS]);
+    Ok((written != 0).then(|| Reason::MetadataChanged(written.trailing_zeros())))
+}
+
+/// What in the metadata changed that is not bookkeeping.
+fn essential_metadata(
+    old: &Proto<'_>,
+    new: &Proto<'_>,
+    changed: u64,
+) -> Result<Option<Reason>, Unclear> {
+    let mut changed = changed & !mask(&[meta::MANAGED_FIELDS]);
+    if changed == mask(&[meta::ANNOTATIONS])
         && new.kind == b"Deployment"
         && annotations_but_revision_are_equal(old.metadata, new.metadata)?
     {
@@ -293,11 +348,11 @@ fn is_final(status: &[u8], kind: &Status) -> Result<bool, Unclear> {
     ))
 }
 
-fn judge_lease(old: &Proto<'_>, new: &Proto<'_>) -> Verdict {
+fn judge_lease(old: &Proto<'_>, new: &Proto<'_>, metadata: MetadataDiff) -> Verdict {
     if old.status != new.status || !new.status.is_empty() {
         return Err(Unclear::UnknownField(3));
     }
-    if let Some(why) = metadata_change(old, new)? {
+    if let Some(why) = essential_metadata(old, new, metadata?)? {
         return Ok(no(why));
     }
     if diff(old.spec, new.spec, kinds::LEASE_SPEC)? != 1 << lease_spec::RENEW_TIME {
@@ -329,23 +384,32 @@ fn judge_json(old: &Json<'_>, new: &Json<'_>) -> Update {
         Ok(parts) => parts,
         Err(why) => return Update::unclear(why),
     };
+    let metadata = || Ok((old.metadata()?, new.metadata()?));
+    let (old_metadata, new_metadata) = match metadata() {
+        Ok(metadata) => metadata,
+        Err(why) => return Update::unclear(why),
+    };
+    let changed = |key| old_metadata.get(key) != new_metadata.get(key);
     let status_changed = old_parts.get("status") != new_parts.get("status");
     let status = || {
         if !equal_members_but(&old_parts, &new_parts, &["metadata", "status"]) {
-            return Ok(no(Reason::SpecChanged));
+            return no(Reason::SpecChanged);
         }
-        if !equal_members_but(&old.metadata()?, &new.metadata()?, &["managedFields"]) {
-            return Ok(no(Reason::JsonMetadataChanged));
+        if !equal_members_but(&old_metadata, &new_metadata, &["managedFields"]) {
+            return no(Reason::JsonMetadataChanged);
         }
-        Ok(if status_changed {
+        if status_changed {
             yes(Reason::OnlyStatus)
         } else {
             no(Reason::StatusUnchanged)
-        })
+        }
     };
     Update {
-        status: status(),
+        status: Ok(status()),
         renewal: Ok(no(Reason::NotALease)),
+        mark: Ok(marks(
+            changed("deletionTimestamp") || changed("deletionGracePeriodSeconds"),
+        )),
         // Only whoever defined the kind knows what in its status is authoritative.
         authoritative: if status_changed {
             Err(Unclear::Kind)

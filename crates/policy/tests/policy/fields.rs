@@ -15,7 +15,7 @@ const COMPUTED: &[(&str, &str)] = &[
     ),
     (
         "v1 Node",
-        "phase addresses daemonEndpoints nodeInfo images runtimeHandlers features declaredFeatures",
+        "phase daemonEndpoints nodeInfo images runtimeHandlers features declaredFeatures",
     ),
     (
         "v1 ReplicationController",
@@ -48,7 +48,7 @@ const AUTHORITATIVE: &[(&str, &str)] = &[
     ),
     (
         "v1 Node",
-        "capacity allocatable conditions volumesInUse volumesAttached config",
+        "capacity allocatable conditions addresses volumesInUse volumesAttached config",
     ),
     ("v1 ReplicationController", "conditions"),
     ("apps/v1 Deployment", "collisionCount conditions"),

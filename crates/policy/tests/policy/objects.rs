@@ -121,8 +121,8 @@ fn a_deployment_from_create_to_ready_and_gone() {
             POD,
             "pod-of-replicaset+running > pod-of-replicaset+running+deleting",
             D,
-            V,
-            V,
+            D,
+            D,
         ),
         (
             POD,
@@ -159,10 +159,10 @@ fn what_makes_a_pods_update_essential() {
         ("+running+adopted", D),
         ("+running+orphaned", D),
         ("+running+finalizer", D),
+        ("+running+labelled", D),
+        ("+running+deleting", D),
         // Not status alone, but of a pod whose controller would make it again.
-        ("+running+labelled", V),
         ("+running+managed", V),
-        ("+running+deleting", V),
         ("+ready", V),
     ];
     for (to, ephemeral) in cases {
@@ -390,6 +390,13 @@ fn everything_else_is_durable() {
         ("/registry/ranges/serviceips", "configmap > secret", D, D, D),
         (
             "/registry/masterleases/10.0.0.1",
+            "> endpoints",
+            volatile(5000),
+            volatile(5000),
+            volatile(5000),
+        ),
+        (
+            "/registry/peerserverleases/apiserver-abc",
             "> endpoints",
             volatile(5000),
             volatile(5000),

@@ -14,7 +14,7 @@ const VOLATILE: [(&str, &str); 6] = [
     ),
     (
         "/registry/pods/a/b",
-        "pod-of-replicaset+running > pod-of-replicaset+running+deleting",
+        "pod-of-replicaset > pod-of-replicaset+bound",
     ),
     (
         "/registry/deployments/a/b",
@@ -111,7 +111,7 @@ fn asking() -> Vec<Policy> {
     let conditions = [
         "change = \"status\"",
         "change = \"renewal\"",
-        "change = [\"create\", \"delete\", \"status\", \"renewal\", \"authoritative\"]",
+        "change = [\"create\", \"delete\", \"status\", \"renewal\", \"mark\", \"authoritative\"]",
         "owner = [\"ReplicaSet\", \"none\"]",
         "labels = { app = \"*\" }",
         "finalizers = [\"a\"]",

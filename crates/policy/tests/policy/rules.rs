@@ -280,6 +280,7 @@ fn custom_resources_are_read_as_json() {
         ("claims = false", false),
         ("change = \"authoritative\"", false),
         ("change = \"renewal\"", false),
+        ("change = \"mark\"", false),
     ] {
         let policy = rules(&format!(
             "[[rule]]\nprefix = \"/registry/example.com/\"\n{condition}\ndurability = \"volatile\"\n"
@@ -287,6 +288,12 @@ fn custom_resources_are_read_as_json() {
         let class = class(&policy, &with("\"ready\":0", "\"ready\":1"));
         assert_eq!(!class.is_durable(), takes, "{condition}");
     }
+    let mark = rules("[[rule]]\nprefix = \"/\"\nchange = \"mark\"\ndurability = \"volatile\"\n");
+    let marked = with(
+        "\"finalizers\"",
+        "\"deletionTimestamp\":\"2026-01-02T00:00:00Z\",\"finalizers\"",
+    );
+    assert_eq!(class(&mark, &marked), volatile(100));
 }
 
 #[test]

@@ -238,6 +238,100 @@ fn a_final_phase_is_essential_before_and_after() {
     }
 }
 
+/// Sets when an object was marked for deletion, and how long it may take.
+fn mark(value: &[u8]) -> Vec<u8> {
+    changed(value, METADATA, |fields| {
+        set(fields, bytes(9, b"\x08\x01"));
+        set(fields, Field::Integer(10, 30));
+    })
+}
+
+#[test]
+fn marks_for_deletion_are_told_of_every_kind_and_kept() {
+    let objects = Objects::of("1.37");
+    let marks = rules("[[rule]]\nprefix = \"/\"\nchange = \"mark\"\ndurability = \"volatile\"\n");
+    for name in [
+        "pod-of-replicaset+ready",
+        "replicaset+status",
+        "deployment+status",
+        "job+status",
+        "configmap",
+        "lease",
+    ] {
+        let object = objects.get(name);
+        let marked = mark(object);
+        assert!(!is_durable(&marks, "/x", object, &marked), "{name}");
+        let sooner = changed(&marked, METADATA, |fields| {
+            set(fields, Field::Integer(10, 0))
+        });
+        assert!(!is_durable(&marks, "/x", &marked, &sooner), "{name}");
+        assert!(is_durable(&marks, "/x", object, object), "{name}");
+        assert!(is_durable(&marks, "/x", &marked, &marked), "{name}");
+    }
+    for profile in [Profile::Ephemeral, Profile::Ci].map(profile) {
+        for (key, name) in [
+            ("/registry/pods/a/b", "pod-of-replicaset+running"),
+            ("/registry/pods/a/b", "pod-of-job+ready"),
+            ("/registry/pods/a/b", "pod-of-gitlab+running"),
+            ("/registry/replicasets/a/b", "replicaset+status"),
+        ] {
+            let object = objects.get(name);
+            assert!(is_durable(&profile, key, object, &mark(object)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_somebody_writes_to_a_pod_is_kept() {
+    let objects = Objects::of("1.37");
+    let policy = profile(Profile::Ephemeral);
+    let key = "/registry/pods/a/b";
+    let class = |old: &[u8], new: &[u8]| policy.class(key.as_bytes(), Change::update(old, new));
+    let (pod, bound) = (
+        objects.get("pod-of-replicaset"),
+        objects.get("pod-of-replicaset+bound"),
+    );
+    let (running, ready) = (
+        objects.get("pod-of-replicaset+running"),
+        objects.get("pod-of-replicaset+ready"),
+    );
+    let entry = bytes(11, b"\x0a\x01k\x12\x01v");
+    let label = |value: &[u8]| changed(value, METADATA, |fields| set(fields, entry.clone()));
+    let annotation = |value: &[u8]| {
+        changed(value, METADATA, |fields| {
+            set(fields, bytes(12, b"\x0a\x01k\x12\x01v"));
+        })
+    };
+    let deadline = |value: &[u8]| changed(value, SPEC, |spec| set(spec, Field::Integer(5, 60)));
+    let node = |value: &[u8], name: &[u8]| changed(value, SPEC, |spec| set(spec, bytes(10, name)));
+    // The binding may bring both, as its author says.
+    assert_eq!(class(pod, bound), volatile(100));
+    assert_eq!(class(pod, &label(bound)), volatile(100));
+    assert_eq!(class(pod, &annotation(bound)), volatile(100));
+    assert_eq!(class(pod, &deadline(bound)), Class::Durable);
+    assert_eq!(class(bound, &node(bound, b"node-2")), Class::Durable);
+    assert_eq!(class(bound, &node(bound, b"")), Class::Durable);
+    // Alone, or with the pod's progress.
+    assert_eq!(class(running, ready), volatile(100));
+    for old in [running, ready] {
+        assert_eq!(class(old, &label(ready)), Class::Durable);
+        assert_eq!(class(old, &annotation(ready)), Class::Durable);
+        assert_eq!(class(old, &deadline(ready)), Class::Durable);
+    }
+    let also_owned = changed(ready, METADATA, |fields| {
+        let at = fields.iter().position(|f| f.number() == 13);
+        let reference = [
+            bytes(1, b"Other"),
+            bytes(3, b"n"),
+            bytes(4, b"u"),
+            bytes(5, b"v1"),
+        ];
+        let owner = Field::Bytes(13, encode(&reference));
+        fields.insert(at.expect("an owner") + 1, owner);
+    });
+    assert_eq!(class(ready, &also_owned), Class::Durable);
+}
+
 #[test]
 fn a_renewal_needs_a_holder_and_times() {
     let objects = Objects::of("1.37");
