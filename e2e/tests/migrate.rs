@@ -2,7 +2,7 @@
 //! lost, revisions stay valid, controllers go on.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use e2e::kube::api::{Api, revision};
 use e2e::kube::control_plane::ControlPlane;
 use e2e::kube::ledger::Ledger;
 use e2e::kube::node::Nodes;
-use e2e::kube::proc::{Process, conclude};
+use e2e::kube::proc::{Process, conclude, run};
 use e2e::kube::reflector::Reflector;
 use e2e::kube::steps::Steps;
 use e2e::kube::store::{Kind, Store};
@@ -172,10 +172,8 @@ async fn to_etcd(
     let down = Instant::now();
     let file = dir.join("export.db").display().to_string();
     let endpoint = format!("--endpoint={}", orlop.url());
-    let said = run(
-        &Kind::Orlop.program()?,
-        &["export", &endpoint, "--output", &file],
-    )?;
+    let said =
+        run(Command::new(Kind::Orlop.program()?).args(["export", &endpoint, "--output", &file]))?;
     let at = number_after(&said, "wrote ", "revision ")?;
     let before = State::read(orlop, at)?;
     orlop.stop()?;
@@ -191,7 +189,7 @@ async fn to_etcd(
         &format!("--initial-cluster=back={peer}"),
         &format!("--initial-advertise-peer-urls={peer}"),
     ];
-    run(&binaries("etcd")?.join("etcdutl"), &args)?;
+    run(Command::new(binaries("etcd")?.join("etcdutl")).args(args))?;
     let back = Store::start(Kind::Etcd, "back", dir, None, &[]).await?;
     before.compare(&State::read(&back, at)?)?;
     plane.use_store(&back);
@@ -203,20 +201,6 @@ async fn to_etcd(
     );
     steps.done("the apiserver runs on etcd again");
     Ok(back)
-}
-
-fn run(program: &PathBuf, args: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(args).output()?;
-    let out = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure(output.status.success(), || {
-        let err = String::from_utf8_lossy(&output.stderr);
-        format!(
-            "{} {args:?}: {}: {out}{err}",
-            program.display(),
-            output.status
-        )
-    })?;
-    Ok(out)
 }
 
 /// The number behind `before` on the line that begins with `line`.

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use compare::{answered, connect, hash_kv, same};
 use e2e::differential::{FLAGS, Pair};
 use e2e::env::number;
+use e2e::kube::proc::run;
 use e2e::kube::store::{Kind, Store};
 use e2e::kube::{Result, binaries, ensure, eventually, fail};
 use etcd_api::etcdserverpb as pb;
@@ -27,17 +28,6 @@ use tonic::{Code, Streaming};
 const SEEDS: u64 = 2;
 const STEPS: usize = 500;
 const BUMP: i64 = 1_000_000_000;
-
-/// Runs a program to its end; its output.
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.env_remove("ETCDCTL_ENDPOINTS").output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure(output.status.success(), || {
-        let error = String::from_utf8_lossy(&output.stderr);
-        format!("{command:?}: {}\n{text}{error}", output.status)
-    })?;
-    Ok(text)
-}
 
 fn etcdutl() -> Result<Command> {
     Ok(Command::new(binaries("etcd")?.join("etcdutl")))
@@ -79,12 +69,10 @@ async fn orlop_from(file: &Path, dir: &Path, name: &str, more: &[&str]) -> Resul
 }
 
 /// `etcdctl snapshot save`.
-async fn save(store: &Store, dir: &Path, name: &str) -> Result<PathBuf> {
+fn save(store: &Store, dir: &Path, name: &str) -> Result<PathBuf> {
     let file = dir.join(format!("{name}.db"));
-    run(Command::new(binaries("etcd")?.join("etcdctl"))
-        .arg(format!("--endpoints={}", store.url()))
-        .args(["snapshot", "save"])
-        .arg(&file))?;
+    let name = file.display().to_string();
+    store.etcdctl()?.ok(&["snapshot", "save", &name])?;
     Ok(file)
 }
 
@@ -112,10 +100,7 @@ async fn round_trip(seed: u64) -> Result<()> {
     let mut pair = Pair::connect(&etcd, &orlop).await?;
     let summary = pair.run(seed, STEPS, 0).await?;
     drop(pair);
-    let (of_etcd, of_orlop) = (
-        save(&etcd, dir, "etcd").await?,
-        save(&orlop, dir, "orlop").await?,
-    );
+    let (of_etcd, of_orlop) = (save(&etcd, dir, "etcd")?, save(&orlop, dir, "orlop")?);
     let (there, here) = (status(&of_etcd)?, status(&of_orlop)?);
     for field in ["revision", "totalKey", "version"] {
         ensure(there[field] == here[field], || {
@@ -128,7 +113,7 @@ async fn round_trip(seed: u64) -> Result<()> {
     let from_etcd = orlop_from(&of_etcd, dir, "from-etcd", keep).await?;
     same("etcd in orlop", &etcd, &from_etcd).await?;
     // And back: etcd to orlop to etcd.
-    let again = save(&from_etcd, dir, "again").await?;
+    let again = save(&from_etcd, dir, "again")?;
     let back = etcd_from(&again, dir, "back", &[]).await?;
     same("etcd in orlop in etcd", &etcd, &back).await?;
     drop((etcd, orlop, from_orlop, from_etcd, back));
@@ -146,10 +131,10 @@ async fn round_trip(seed: u64) -> Result<()> {
     pair.run(seed + 1000, STEPS / 2, 0).await?;
     drop(pair);
     same("after a jump and writes", &etcd, &orlop).await?;
-    let file = save(&orlop, dir, "orlop-jumped").await?;
+    let file = save(&orlop, dir, "orlop-jumped")?;
     let there = etcd_from(&file, dir, "jumped-there", &[]).await?;
     same("a jump from orlop in etcd", &etcd, &there).await?;
-    let file = save(&etcd, dir, "etcd-jumped").await?;
+    let file = save(&etcd, dir, "etcd-jumped")?;
     let here = orlop_from(&file, dir, "jumped-here", keep).await?;
     same("a jump from etcd in orlop", &etcd, &here).await?;
     println!("seed {seed}: {summary:?}, {revisions} revisions");
@@ -214,10 +199,20 @@ async fn fill(channel: &Channel) -> Result<()> {
 /// whatever is written and compacted meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_of_one_revision() -> Result<()> {
+    of_one_revision(&[FLAGS[1]], false).await
+}
+
+/// As above, and it is the history's budget that compacts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_of_one_revision_though_the_budget_compacts() -> Result<()> {
+    // What is deleted below is history of 24 MiB.
+    of_one_revision(&[FLAGS[1], "--history-budget-bytes=4194304"], true).await
+}
+
+async fn of_one_revision(flags: &[&str], by_budget: bool) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let dir = dir.path();
-    let flags = [FLAGS[1]];
-    let orlop = Store::start(Kind::Orlop, "orlop", dir, None, &flags).await?;
+    let orlop = Store::start(Kind::Orlop, "orlop", dir, None, flags).await?;
     let channel = connect(&orlop).await?;
     fill(&channel).await?;
     let before = hash_kv(&channel, 0).await?;
@@ -236,11 +231,21 @@ async fn a_snapshot_is_of_one_revision() -> Result<()> {
     };
     answered("DeleteRange", kv.delete_range(everything).await)?;
     put(&channel, "after", "1".into()).await?;
-    let compact = pb::CompactionRequest {
-        revision: before.hash_revision + 2,
-        physical: true,
-    };
-    answered("Compact", kv.compact(compact).await)?;
+    if by_budget {
+        const FORCED: &str = "orlop_history_compactions_forced_total";
+        let orlop = &orlop;
+        eventually("compaction", Duration::from_secs(20), || async move {
+            let forced = orlop.metrics().await?.sum(FORCED, &[]);
+            Ok((forced > 0.0).then_some(()))
+        })
+        .await?;
+    } else {
+        let compact = pb::CompactionRequest {
+            revision: before.hash_revision + 2,
+            physical: true,
+        };
+        answered("Compact", kv.compact(compact).await)?;
+    }
 
     let total = first.remaining_bytes + first.blob.len() as u64;
     ensure(

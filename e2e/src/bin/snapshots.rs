@@ -18,22 +18,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use e2e::differential::rng::Rng;
 use e2e::hostile::good::{Good, Latency};
+use e2e::hostile::load::put_all;
 use e2e::hostile::node::Node;
 use e2e::kube::proc::free_port;
 use e2e::kube::store::Kind;
 use e2e::kube::{Error, Result, binaries, ensure, fail};
 use etcd_api::etcdserverpb as pb;
-use pb::kv_client::KvClient;
 use pb::maintenance_client::MaintenanceClient;
 use tokio::process::Command;
-use tokio::task::JoinSet;
 use tonic::Status;
 
 const KEYS: usize = 1_000_000;
 const VALUE_BYTES: usize = 1024;
-/// Puts under way at once while data is loaded.
-const LOADERS: usize = 64;
 /// How long at least puts are watched beside each thing: some 5,000 puts, so that p99.9
 /// does not hang on one.
 const WATCHED: Duration = Duration::from_secs(30);
@@ -251,33 +249,16 @@ async fn receive(node: &Node) -> Result<()> {
 
 /// Puts all keys, with values that do not compress.
 async fn fill(node: &Node, keys: usize, value_bytes: usize) -> Result<()> {
-    let channel = node.channel()?;
-    let mut tasks = JoinSet::<Result<()>>::new();
-    for first in 0..LOADERS {
-        let mut kv = KvClient::new(channel.clone());
-        tasks.spawn(async move {
-            let mut random = e2e::differential::rng::Rng::new(first as u64);
-            for n in (first..keys).step_by(LOADERS) {
-                let words = (0..value_bytes.div_ceil(8)).flat_map(|_| random.bits().to_le_bytes());
-                let put = pb::PutRequest {
-                    key: format!("/registry/things/namespace/{n:08}").into(),
-                    value: words.take(value_bytes).collect::<Vec<u8>>().into(),
-                    ..Default::default()
-                };
-                kv.put(put)
-                    .await
-                    .map_err(|status| Error::Failed(format!("put: {status}")))?;
-            }
-            Ok(())
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        match done {
-            Ok(result) => result?,
-            Err(error) => return fail(format!("a loader ended: {error}")),
+    put_all(&node.channel()?, keys, move |n| {
+        let mut random = Rng::new(n as u64);
+        let words = (0..value_bytes.div_ceil(8)).flat_map(|_| random.bits().to_le_bytes());
+        pb::PutRequest {
+            key: format!("/registry/things/namespace/{n:08}").into(),
+            value: words.take(value_bytes).collect::<Vec<u8>>().into(),
+            ..Default::default()
         }
-    }
-    Ok(())
+    })
+    .await
 }
 
 /// What restoring cost.

@@ -7,11 +7,15 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-/// Every method of etcd's client API and of gRPC health.
+/// A read.
+pub const RANGE: &str = "/etcdserverpb.KV/Range";
+/// A write.
+pub const PUT: &str = "/etcdserverpb.KV/Put";
+/// Every method of etcd's client API and of gRPC health, and some that do not exist.
 pub const METHODS: [&str; 49] = [
-    "/etcdserverpb.KV/Range",
+    RANGE,
     "/etcdserverpb.KV/RangeStream",
-    "/etcdserverpb.KV/Put",
+    PUT,
     "/etcdserverpb.KV/DeleteRange",
     "/etcdserverpb.KV/Txn",
     "/etcdserverpb.KV/Compact",

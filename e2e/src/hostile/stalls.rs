@@ -14,13 +14,12 @@ use pb::maintenance_client::MaintenanceClient;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use super::call::{METHODS, call};
+use super::call::{RANGE, call};
 use super::good::{Good, Latency};
+use super::load::put_all;
 use super::node::Node;
 use crate::kube::{Result, ensure, fail};
 
-/// Puts under way at once while data is loaded.
-const LOADERS: usize = 64;
 /// Bytes of a value.
 const VALUE_BYTES: usize = 1024;
 /// Time between the measuring client's puts.
@@ -115,29 +114,13 @@ async fn load(
     bytes: usize,
     lease: i64,
 ) -> Result<()> {
-    let mut tasks = tokio::task::JoinSet::<Result<()>>::new();
-    for first in 0..LOADERS {
-        let mut kv = KvClient::new(channel.clone());
-        tasks.spawn(async move {
-            for n in (first..count).step_by(LOADERS) {
-                let put = pb::PutRequest {
-                    key: format!("{prefix}/{:08}", n % keys).into(),
-                    value: vec![b'v'; bytes].into(),
-                    lease,
-                    ..Default::default()
-                };
-                failed(kv.put(put).await, "put")?;
-            }
-            Ok(())
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        match done {
-            Ok(result) => result?,
-            Err(error) => return fail(format!("a loader ended: {error}")),
-        }
-    }
-    Ok(())
+    put_all(channel, count, move |n| pb::PutRequest {
+        key: format!("{prefix}/{:08}", n % keys).into(),
+        value: vec![b'v'; bytes].into(),
+        lease,
+        ..Default::default()
+    })
+    .await
 }
 
 /// Measures puts beside `operation`, done again and again for `time`, at least once.
@@ -223,7 +206,7 @@ pub async fn measure(node: &Node, scale: Scale) -> Result<Vec<Row>> {
     };
     rows.push(
         beside(node, "a list of all keys", scale.time, || async {
-            match call(channel.clone(), METHODS[0], list.clone()).await {
+            match call(channel.clone(), RANGE, list.clone()).await {
                 Ok(Some(answer)) => ensure(answer.len() > scale.keys * VALUE_BYTES, || {
                     format!("a list of {} bytes", answer.len())
                 }),

@@ -1,7 +1,27 @@
 //! Child processes of a test, and its end.
 
-use playground::Result;
+use std::process::Command;
+use std::time::Duration;
+
 pub use playground::proc::*;
+use playground::{Result, ensure};
+
+/// How long a program that ends by itself may take.
+const RUN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Runs a program to its end, which must be a good one; what it printed.
+///
+/// # Errors
+/// If it cannot be run, fails, or does not end in time: with all that it said.
+pub fn run(command: &mut Command) -> Result<String> {
+    let left = output(command, "", RUN_TIMEOUT)?;
+    let text = String::from_utf8_lossy(&left.stdout).into_owned();
+    ensure(left.status.success(), || {
+        let error = String::from_utf8_lossy(&left.stderr);
+        format!("{command:?}: {}\n{text}{error}", left.status)
+    })?;
+    Ok(text)
+}
 
 /// Ends a test that ran in `dir`: a failure prints the end of every log there and
 /// leaves the directory behind for a closer look.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use e2e::differential::rng::Rng;
-use e2e::hostile::call::{METHODS, call};
+use e2e::hostile::call::{PUT, RANGE, call};
 use e2e::hostile::node::Node;
 use e2e::hostile::raw::{self, pour, pour_and_drain, whole};
 use e2e::kube::Result;
@@ -48,12 +48,7 @@ async fn wrong(dir: &Path) -> Result<()> {
     })
     .await?;
     survives(&mut node, "half-open connections", async move {
-        let headers = whole(
-            raw::HEADERS,
-            raw::END_HEADERS,
-            1,
-            &raw::call_headers(METHODS[2]),
-        );
+        let headers = whole(raw::HEADERS, raw::END_HEADERS, 1, &raw::call_headers(PUT));
         let half_call = [
             raw::hello(),
             headers,
@@ -77,12 +72,7 @@ async fn wrong(dir: &Path) -> Result<()> {
     })
     .await?;
     survives(&mut node, "frames that claim too much", async move {
-        let headers = whole(
-            raw::HEADERS,
-            raw::END_HEADERS,
-            1,
-            &raw::call_headers(METHODS[2]),
-        );
+        let headers = whole(raw::HEADERS, raw::END_HEADERS, 1, &raw::call_headers(PUT));
         let mut sent = 0;
         for tail in [
             raw::frame(raw::DATA, 0, 1, (1 << 24) - 1, &[0; 1000]),
@@ -116,7 +106,7 @@ async fn flood(dir: &Path) -> Result<()> {
             raw::HEADERS,
             raw::END_HEADERS | flags,
             stream,
-            &raw::call_headers(METHODS[0]),
+            &raw::call_headers(RANGE),
         )
     };
     survives(&mut node, "rapid reset", async move {
@@ -148,7 +138,7 @@ async fn flood(dir: &Path) -> Result<()> {
         (
             "headers without end",
             [
-                whole(raw::HEADERS, 0, 1, &raw::call_headers(METHODS[0])),
+                whole(raw::HEADERS, 0, 1, &raw::call_headers(RANGE)),
                 whole(
                     raw::CONTINUATION,
                     0,
@@ -174,7 +164,7 @@ async fn flood(dir: &Path) -> Result<()> {
         let mut refused = 0;
         for bytes in [3 << 20, 64 << 20] {
             let put = [&b"\x0a\x01k\x12"[..], &vec![b'v'; bytes]].concat();
-            let answer = call(channel.clone(), METHODS[2], Bytes::from(put)).await;
+            let answer = call(channel.clone(), PUT, Bytes::from(put)).await;
             refused += usize::from(answer.is_err());
         }
         Ok(format!("{refused} of 2 refused"))

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use e2e::hostile::call::METHODS;
+use e2e::hostile::call::RANGE;
 use e2e::hostile::raw::{self, whole};
 use e2e::kube::proc::conclude;
 use e2e::kube::{Result, ensure, fail};
@@ -134,7 +134,7 @@ async fn requests(dir: &Path) -> Result<()> {
                 let mut bytes = raw::hello();
                 for n in 0..40 {
                     let stream = 1 + 2 * n;
-                    let headers = raw::call_headers(METHODS[0]);
+                    let headers = raw::call_headers(RANGE);
                     bytes.extend(whole(raw::HEADERS, raw::END_HEADERS, stream, &headers));
                     let message = raw::message(range.len() as u32, &range);
                     bytes.extend(whole(raw::DATA, raw::END_STREAM, stream, &message));
