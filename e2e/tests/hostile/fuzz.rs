@@ -157,7 +157,9 @@ async fn fuzz(dir: &Path) -> Result<()> {
                 )
             });
         }
-        while let Some(Ok((method, result))) = round.join_next().await {
+        while let Some(done) = round.join_next().await {
+            let (method, result) =
+                done.or_else(|error| fail(format!("seed {seed}: a call ended: {error}")))?;
             calls += 1;
             match result {
                 Ok(Ok(_)) => answered += 1,
