@@ -39,7 +39,7 @@ impl<'a> Change<'a> {
 
 /// A kind of change that a rule can ask for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ChangeKind {
+pub(crate) enum ChangeKind {
     /// Every write.
     Any,
     /// The key did not exist.
@@ -60,7 +60,7 @@ pub enum ChangeKind {
 
 impl ChangeKind {
     /// All kinds, in the order in which they are documented.
-    pub const ALL: [ChangeKind; 7] = [
+    pub(crate) const ALL: [ChangeKind; 7] = [
         ChangeKind::Any,
         ChangeKind::Create,
         ChangeKind::Status,
@@ -71,7 +71,7 @@ impl ChangeKind {
     ];
 
     /// The name in a rule file.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             ChangeKind::Any => "any",
             ChangeKind::Create => "create",
@@ -95,7 +95,7 @@ impl ChangeKind {
 
 /// A set of kinds of change: a rule takes a write of any of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ChangeKinds(u8);
+pub(crate) struct ChangeKinds(u8);
 
 impl ChangeKinds {
     /// The set with no kind in it.
@@ -107,7 +107,7 @@ impl ChangeKinds {
     }
 
     /// Whether a kind is in the set.
-    pub fn contains(self, kind: ChangeKind) -> bool {
+    pub(crate) fn contains(self, kind: ChangeKind) -> bool {
         self.0 & kind.bit() != 0
     }
 }

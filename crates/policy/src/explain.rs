@@ -26,12 +26,6 @@ impl Explanation {
     pub fn class(&self) -> Class {
         self.class
     }
-
-    /// The rule that took the write, as it prints; `None` if none did.
-    pub fn rule(&self) -> Option<&str> {
-        let last = self.steps.last()?;
-        matches!(last.outcome, Outcome::Takes(_)).then_some(last.rule.as_str())
-    }
 }
 
 impl fmt::Display for Explanation {

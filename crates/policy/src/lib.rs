@@ -28,7 +28,7 @@ mod unclear;
 mod update;
 mod what_if;
 
-pub use change::{Change, ChangeKind, ChangeKinds};
+pub use change::Change;
 pub use class::Class;
 pub use error::{RuleError, RuleErrors, UnknownProfile};
 pub use explain::{Explanation, KeyExplanation};

@@ -55,12 +55,21 @@ struct Reader<'t> {
 type Value<'t> = Spanned<DeValue<'t>>;
 
 impl<'t> Reader<'t> {
-    fn error(&mut self, span: Range<usize>, reason: impl Into<String>) {
-        let before = self.text.get(..span.start).unwrap_or(self.text);
+    /// Line and column of a place, from 1.
+    fn position(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        (
+            before.matches('\n').count() + 1,
+            before[line_start..].chars().count() + 1,
+        )
+    }
+
+    fn error(&mut self, span: Range<usize>, reason: impl Into<String>) {
+        let (line, column) = self.position(span.start);
         self.errors.push(RuleError {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line,
+            column,
             reason: reason.into(),
         });
     }
@@ -135,13 +144,7 @@ impl<'t> Reader<'t> {
         let mut rule = Rule {
             name: None,
             number,
-            line: self
-                .text
-                .get(..span.start)
-                .unwrap_or_default()
-                .matches('\n')
-                .count()
-                + 1,
+            line: self.position(span.start).0,
             keys: Vec::new(),
             changes: ChangeKinds::EMPTY.with(ChangeKind::Any),
             owners: Vec::new(),

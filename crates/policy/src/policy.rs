@@ -22,6 +22,7 @@ pub struct Policy {
     name: String,
     source: String,
     digest: u64,
+    /// What goes before the API server's keys: a slash first and none at the end.
     kube_prefixes: Vec<String>,
     power_loss: Option<String>,
     rules: Vec<Rule>,
@@ -200,11 +201,6 @@ impl Policy {
     /// Identifies rules and prefixes: equal for equal text and prefixes, in every version.
     pub fn digest(&self) -> u64 {
         self.digest
-    }
-
-    /// What goes before the API server's keys: a slash first and none at the end.
-    pub fn kube_prefixes(&self) -> &[String] {
-        &self.kube_prefixes
     }
 
     /// The rules in their order.

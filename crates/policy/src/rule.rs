@@ -16,7 +16,9 @@ use std::fmt;
 #[derive(Clone, Debug)]
 pub struct Rule {
     pub(crate) name: Option<String>,
+    /// Its place in the rule file, from 1.
     pub(crate) number: usize,
+    /// The line of the rule file at which it starts, from 1.
     pub(crate) line: usize,
     pub(crate) keys: Vec<Pattern>,
     pub(crate) changes: ChangeKinds,
@@ -140,29 +142,9 @@ impl fmt::Display for Left {
 }
 
 impl Rule {
-    /// The name that the rule file gives it.
-    pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
-    }
-
-    /// The line of the rule file at which it starts, from 1.
-    pub fn line(&self) -> usize {
-        self.line
-    }
-
-    /// Its place in the rule file, from 1.
-    pub fn number(&self) -> usize {
-        self.number
-    }
-
     /// The class of the writes that it takes.
     pub fn class(&self) -> Class {
         self.class
-    }
-
-    /// The kinds of change that it takes.
-    pub fn changes(&self) -> ChangeKinds {
-        self.changes
     }
 
     pub(crate) fn takes_key(&self, key: &[u8], below: Option<&[u8]>) -> bool {

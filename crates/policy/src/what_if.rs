@@ -5,7 +5,6 @@ use crate::error::RuleErrors;
 use crate::facts::Facts;
 use crate::policy::Policy;
 use crate::profile::Profile;
-use std::ops::BitAnd;
 
 /// Asks of each write whether the weaker profiles would make it volatile, so that somebody
 /// who runs `strict` can see what they would spare.
@@ -50,26 +49,12 @@ impl WhatIf {
 }
 
 /// Some of [`WhatIf::PROFILES`].
-///
-/// The sync of a batch of writes is spared under those profiles that are in the intersection
-/// of its writes' sets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ProfileSet(u8);
 
 impl ProfileSet {
-    /// All of them: what the intersection over a batch starts with.
-    pub const ALL: ProfileSet = ProfileSet((1 << WhatIf::PROFILES.len()) - 1);
-
     /// Whether the profile `WhatIf::PROFILES[index]` is in the set.
     pub fn contains(self, index: usize) -> bool {
         index < WhatIf::PROFILES.len() && self.0 & (1 << index) != 0
-    }
-}
-
-impl BitAnd for ProfileSet {
-    type Output = ProfileSet;
-
-    fn bitand(self, other: ProfileSet) -> ProfileSet {
-        ProfileSet(self.0 & other.0)
     }
 }
