@@ -1,6 +1,6 @@
 //! A walk over a whole database.
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Entry};
 use crate::database::{Bucket, Database};
 use crate::error::{Error, Place};
 use crate::format::{FREELIST, HEADER_BYTES, u64_at};
@@ -83,8 +83,11 @@ impl Bits {
     }
 }
 
-/// See [`Database::check`].
-pub(crate) fn check<R: ReadAt>(database: &Database<R>) -> Result<Report, Error> {
+/// See [`Database::check_each`].
+pub(crate) fn check<R: ReadAt, E: From<Error>>(
+    database: &Database<R>,
+    visit: impl FnMut(&[u8], Entry<'_>) -> Result<(), E>,
+) -> Result<Report, E> {
     let meta = database.meta();
     let mut seen = Seen::new(meta.pages);
     seen.used(Place { page: 0, offset: 0 }, 2)?;
@@ -94,19 +97,19 @@ pub(crate) fn check<R: ReadAt>(database: &Database<R>) -> Result<Report, Error> 
     };
     let mut walk = Walk {
         database,
+        visit,
         buckets: 0,
         keys: 0,
     };
-    let seen = walk.bucket(&database.root(), seen, 0)?;
+    let seen = walk.bucket(&database.root(), &[], seen, 0)?;
     if free_pages.is_some()
         && let Some(page) =
             (0..meta.pages).find(|&page| !seen.used.get(page) && !seen.free.get(page))
     {
-        return Err(Error::Damaged {
-            page,
-            offset: database.offset_of(page),
-            what: "the page is neither in use nor on the list of free pages".into(),
-        });
+        let offset = database.offset_of(page);
+        let place = Place { page, offset };
+        let what = "the page is neither in use nor on the list of free pages";
+        return Err(place.damaged(what).into());
     }
     Ok(Report {
         page_size: meta.page_size,
@@ -118,33 +121,52 @@ pub(crate) fn check<R: ReadAt>(database: &Database<R>) -> Result<Report, Error> 
     })
 }
 
-struct Walk<'a, R> {
+struct Walk<'a, R, V> {
     database: &'a Database<R>,
+    visit: V,
     buckets: u64,
     keys: u64,
 }
 
-impl<R: ReadAt> Walk<'_, R> {
-    fn bucket(&mut self, bucket: &Bucket, seen: Seen, nesting: usize) -> Result<Seen, Error> {
+impl<R: ReadAt, V> Walk<'_, R, V> {
+    /// `top` is the name of the top bucket that this one is, or is in.
+    fn bucket<E: From<Error>>(
+        &mut self,
+        bucket: &Bucket,
+        top: &[u8],
+        seen: Seen,
+        nesting: usize,
+    ) -> Result<Seen, E>
+    where
+        V: FnMut(&[u8], Entry<'_>) -> Result<(), E>,
+    {
         let mut cursor = Cursor::with_seen(self.database, bucket, None, Some(seen))?;
         while let Some(entry) = cursor.next_entry()? {
             let place = entry.place();
+            if nesting == 1 {
+                (self.visit)(top, entry)?;
+            }
             let Some(inner) = entry.bucket()? else {
                 if nesting == 0 {
-                    return Err(place.damaged("a value stands where only buckets may"));
+                    let what = "a value stands where only buckets may";
+                    return Err(place.damaged(what).into());
                 }
                 self.keys += 1;
                 continue;
             };
             if nesting >= MAX_NESTING {
-                return Err(place.damaged(format!(
-                    "buckets are nested deeper than {MAX_NESTING}, which is not supported"
-                )));
+                let what =
+                    format!("buckets are nested deeper than {MAX_NESTING}, which is not supported");
+                return Err(place.damaged(what).into());
             }
             self.buckets += 1;
+            let name = match nesting {
+                0 => entry.key().to_vec(),
+                _ => top.to_vec(),
+            };
             // Always there: it was put in above, and is put back below.
             if let Some(seen) = cursor.seen.take() {
-                cursor.seen = Some(self.bucket(&inner, seen, nesting + 1)?);
+                cursor.seen = Some(self.bucket(&inner, &name, seen, nesting + 1)?);
             }
         }
         Ok(cursor.seen.unwrap_or_else(|| Seen::new(0)))

@@ -27,7 +27,6 @@ pub struct Database<R> {
 #[derive(Debug, Clone)]
 pub struct Bucket {
     root: u64,
-    sequence: u64,
     /// Where it is referred to.
     place: Place,
     /// The page of a bucket without pages of its own, and where it is.
@@ -35,11 +34,6 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// The number its owner counts with; etcd leaves it at 0.
-    pub fn sequence(&self) -> u64 {
-        self.sequence
-    }
-
     /// Its tree's root page. 0: it is inline, in the page that refers to it.
     pub fn root(&self) -> u64 {
         self.root
@@ -47,7 +41,8 @@ impl Bucket {
 
     /// Reads the value of a bucket element; `place` is the element's, `offset` the value's.
     pub(crate) fn decode(value: &[u8], place: Place, offset: u64) -> Result<Bucket, Error> {
-        let (root, sequence) = (u64_at(value, 0), u64_at(value, 8));
+        // A counter of its owner's follows, which etcd leaves at 0.
+        let root = u64_at(value, 0);
         let inline = match root {
             0 => Some((
                 Arc::from(&value[BUCKET_BYTES..]),
@@ -60,7 +55,6 @@ impl Bucket {
         };
         Ok(Bucket {
             root,
-            sequence,
             place,
             inline,
         })
@@ -134,44 +128,32 @@ impl<R: ReadAt> Database<R> {
         Cursor::new(self, bucket, from)
     }
 
-    /// The value of a key. None also if the key is a bucket.
-    ///
-    /// # Errors
-    /// As [`Cursor::next_entry`].
-    pub fn get(&self, bucket: &Bucket, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let mut cursor = Cursor::new(self, bucket, Some(key))?;
-        let entry = cursor.next_entry()?;
-        let found = entry.filter(|e| e.key() == key && !e.is_bucket());
-        Ok(found.map(|entry: Entry<'_>| entry.value().to_vec()))
-    }
-
-    /// Counts the keys of a bucket by reading them all. A bucket in it counts as one.
-    ///
-    /// # Errors
-    /// As [`Cursor::next_entry`].
-    pub fn count(&self, bucket: &Bucket) -> Result<u64, Error> {
-        let mut cursor = Cursor::new(self, bucket, None)?;
-        let mut keys = 0;
-        while cursor.next_entry()?.is_some() {
-            keys += 1;
-        }
-        Ok(keys)
-    }
-
     /// Walks the whole database: every page is used once or free, every page, key and
     /// bucket keeps the format's rules. It takes memory for two bits a page.
     ///
     /// # Errors
     /// The first thing found wrong, with its place.
     pub fn check(&self) -> Result<Report, Error> {
-        check::check(self)
+        self.check_each(|_, _| Ok(()))
+    }
+
+    /// As [`Database::check`]; on the way `visit` is given each entry of each top bucket with
+    /// the bucket's name, in order, so that a file is read only once. What it is given is
+    /// checked by itself. Whether all of the database is without fault is known at the end.
+    ///
+    /// # Errors
+    /// The first thing found wrong, or the first error of `visit`, which ends the walk.
+    pub fn check_each<E: From<Error>>(
+        &self,
+        visit: impl FnMut(&[u8], Entry<'_>) -> Result<(), E>,
+    ) -> Result<Report, E> {
+        check::check(self, visit)
     }
 
     /// The bucket of the top buckets.
     pub(crate) fn root(&self) -> Bucket {
         Bucket {
             root: self.meta.root,
-            sequence: self.meta.sequence,
             place: Place {
                 page: self.meta.page,
                 offset: self.offset_of(self.meta.page),

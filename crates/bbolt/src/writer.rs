@@ -178,16 +178,6 @@ impl Plan {
     pub fn bytes(&self) -> u64 {
         self.pages * u64::from(self.page_size)
     }
-
-    /// How many pages it has.
-    pub fn pages(&self) -> u64 {
-        self.pages
-    }
-
-    /// Bytes of a page.
-    pub fn page_size(&self) -> u32 {
-        self.page_size
-    }
 }
 
 /// The second pass: takes the items that were planned, with their bytes, and writes the

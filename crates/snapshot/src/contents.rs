@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::file::Snapshot;
 use crate::names::{
     ALARM, AUTH, AUTH_ENABLED, AUTH_ROLES, AUTH_USERS, CLUSTER, CLUSTER_VERSION, CONSISTENT_INDEX,
-    FINISHED_COMPACT, LEASE, MEMBERS, META, SCHEDULED_COMPACT, STORAGE_VERSION, TERM,
+    FINISHED_COMPACT, LEASE, META, SCHEDULED_COMPACT, STORAGE_VERSION, TERM,
 };
 use crate::revision;
 use bytes::Bytes;
@@ -53,8 +53,6 @@ pub struct Contents {
     pub alarms: Vec<(u64, i32)>,
     /// Users and roles.
     pub auth: Auth,
-    /// Number of members of the cluster.
-    pub members: usize,
 }
 
 impl Snapshot {
@@ -117,7 +115,6 @@ impl Snapshot {
         for (bucket, count) in [
             (AUTH_USERS, &mut found.auth.users),
             (AUTH_ROLES, &mut found.auth.roles),
-            (MEMBERS, &mut found.members),
         ] {
             self.each(bucket, |_, _| {
                 *count += 1;

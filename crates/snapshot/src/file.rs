@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::names::{KEY, META};
 use aws_lc_rs::digest::{Context, SHA256};
-use bbolt::{Bucket, Database};
+use bbolt::{Bucket, Database, Entry};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io;
@@ -141,7 +141,7 @@ impl Snapshot {
         })
     }
 
-    /// Walks all pages; every fault ends it.
+    /// Walks all pages; every fault ends it. [`load`](Snapshot::load) does the same on its way.
     ///
     /// # Errors
     /// [`Error::Database`] with what is wrong and where.
@@ -174,21 +174,59 @@ impl Snapshot {
         };
         let mut cursor = self.db.cursor(&bucket, None).map_err(self.database())?;
         while let Some(entry) = cursor.next_entry().map_err(self.database())? {
-            // A bucket within a bucket, which etcd has none of, counts as no value.
-            let value = if entry.is_bucket() {
-                &[]
-            } else {
-                entry.value()
-            };
-            visit(entry.key(), value).map_err(|what| Error::Content {
-                path: self.path.clone(),
-                bucket: name.escape_ascii().to_string(),
-                page: entry.page(),
-                offset: entry.offset(),
-                what,
-            })?;
+            self.visit_entry(name, entry, &mut visit)?;
         }
         Ok(())
+    }
+
+    /// As [`each`](Snapshot::each), and verifies all pages of the file on the way.
+    pub(crate) fn each_verified(
+        &self,
+        name: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), String>,
+    ) -> Result<(), Error> {
+        /// What ends the walk.
+        enum Fault {
+            Pages(bbolt::Error),
+            Content(Error),
+        }
+        impl From<bbolt::Error> for Fault {
+            fn from(error: bbolt::Error) -> Self {
+                Fault::Pages(error)
+            }
+        }
+        let walked = self.db.check_each(|bucket, entry| match bucket == name {
+            true => self
+                .visit_entry(name, entry, &mut visit)
+                .map_err(Fault::Content),
+            false => Ok(()),
+        });
+        match walked {
+            Ok(_) => Ok(()),
+            Err(Fault::Pages(error)) => Err(self.database()(error)),
+            Err(Fault::Content(error)) => Err(error),
+        }
+    }
+
+    fn visit_entry(
+        &self,
+        bucket: &[u8],
+        entry: Entry<'_>,
+        visit: &mut impl FnMut(&[u8], &[u8]) -> Result<(), String>,
+    ) -> Result<(), Error> {
+        // A bucket within a bucket, which etcd has none of, counts as no value.
+        let value = if entry.is_bucket() {
+            &[]
+        } else {
+            entry.value()
+        };
+        visit(entry.key(), value).map_err(|what| Error::Content {
+            path: self.path.clone(),
+            bucket: bucket.escape_ascii().to_string(),
+            page: entry.page(),
+            offset: entry.offset(),
+            what,
+        })
     }
 
     pub(crate) fn database(&self) -> impl Fn(bbolt::Error) -> Error + use<> {

@@ -23,10 +23,12 @@ pub struct Loaded {
 impl Snapshot {
     /// Puts leases and keys into an empty engine, as an etcd that starts with the file would
     /// have them: what was compacted is left out. Alarms are left to the caller: etcd's
-    /// NOSPACE is about etcd's disk.
+    /// NOSPACE is about etcd's disk. All pages of the file are verified on the way; its
+    /// SHA-256 is not.
     ///
     /// # Errors
-    /// [`Error::Content`] with the place of what is not as etcd writes it.
+    /// [`Error::Database`] with the page that is damaged, [`Error::Content`] with the place of
+    /// what is not as etcd writes it, [`Error::Newer`].
     pub fn load<W>(&self, engine: Engine<W>) -> Result<(Restore<W>, Loaded), Error> {
         let contents = self.contents()?;
         let mut restore = Restore::new(engine, contents.compact_revision);
@@ -34,7 +36,7 @@ impl Snapshot {
             restore.lease(id, ttl_s);
         }
         let (mut entries, mut bumped_to) = (0, None);
-        self.each(KEY, |key, value| {
+        self.each_verified(KEY, |key, value| {
             let (revision, tombstone) = revision::decode(key).ok_or("its key is not a revision")?;
             entries += 1;
             if value.is_empty() && !tombstone && revision.sub == 0 {

@@ -201,6 +201,21 @@ fn small() -> Engine<()> {
 }
 
 #[test]
+fn a_load_verifies_every_page() {
+    let bytes = bytes_of(&small());
+    for page in 2..bytes.len() / 4096 {
+        let mut broken = bytes.clone();
+        // The page's own number.
+        broken[page * 4096] ^= 0xff;
+        let broken = file(&broken);
+        let loaded = Snapshot::open(&broken.path)
+            .and_then(|snapshot| snapshot.load(Engine::<()>::new(Limits::default())));
+        let text = loaded.map(drop).unwrap_err().to_string();
+        assert!(text.contains("damaged at page"), "{page}: {text}");
+    }
+}
+
+#[test]
 fn an_empty_store_comes_back() {
     let engine = Engine::new(Limits::default());
     let file = file(&bytes_of(&engine));

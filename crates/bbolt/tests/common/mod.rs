@@ -1,7 +1,7 @@
 //! Databases for tests.
 #![allow(dead_code)] // each test binary uses a part
 
-use bbolt::{Database, Planner, Writer};
+use bbolt::{Bucket, Database, Error, Planner, ReadAt, Writer};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -50,6 +50,24 @@ pub(crate) fn read(file: &[u8]) -> Result<Content, bbolt::Error> {
         content.push((entry.key().to_vec(), items));
     }
     Ok(content)
+}
+
+/// The value of a key.
+pub(crate) fn get<R: ReadAt>(db: &Database<R>, bucket: &Bucket, key: &[u8]) -> Option<Vec<u8>> {
+    let mut cursor = db.cursor(bucket, Some(key)).unwrap();
+    let entry = cursor.next_entry().unwrap();
+    let found = entry.filter(|entry| entry.key() == key && !entry.is_bucket());
+    found.map(|entry| entry.value().to_vec())
+}
+
+/// Counts the keys of a bucket by reading them all.
+pub(crate) fn count<R: ReadAt>(db: &Database<R>, bucket: &Bucket) -> Result<u64, Error> {
+    let mut cursor = db.cursor(bucket, None)?;
+    let mut keys = 0;
+    while cursor.next_entry()?.is_some() {
+        keys += 1;
+    }
+    Ok(keys)
 }
 
 /// Every branch page has two children at least, or bbolt's next deletion under it fails.
