@@ -7,7 +7,7 @@ use engine::restore::Restore;
 use engine::{Engine, Limits};
 use journal::fs::real::RealFs;
 use journal::{DirState, NewDirectory, Options};
-use snapshot::{Snapshot, wal};
+use snapshot::{Loaded, Snapshot, wal};
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -176,14 +176,10 @@ fn from_etcd(args: &Args, path: &Path, wal: Option<&Path>) -> Result<Restore<()>
             path.display()
         )));
     }
-    if !args.skip_hash_check {
-        file.verify_hash()?;
-    }
-    file.verify_pages()?;
     if let Some(warning) = file.warning() {
         eprintln!("warning: {}: {warning}", path.display());
     }
-    let (mut restore, loaded) = file.load(Engine::new(Limits::default()))?;
+    let (mut restore, loaded) = load(&file, !args.skip_hash_check)?;
     let contents = &loaded.contents;
     refuse_auth(contents.auth, args.drop_auth, path)?;
     if let Some(wal) = wal {
@@ -205,6 +201,31 @@ fn from_etcd(args: &Args, path: &Path, wal: Option<&Path>) -> Result<Restore<()>
         }
     }
     Ok(restore)
+}
+
+/// Reads all of a file into an engine, and verifies every page. The SHA-256 is computed by a
+/// thread of its own meanwhile: whoever comes second to a page finds it in memory.
+pub(crate) fn load(file: &Snapshot, verify_hash: bool) -> Result<(Restore<()>, Loaded), Failure> {
+    let path = file.path();
+    std::thread::scope(|scope| {
+        let hash = verify_hash
+            .then(|| std::thread::Builder::new().spawn_scoped(scope, || file.verify_hash()))
+            .transpose()
+            .map_err(Failure::io("start a thread to hash", path))?;
+        let loaded = file.load(Engine::new(Limits::default()));
+        // First what the hash says: it explains whatever else is odd.
+        if let Some(hash) = hash {
+            hash.join().unwrap_or_else(|_| {
+                let reason = std::io::Error::other("the thread ended without a result");
+                Err(snapshot::Error::Io {
+                    action: "hash",
+                    path: path.to_owned(),
+                    source: reason,
+                })
+            })?;
+        }
+        Ok(loaded?)
+    })
 }
 
 fn refuse_auth(auth: snapshot::Auth, drop_auth: bool, path: &Path) -> Result<(), Failure> {

@@ -1,7 +1,10 @@
 //! `orlop snapshot status FILE`.
 
 use crate::failure::{Failure, say};
-use engine::{Engine, Limits};
+use crate::{snapshot_feed, snapshot_restore};
+use engine::Engine;
+use journal::DirState;
+use journal::fs::real::RealFs;
 use snapshot::{Snapshot, Status, human_bytes};
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -9,8 +12,8 @@ use std::path::PathBuf;
 /// Arguments of `orlop snapshot status`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A file that `etcdctl snapshot save` or `orlop export` wrote, or an etcd's
-    /// member/snap/db. Nothing is changed.
+    /// A file that `etcdctl snapshot save` or `orlop export` wrote, an etcd's member/snap/db
+    /// or data directory, or an orlop data directory. Nothing is changed.
     file: PathBuf,
     /// How to print: in words, or exactly as etcdutl does.
     #[arg(short = 'w', long, value_enum, default_value_t)]
@@ -34,8 +37,16 @@ enum Format {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let file = Snapshot::open(&args.file)?;
-    file.verify_pages()?;
+    let state = journal::inspect(&RealFs::new(), &args.file)
+        .map_err(Failure::io("look into", &args.file))?;
+    let file = match state {
+        DirState::Orlop => return directory(args),
+        DirState::Etcd => Snapshot::open(&args.file.join("member/snap/db"))?,
+        _ => Snapshot::open(&args.file)?,
+    };
+    if !matches!(args.write_out, Format::Words) {
+        file.verify_pages()?;
+    }
     let status = file.status()?;
     let row = [
         format!("{:x}", status.hash),
@@ -65,6 +76,45 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Says what an orlop data directory holds.
+fn directory(args: &Args) -> Result<(), Failure> {
+    let dir = &args.file;
+    if !matches!(args.write_out, Format::Words) {
+        return Err(Failure::Refused(format!(
+            "{} is an orlop data directory: etcdutl's forms are for snapshots. Make one: orlop \
+             export --data-dir={0} --output=FILE",
+            dir.display()
+        )));
+    }
+    let read = snapshot_feed::read(dir)?;
+    let mut out = String::new();
+    holds(&mut out, &read.engine, None);
+    line(&mut out, "leases", read.engine.lease_count().to_string());
+    say!("{}{}", read.report, out.trim_end());
+    Ok(())
+}
+
+/// Adds a line of words.
+fn line(out: &mut String, label: &str, text: String) {
+    // Writing to a string does not fail.
+    let _ = writeln!(out, "  {label:<12}{text}");
+}
+
+/// Revisions and keys; `entries` is the number of versions.
+fn holds(out: &mut String, engine: &Engine<()>, entries: Option<u64>) {
+    line(out, "revision", engine.revision().to_string());
+    line(
+        out,
+        "compacted",
+        match engine.compact_revision() {
+            -1 => "never".to_owned(),
+            at => format!("up to revision {at}"),
+        },
+    );
+    let versions = entries.map_or(String::new(), |n| format!(", in {n} versions"));
+    line(out, "keys", format!("{}{versions}", engine.keys()));
 }
 
 const HEAD: [&str; 5] = ["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE", "VERSION"];
@@ -100,28 +150,15 @@ fn table(row: &[String; 5]) -> String {
 }
 
 fn words(file: &Snapshot, status: &Status) -> Result<String, Failure> {
-    // Reads every version again, as a restore would: what restores is what is said here.
-    let (restore, loaded) = file.load(Engine::<()>::new(Limits::default()))?;
+    // As a restore would: what restores is what is said here.
+    let (restore, loaded) = snapshot_restore::load(file, false)?;
     let engine = restore.finish();
     let contents = &loaded.contents;
     let mut out = String::new();
-    // Writing to a string does not fail.
-    let mut line = |label: &str, text: String| {
-        let _ = writeln!(out, "  {label:<12}{text}");
-    };
-    line("hash", format!("{:x} (as etcdutl counts it)", status.hash));
-    line("revision", engine.revision().to_string());
-    line(
-        "compacted",
-        match engine.compact_revision() {
-            -1 => "never".to_owned(),
-            at => format!("up to revision {at}"),
-        },
-    );
-    line(
-        "keys",
-        format!("{}, in {} versions", engine.keys(), loaded.entries),
-    );
+    let hash = format!("{:x} (as etcdutl counts it)", status.hash);
+    line(&mut out, "hash", hash);
+    holds(&mut out, &engine, Some(loaded.entries));
+    let mut line = |label: &str, text: String| line(&mut out, label, text);
     if let Some(at) = loaded.bumped_to {
         line(
             "bumped",
