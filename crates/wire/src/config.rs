@@ -11,7 +11,8 @@ pub struct Config {
     pub max_message_bytes: usize,
     /// Largest body of a plain HTTP request in bytes.
     pub max_http_body_bytes: usize,
-    /// Bytes of incomplete unary requests that one connection may hold in memory.
+    /// Bytes of requests that one connection may hold in memory before a handler has them: those
+    /// that are incomplete, and unary ones that wait because of `max_unread_bytes`.
     pub max_partial_bytes: usize,
     /// Response bytes of unary calls that one connection may leave unread; over it, its further
     /// calls wait. A connection that has read everything may always have one answer.

@@ -159,7 +159,35 @@ impl Drop for Assembler {
     }
 }
 
-/// Bytes that one connection may hold in memory for messages whose rest has not arrived.
+/// A complete message that waits until its call may go on.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    message: Bytes,
+    budget: Rc<Budget>,
+}
+
+impl Parked {
+    /// Sets a message aside, within the budget.
+    pub(crate) fn new(message: Bytes, budget: &Rc<Budget>) -> Result<Self, Status> {
+        budget.take(message.len())?;
+        let budget = Rc::clone(budget);
+        Ok(Parked { message, budget })
+    }
+
+    /// The message.
+    pub(crate) fn message(&self) -> Bytes {
+        self.message.clone()
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.budget.give(self.message.len());
+    }
+}
+
+/// Bytes that one connection may hold in memory for messages that no handler has: those whose
+/// rest has not arrived, and those that are [`Parked`].
 #[derive(Debug)]
 pub(crate) struct Budget {
     used: Cell<usize>,
@@ -179,7 +207,7 @@ impl Budget {
         if used > self.limit {
             return Err(Status::new(
                 Code::ResourceExhausted,
-                "too many incomplete requests on this connection",
+                "too many requests wait on this connection: complete them, and read their answers",
             ));
         }
         self.used.set(used);
@@ -217,6 +245,18 @@ mod tests {
         third.push(part);
         assert_eq!(third.next().unwrap_err().code, Code::ResourceExhausted);
         drop((first, second, third));
+        assert_eq!(budget.used.get(), 0);
+    }
+
+    #[test]
+    fn parked_messages_share_the_budget() {
+        let budget = Budget::new(10);
+        let park = |len| Parked::new(Bytes::from(vec![0; len]), &budget);
+        let first = park(6).unwrap();
+        assert_eq!(park(5).unwrap_err().code, Code::ResourceExhausted);
+        assert_eq!(first.message().len(), 6);
+        drop(first);
+        park(10).unwrap();
         assert_eq!(budget.used.get(), 0);
     }
 

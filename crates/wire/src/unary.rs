@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::grpc::{Code, Frame, PREFIX_BYTES, Status};
 use crate::handler::{Call, Event, Handler, LocalFuture, Reply};
-use crate::message::Assembler;
+use crate::message::{Assembler, Parked};
 use crate::service::{Connection, Observed, OpenCall, grpc_response, trailers_only};
 use crate::stream::Body;
 
@@ -33,7 +33,7 @@ enum Stage {
     /// The request's message is not complete.
     Reading(Call, Assembler, Incoming),
     /// The client has too much unread to be given more.
-    Ready(Call, Bytes),
+    Ready(Call, Parked),
     /// The handler's answer is not ready.
     Waiting(LocalFuture<Result<Frame, Status>>),
     Done,
@@ -96,7 +96,11 @@ impl<H: Handler> Unary<H> {
                 bytes: message.len(),
             });
             if !self.connection.unread.poll_room(cx) {
-                self.stage = Stage::Ready(call, message);
+                let parked = match Parked::new(message, &self.connection.partial_budget) {
+                    Ok(parked) => parked,
+                    Err(status) => return Poll::Ready(Err(status)),
+                };
+                self.stage = Stage::Ready(call, parked);
                 return Poll::Pending;
             }
             if let Some(result) = self.start(call, message) {
@@ -104,8 +108,8 @@ impl<H: Handler> Unary<H> {
             }
         } else if let Stage::Ready(..) = &self.stage
             && self.connection.unread.poll_room(cx)
-            && let Stage::Ready(call, message) = std::mem::replace(&mut self.stage, Stage::Done)
-            && let Some(result) = self.start(call, message)
+            && let Stage::Ready(call, parked) = std::mem::replace(&mut self.stage, Stage::Done)
+            && let Some(result) = self.start(call, parked.message())
         {
             return Poll::Ready(result);
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use wire::{Address, Config, ListenerConfig, Serves, TlsConfig};
@@ -225,6 +226,47 @@ async fn incomplete_requests_are_bounded_in_size_and_time() {
     // Three fit into the budget and time out; seven did not fit.
     assert_eq!(codes, [vec!["4"; 3], vec!["8"; 7]].concat());
     assert_eq!(client.unary("Echo", b"fine").await.code(), 0);
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_client_to_read_are_bounded() {
+    let running = start(Config {
+        max_partial_bytes: 100_000,
+        max_unread_bytes: 50_000,
+        ..Config::default()
+    });
+    // Nothing of an answer but its head gets through.
+    let socket = TcpStream::connect(running.address).await.unwrap();
+    let mut http2 = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    http2.initial_stream_window_size(0u32);
+    let (send, connection) = http2.handshake(TokioIo::new(socket)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let mut client = Client { send };
+    let echo = |len| request("/test.Echo/Echo").body(whole(wire_bytes(&vec![b'x'; len])));
+    let unread = client.send(echo(60_000).unwrap()).await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..10 {
+        client.send.ready().await.unwrap();
+        waiting.push(Box::pin(client.send.send_request(echo(30_000).unwrap())));
+    }
+    // Three fit; seven are refused, and with them the client learns why.
+    let mut refused = 0;
+    for answer in &mut waiting {
+        let answer = tokio::time::timeout(Duration::from_millis(300), answer).await;
+        if let Ok(answer) = answer {
+            assert_eq!(answer.unwrap().headers()["grpc-status"], "8");
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 7);
+    others_are_served(&running).await;
+    drop((unread, waiting, client));
+    connection.abort();
+    eventually("all calls ended", || {
+        running.counts.started.load(Ordering::SeqCst)
+            == running.counts.handled.load(Ordering::SeqCst)
+    })
+    .await;
 }
 
 #[tokio::test]
