@@ -71,24 +71,9 @@ impl<T: Send + 'static> Mailboxes<T> {
         Some(slots)
     }
 
-    /// Posts results to a worker and wakes it once; leaves `batch` empty.
-    ///
-    /// Results for slots whose future is gone are dropped there. A worker that does not exist
-    /// swallows the batch.
-    pub fn post(&self, worker: WorkerId, batch: &mut Vec<(SlotId, T)>) {
-        let Some(inbox) = self.inboxes.get(worker) else {
-            batch.clear();
-            return;
-        };
-        if batch.is_empty() {
-            return;
-        }
-        inbox.posts.lock().append(batch);
-        inbox.wake.notify_one();
-    }
-
     /// Tells every worker that something advanced, if one of its futures waits for that, and
-    /// posts to those that `batches`, by worker, has something for: one wake a worker in all.
+    /// posts the results that `batches`, by worker, has for it: one wake a worker in all. Leaves
+    /// the batches empty. Results for slots whose future is gone are dropped there.
     ///
     /// Publish what advanced before this call: who reads [`Slots::nudges`], then looks, then waits
     /// with that number misses nothing.
@@ -310,9 +295,9 @@ mod tests {
             let poster = {
                 let mailboxes = Arc::clone(&mailboxes);
                 std::thread::spawn(move || {
-                    let mut batch: Vec<_> = ids.into_iter().zip(0u64..).collect();
-                    mailboxes.post(1, &mut batch);
-                    assert!(batch.is_empty());
+                    let mut batches = [Vec::new(), ids.into_iter().zip(0u64..).collect()];
+                    mailboxes.post_and_nudge(&mut batches);
+                    assert!(batches[1].is_empty());
                 })
             };
             for (want, future) in (0u64..).zip(futures) {
@@ -332,7 +317,8 @@ mod tests {
             drop(pending);
             let (new, pending) = slots.slot();
             assert_eq!(old.index, new.index);
-            mailboxes.post(0, &mut vec![(old, "late"), (new, "right"), (new, "twice")]);
+            let batch = vec![(old, "late"), (new, "right"), (new, "twice")];
+            mailboxes.post_and_nudge(&mut [batch]);
             assert_eq!(pending.await, "right");
             assert!(slots.0.free.borrow().len() == 1);
         });

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use telemetry::Throttle;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
@@ -22,6 +23,8 @@ use crate::worker::{self, Order, WorkerHandle};
 
 /// How long the acceptor rests when the system has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The same warning is logged this often at most.
+pub(crate) const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// A running server. Dropping it ends it without grace.
 pub struct Server {
@@ -239,15 +242,14 @@ async fn accept_all(listener: BoundListener, counts: Counts, max_connections: us
             return;
         }
     };
-    let mut failures = RateLimit::default();
-    let mut refusals = RateLimit::default();
+    let (failures, refusals) = (Throttle::new(LINE_EVERY), Throttle::new(LINE_EVERY));
     loop {
         let socket = match listening.accept().await {
             Ok(socket) => socket,
             Err(error) => {
-                if let Some(unsaid) = failures.allow() {
+                if let Some(suppressed) = failures.allow() {
                     tracing::warn!(
-                        listener = %url, %error, unsaid,
+                        listener = %url, %error, suppressed,
                         "cannot accept a connection; if files ran out, raise the limit (ulimit -n)"
                     );
                 }
@@ -257,9 +259,9 @@ async fn accept_all(listener: BoundListener, counts: Counts, max_connections: us
         };
         if counts.open() >= max_connections {
             counts.refused.fetch_add(1, Ordering::Relaxed);
-            if let Some(unsaid) = refusals.allow() {
+            if let Some(suppressed) = refusals.allow() {
                 tracing::warn!(
-                    listener = %url, remote_addr = %socket.remote(), max_connections, unsaid,
+                    listener = %url, remote_addr = %socket.remote(), max_connections, suppressed,
                     "connection refused: the limit on connections is reached"
                 );
             }
@@ -278,28 +280,5 @@ async fn accept_all(listener: BoundListener, counts: Counts, max_connections: us
                 worker.connections.fetch_sub(1, Ordering::Relaxed);
             }
         }
-    }
-}
-
-/// Lets one log line through a second, and counts the others.
-#[derive(Debug, Default)]
-pub(crate) struct RateLimit {
-    last: Option<std::time::Instant>,
-    unsaid: usize,
-}
-
-impl RateLimit {
-    /// `Some(lines left out since the last one)` if a line may be written now.
-    pub(crate) fn allow(&mut self) -> Option<usize> {
-        let now = std::time::Instant::now();
-        if self
-            .last
-            .is_some_and(|last| now - last < Duration::from_secs(1))
-        {
-            self.unsaid += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.unsaid))
     }
 }

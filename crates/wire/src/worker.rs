@@ -1,12 +1,13 @@
 //! Serving threads: each runs one single-threaded runtime and all its connections.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 
+use telemetry::Throttle;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use crate::config::Config;
 use crate::conn::{Accepted, handle};
 use crate::handler::Handler;
 use crate::local::{Flag, WakerSet};
-use crate::server::RateLimit;
+use crate::server::LINE_EVERY;
 use crate::service::{Routes, WorkerState};
 use crate::stream::StreamBytes;
 
@@ -108,7 +109,7 @@ async fn serve_orders<H: Handler>(
     connections: Arc<AtomicUsize>,
 ) {
     let ended = Rc::new(WakerSet::default());
-    let rejected = Rc::new(RefCell::new(RateLimit::default()));
+    let rejected = Rc::new(Throttle::new(LINE_EVERY));
     let drop_at = loop {
         match inbox.recv().await {
             Some(Order::Serve(accepted)) => {
@@ -119,10 +120,10 @@ async fn serve_orders<H: Handler>(
                     let url = accepted.listener.url.clone();
                     let remote = accepted.socket.remote();
                     if let Err(error) = handle(state, accepted).await
-                        && let Some(unsaid) = rejected.borrow_mut().allow()
+                        && let Some(suppressed) = rejected.allow()
                     {
                         tracing::warn!(
-                            "remote-addr" = %remote, listener = %url, %error, unsaid,
+                            "remote-addr" = %remote, listener = %url, %error, suppressed,
                             "rejected connection on client endpoint"
                         );
                     }
