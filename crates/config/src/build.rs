@@ -175,9 +175,8 @@ fn data_dir(
     name: &str,
     notices: &mut Vec<Notice>,
 ) -> PathBuf {
-    let given = settings.text("data-dir");
-    if !given.is_empty() {
-        return PathBuf::from(given);
+    if let Some(given) = path(settings, "data-dir") {
+        return given;
     }
     match personality {
         Personality::Orlop => PathBuf::from(format!("{name}.orlop")),
@@ -469,7 +468,6 @@ fn positive(settings: &Settings, name: &'static str) -> Result<usize, Error> {
 }
 
 fn scheduled_snapshots(settings: &Settings) -> Result<Option<ScheduledSnapshots>, Error> {
-    let dir = settings.text("snapshot-dir");
     let (interval, keep) = (
         duration(settings, "snapshot-interval")?,
         positive(settings, "snapshot-keep")?,
@@ -477,8 +475,9 @@ fn scheduled_snapshots(settings: &Settings) -> Result<Option<ScheduledSnapshots>
     if interval < MIN_SNAPSHOT_INTERVAL {
         return invalid("--snapshot-interval must be at least 1s");
     }
-    Ok((!dir.is_empty()).then(|| ScheduledSnapshots {
-        dir: PathBuf::from(dir),
+    let dir = path(settings, "snapshot-dir");
+    Ok(dir.map(|dir| ScheduledSnapshots {
+        dir,
         interval,
         keep,
     }))

@@ -29,6 +29,8 @@ pub struct KvHash {
 
 /// Bytes hashed between two rests: some tenths of a millisecond.
 const REST_BYTES: usize = 1 << 20;
+/// What an entry costs besides its value's bytes, in bytes hashed.
+const ENTRY_BYTES: usize = 256;
 
 /// Hashes of compactions.
 #[derive(Debug, Default)]
@@ -166,7 +168,7 @@ impl Versions {
                 crc = crc32c::crc32c_append(crc, tail);
                 unrested_bytes += tail.len();
             }
-            unrested_bytes += REST_BYTES / 4096;
+            unrested_bytes += ENTRY_BYTES;
             if unrested_bytes >= REST_BYTES {
                 unrested_bytes = 0;
                 rest();

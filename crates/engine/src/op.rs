@@ -241,6 +241,15 @@ impl Write {
 }
 
 impl TxnOp {
+    /// Whether both branches hold nothing but reads, at any depth.
+    pub fn only_reads(&self) -> bool {
+        self.success.iter().chain(&self.failure).all(|o| match o {
+            Op::Range(_) => true,
+            Op::Put(_) | Op::Delete(_) => false,
+            Op::Txn(t) => t.only_reads(),
+        })
+    }
+
     fn bytes(&self) -> usize {
         let op = |o: &Op| match o {
             Op::Range(r) => r.range.key.len() + r.range.end.len(),
@@ -314,7 +323,7 @@ pub const VOLATILE: usize = 1;
 
 /// A write's storage class, as its caller found it, and what that was found from. If that
 /// has changed when the write is admitted, the write is durable.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
     /// [`DURABLE`] or [`VOLATILE`].
     pub lane: usize,

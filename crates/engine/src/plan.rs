@@ -163,13 +163,6 @@ impl View<'_> {
     }
 
     fn holds(&self, c: &Compare) -> bool {
-        const ABSENT: Fields<'static> = Fields {
-            create_revision: 0,
-            mod_revision: 0,
-            version: 0,
-            value: &[],
-            lease: 0,
-        };
         let mut any = false;
         if c.range.is_one() {
             if let Some((_, tail)) = self.index.live(&c.range.key) {
@@ -188,7 +181,7 @@ impl View<'_> {
             }
         }
         // A value compare on a key that is not there never holds: no value is not "".
-        any || (!matches!(c.target, Target::Value(_)) && compare(c, &ABSENT))
+        any || (!matches!(c.target, Target::Value(_)) && compare(c, &Fields::default()))
     }
 }
 
@@ -243,15 +236,6 @@ pub(crate) fn txn_footprint(op: &TxnOp, f: &mut Footprint) {
             Op::Txn(t) => txn_footprint(t, f),
         }
     }
-}
-
-/// Whether a transaction holds no put or delete at any depth.
-pub(crate) fn only_reads(op: &TxnOp) -> bool {
-    op.success.iter().chain(&op.failure).all(|o| match o {
-        Op::Range(_) => true,
-        Op::Put(_) | Op::Delete(_) => false,
-        Op::Txn(t) => only_reads(t),
-    })
 }
 
 /// Whether a transaction holds a put at any depth of either branch.

@@ -194,7 +194,7 @@ impl<W> Engine<W> {
             Write::Txn(op) => {
                 // One that only reads is evaluated, executed and answered at once, on what
                 // is visible; it needs no lock.
-                if !plan::only_reads(op) {
+                if !op.only_reads() {
                     plan::txn_footprint(op, &mut f);
                 }
             }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 /// A key, shared by index, history and answers.
 pub type Key = Arc<[u8]>;
 
-/// The fields of a stored version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The fields of a stored version; the default is what is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fields<'a> {
     /// Revision of the key's creation.
     pub create_revision: i64,
@@ -93,13 +93,7 @@ pub(crate) fn encode_with(buf: &mut Vec<u8>, f: &Fields<'_>) -> Arc<[u8]> {
 
 /// Decodes what [`encode`] made.
 pub fn decode(mut bytes: &[u8]) -> Fields<'_> {
-    let mut f = Fields {
-        create_revision: 0,
-        mod_revision: 0,
-        version: 0,
-        value: &[],
-        lease: 0,
-    };
+    let mut f = Fields::default();
     while let Some((&tag, rest)) = bytes.split_first() {
         bytes = rest;
         let v = take_varint(&mut bytes);
@@ -193,13 +187,7 @@ pub struct NotAKeyValue;
 /// [`NotAKeyValue`].
 pub fn decode_kv(mut bytes: &[u8]) -> Result<(&[u8], Fields<'_>), NotAKeyValue> {
     let mut key = &[][..];
-    let mut f = Fields {
-        create_revision: 0,
-        mod_revision: 0,
-        version: 0,
-        value: &[],
-        lease: 0,
-    };
+    let mut f = Fields::default();
     let mut last = 0;
     while let Some((&tag, rest)) = bytes.split_first() {
         bytes = rest;

@@ -166,7 +166,7 @@ impl<W> Engine<W> {
             }
         }
         c.done = true;
-        c.done
+        true
     }
 }
 

@@ -4,8 +4,8 @@
 //! other, so that what was admitted later often becomes visible first, and fail at random.
 //! Each answer must be what the oracle says when it applies the writes in the order in
 //! which they became visible. A class that was found from an old value, or by older rules,
-//! must still hold when its write goes into the volatile lane. Reads, hashes and snapshots run in slices meanwhile, with
-//! compaction under way.
+//! must still hold when its write goes into the volatile lane. Reads, hashes and snapshots
+//! run in slices meanwhile, with compaction under way.
 //!
 //! `ORLOP_MODEL_SEED=N` runs one seed (a failure prints it); `ORLOP_MODEL_RUNS=N` runs so
 //! many, from seed 0.

@@ -5,13 +5,14 @@
 //!               so fails here instead of starting empty beside orlop's data
 //! DIR/format    version, ids, name, salt; written last when a directory is made
 //! DIR/lock      locked while a server runs; says whose it is
+//! DIR/restoring there while a restore fills the directory: every start refuses it
 //! DIR/log/      ID.seg (segments), ID.spare (retired, to be used again)
 //! DIR/snap/     LSN.snap
 //! ```
 //! Names ending in `.tmp` are unfinished, and removed at the next start.
 
 use crate::error::OpenError;
-use crate::fs::{FileSystem, Kind, Lock, LockError, LockMode, read_small};
+use crate::fs::{FileSystem, Kind, Lock, LockError, LockMode, read_small, replace_small};
 use crate::segment;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -361,26 +362,14 @@ pub(crate) fn new_format(new: &NewDirectory) -> Format {
     }
 }
 
-/// Writes a small file whole: under another name, synced, renamed, entry synced.
+/// Writes a small file whole; see [`replace_small`].
 pub(crate) fn replace(
     fs: &dyn FileSystem,
     dir: &Path,
     name: &str,
     bytes: &[u8],
 ) -> Result<(), OpenError> {
-    let path = dir.join(name);
-    let temporary = dir.join(format!("{name}.tmp"));
-    let write = || -> io::Result<()> {
-        if fs.kind(&temporary)?.is_some() {
-            fs.remove(&temporary)?;
-        }
-        let file = fs.create(&temporary)?;
-        file.write_at(bytes, 0)?;
-        file.sync_data()?;
-        fs.rename(&temporary, &path)?;
-        fs.sync_dir(dir)
-    };
-    write().map_err(OpenError::io("write", &path))
+    replace_small(fs, dir, name, bytes).map_err(OpenError::io("write", dir.join(name)))
 }
 
 /// Segment files and leftovers in `log/`.

@@ -335,12 +335,7 @@ impl End {
         }
         let began = Instant::now();
         self.unsynced.sync_begins();
-        for (id, file) in self.unsynced_files() {
-            file.sync_data().map_err(|error| {
-                let path = segment::path(&self.shared.layout.log, id);
-                self.shared.set_poison(&path, error)
-            })?;
-        }
+        sync_files(&self.shared, &self.unsynced_files())?;
         self.note_synced(self.lsn, began.elapsed());
         Ok(())
     }
@@ -453,6 +448,19 @@ impl End {
             epoch: self.epochs.open,
         }
     }
+}
+
+/// Syncs segments' files, in log order. One that fails poisons the log.
+pub(crate) fn sync_files(
+    shared: &Shared,
+    files: &[(u64, Arc<dyn File>)],
+) -> Result<(), CommitError> {
+    files.iter().try_for_each(|(id, file)| {
+        file.sync_data().map_err(|error| {
+            let path = segment::path(&shared.layout.log, *id);
+            shared.set_poison(&path, error)
+        })
+    })
 }
 
 /// After a write that found no room: if all of the frame got there nevertheless (its padding

@@ -1,8 +1,8 @@
 //! The durable log: segments, group commit, recovery, snapshots.
 //!
 //! It keeps records in the order given, and gives back after any crash all of those that it
-//! acknowledged, or says what is lost. It may not know what a record means, start threads,
-//! or touch files other than through [`fs::FileSystem`]. Calls block: the server gives the
+//! acknowledged, or says what is lost. It may not know what a record means (a store does:
+//! [`Replay`]), start threads, or touch files other than through [`fs::FileSystem`]. Calls block: the server gives the
 //! journal a thread. How files look is told in `docs/decisions/0002-journal-format.md` and
 //! in the modules here: [`dir`] the directory, `segment` and `frame` the log, `snapshot`,
 //! and `recovery` what a start makes of them.
@@ -26,6 +26,7 @@ mod open;
 mod order;
 mod record;
 mod recovery;
+mod replay;
 mod seed;
 mod segment;
 mod settle;
@@ -43,7 +44,7 @@ pub use fs::real::{default_marker_dir, fs_warning};
 pub use load::decode_block_items;
 pub use open::{Guards, OpenReport, Options};
 pub use record::{DecodeError, decode_record};
-pub use recovery::Replay;
+pub use replay::Replay;
 pub use seed::{seed, seed_engine};
 pub use settle::EpochReport;
 pub use snapshot::{SnapshotInfo, SnapshotWriter};

@@ -4,7 +4,7 @@ use crate::error::OpenError;
 use crate::frame::{u32_at, u64_at};
 use crate::fs::{File, FileSystem, read_full};
 use crate::record::{self, Unit};
-use crate::recovery::Replay;
+use crate::replay::Replay;
 use crate::snapshot::{
     BLOCK_HEADER, EPOCH, FOOTER, HEADER, MAGIC, MAX_BLOCK_BYTES, VERSION, block_crc,
 };

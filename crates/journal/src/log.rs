@@ -4,11 +4,10 @@
 use crate::Epoch;
 use crate::allocator::Shared;
 use crate::dir::Format;
-use crate::end::End;
+use crate::end::{self, End};
 use crate::error::CommitError;
 use crate::marker::{self, Failed, Marker};
 use crate::open::Guards;
-use crate::segment;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,12 +79,7 @@ impl Log {
             (end.lsn, end.unsynced_files())
         };
         let began = Instant::now();
-        let result = files.into_iter().try_for_each(|(id, file)| {
-            file.sync_data().map_err(|error| {
-                let path = segment::path(&self.shared.layout.log, id);
-                self.shared.set_poison(&path, error)
-            })
-        });
+        let result = end::sync_files(&self.shared, &files);
         let took = began.elapsed();
         let result = result.and_then(|()| {
             let mut end = self.end();

@@ -7,7 +7,7 @@
 
 use crate::frame::{FLAG_PLACED, FrameHeader, KNOWN_FLAGS};
 use crate::record::{self, DecodeError, Entry, Note};
-use crate::recovery::Replay;
+use crate::replay::Replay;
 use crate::{Epoch, Lsn};
 use engine::record::Record;
 use std::collections::VecDeque;

@@ -24,47 +24,13 @@ use crate::fs::{FileSystem, read_full};
 use crate::load::Snapshot;
 use crate::open::Guards;
 use crate::order::{Order, Refusal};
+use crate::replay::Replay;
 use crate::segment;
 use crate::snapshot;
 use crate::window::Window;
 use crate::{Lsn, Position};
-use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use std::io;
 use std::path::PathBuf;
-
-/// Takes what a journal holds, in order. An error ends the start with its text.
-pub trait Replay {
-    /// A snapshot begins; at most once, before everything else.
-    ///
-    /// # Errors
-    /// A sentence why the store does not take it.
-    fn snapshot(&mut self, meta: SnapshotMeta) -> Result<(), String>;
-    /// The next item of the snapshot.
-    ///
-    /// # Errors
-    /// A sentence why the store does not take it.
-    fn item(&mut self, item: SnapshotItem) -> Result<(), String>;
-    /// The snapshot was complete.
-    ///
-    /// # Errors
-    /// A sentence why the store does not take it.
-    fn end_of_snapshot(&mut self) -> Result<(), String> {
-        Ok(())
-    }
-    /// The next record.
-    ///
-    /// # Errors
-    /// A sentence why the store does not take it.
-    fn record(&mut self, record: Record) -> Result<(), String>;
-    /// The store's revision now. Compared with what each frame says came before it.
-    fn revision(&self) -> i64;
-    /// The store's revision is `revision` now, by a bump record as etcd has it, and all at and
-    /// below it is compacted.
-    ///
-    /// # Errors
-    /// A sentence why the store does not take it.
-    fn jump(&mut self, revision: i64) -> Result<(), String>;
-}
 
 /// A frame that nothing later proves synced.
 #[derive(Clone, Copy, Debug)]

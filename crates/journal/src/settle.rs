@@ -8,7 +8,8 @@ use crate::marker::{self, Verdict};
 use crate::open::Guards;
 use crate::order::{Held, Refusal};
 use crate::record::Note;
-use crate::recovery::{Recovered, Replay};
+use crate::recovery::Recovered;
+use crate::replay::Replay;
 use std::path::Path;
 
 /// The last process left an epoch open: it was killed, or the machine lost power.

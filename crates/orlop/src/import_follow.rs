@@ -6,11 +6,11 @@
 
 use crate::failure::Failure;
 use crate::import_source::{Source, SourceError, SourceHash, Watching};
-use crate::snapshot_feed::Feed;
 use engine::record::{Effect, Record};
+use engine::{Engine, Limits};
 use etcd_api::mvccpb::{Event, event::EventType};
 use journal::fs::real::RealFs;
-use journal::{Journal, Options};
+use journal::{Journal, Options, Replay};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(crate) struct Progress {
 /// The copy.
 pub(crate) struct Follower {
     source: Source,
-    feed: Feed,
+    engine: Engine<()>,
     journal: Journal,
     watching: Option<Watching>,
     failures: u32,
@@ -62,12 +62,12 @@ impl Follower {
     pub(crate) fn open(source: Source, dir: &Path, mut options: Options) -> Result<Self, Failure> {
         // Synced at the end: before that the directory is of no use.
         options.no_fsync = true;
-        let mut feed = Feed::new();
-        let (journal, _) = Journal::open(Arc::new(RealFs::new()), dir, options, &mut feed)?;
-        let source_revision = feed.engine.revision();
+        let mut engine: Engine<()> = Engine::new(Limits::default());
+        let (journal, _) = Journal::open(Arc::new(RealFs::new()), dir, options, &mut engine)?;
+        let source_revision = engine.revision();
         Ok(Follower {
             source,
-            feed,
+            engine,
             journal,
             watching: None,
             failures: 0,
@@ -80,17 +80,17 @@ impl Follower {
     }
 
     fn revision(&self) -> i64 {
-        self.feed.engine.revision()
+        self.engine.revision()
     }
 
     /// Keys in the copy.
     pub(crate) fn keys(&self) -> usize {
-        self.feed.engine.keys()
+        self.engine.keys()
     }
 
     /// Leases in the copy.
     pub(crate) fn leases(&self) -> usize {
-        self.feed.engine.lease_count()
+        self.engine.lease_count()
     }
 
     /// Changes of keys since the snapshot.
@@ -146,7 +146,7 @@ impl Follower {
             self.receive().await?;
         }
         self.take_leases().await?;
-        if theirs.compact_revision > self.feed.engine.compact_revision() {
+        if theirs.compact_revision > self.engine.compact_revision() {
             self.apply(vec![Record::Compact {
                 revision: theirs.compact_revision,
             }])?;
@@ -171,7 +171,7 @@ impl Follower {
     }
 
     fn hash(&self) -> SourceHash {
-        let engine = &self.feed.engine;
+        let engine = &self.engine;
         let mut found = SourceHash {
             revision: engine.revision(),
             compact_revision: engine.compact_revision(),
@@ -315,7 +315,7 @@ impl Follower {
     async fn know_lease(&self, id: i64, records: &mut Vec<Record>) -> Result<(), SourceError> {
         let granted =
             |r: &Record| matches!(r, Record::LeaseGrant { id: other, .. } if *other == id);
-        if self.feed.engine.lease(id, 0, false).is_some() || records.iter().any(granted) {
+        if self.engine.lease(id, 0, false).is_some() || records.iter().any(granted) {
             return Ok(());
         }
         let ttl_s = self.source.lease_ttl_s(id).await?;
@@ -332,7 +332,7 @@ impl Follower {
         let theirs = self.source.leases().await?;
         let mut records = Vec::new();
         for &id in &theirs {
-            let ours = self.feed.engine.lease(id, 0, false);
+            let ours = self.engine.lease(id, 0, false);
             let ours = ours.map(|lease| lease.granted_ttl_s);
             if let Some(ttl_s) = self.source.lease_ttl_s(id).await?
                 && ours != Some(ttl_s)
@@ -341,9 +341,8 @@ impl Follower {
             }
         }
         let known: std::collections::HashSet<i64> = theirs.into_iter().collect();
-        for id in self.feed.engine.lease_ids() {
+        for id in self.engine.lease_ids() {
             let without_keys = self
-                .feed
                 .engine
                 .lease(id, 0, true)
                 .is_some_and(|lease| lease.keys.is_empty());
@@ -362,7 +361,7 @@ impl Follower {
         let revision = self.revision();
         self.journal.commit(&records, || revision, || ())?;
         for record in records {
-            self.feed.apply(record);
+            self.engine.record(record).map_err(Failure::Refused)?;
         }
         Ok(())
     }

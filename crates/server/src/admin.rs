@@ -9,12 +9,12 @@
 //! | `DELETE /v1/profile` | back to what the command line says |
 //! | `POST /v1/rules?name=NAME` and TOML | puts rules in force, until they are reset |
 
+use crate::http::{Query, answer as http_answer, json as json_text};
 use crate::rates::Rate;
 use crate::shared::Shared;
-use crate::storage::LIMIT_BYTES;
 use crate::switch::{Choice, SwitchError, switch};
 use bytes::Bytes;
-use http::{Method, Response, StatusCode, header};
+use http::{Method, Response, StatusCode};
 use policy::WhatIf;
 use serde_json::{Value, json};
 use std::rc::Rc;
@@ -73,18 +73,13 @@ fn answer(
     from: &str,
     who: Option<&str>,
 ) -> Response<Bytes> {
+    // At most as long as rules may be: the transport refuses more.
     let body = request.body();
-    if body.len() as u64 > LIMIT_BYTES {
-        return error(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            &format!("storage rules have at most {LIMIT_BYTES} bytes"),
-        );
-    }
     let choice = match (request.method(), request.uri().path()) {
         (&Method::GET, "/v1/status") => return json_answer(StatusCode::OK, &status(shared)),
         (&Method::GET, "/v1/rules") => {
             let text = shared.store.storage.current().policy.source().to_owned();
-            return respond(StatusCode::OK, "application/toml", text);
+            return http_answer(StatusCode::OK, "application/toml", text);
         }
         (&Method::DELETE, "/v1/profile") => Choice::Reset,
         (&Method::POST, "/v1/profile") => match profile_of(body) {
@@ -96,7 +91,7 @@ fn answer(
         },
         (&Method::POST, "/v1/rules") => match std::str::from_utf8(body) {
             Ok(text) => Choice::Rules {
-                name: name_of(request.uri().query().unwrap_or_default()),
+                name: name_of(&Query(request.uri().query().unwrap_or_default())),
                 text: text.to_owned(),
             },
             Err(_) => return error(StatusCode::BAD_REQUEST, "the rules are not UTF-8"),
@@ -130,8 +125,8 @@ fn profile_of(body: &[u8]) -> Option<String> {
 }
 
 /// What applied rules are called: the query's `name`, in plain characters.
-fn name_of(query: &str) -> String {
-    let name = query.split('&').find_map(|p| p.strip_prefix("name="));
+fn name_of(query: &Query<'_>) -> String {
+    let name = query.all("name").next();
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
     let name: String = name
         .unwrap_or("rules")
@@ -245,18 +240,8 @@ fn spared(shared: &Shared) -> Value {
     })
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Bytes> {
-    let mut r = Response::new(Bytes::from(body));
-    *r.status_mut() = status;
-    r.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(content_type),
-    );
-    r
-}
-
 fn json_answer(status: StatusCode, value: &Value) -> Response<Bytes> {
-    respond(status, "application/json", format!("{value}\n"))
+    json_text(status, format!("{value}\n"))
 }
 
 fn error(status: StatusCode, text: &str) -> Response<Bytes> {

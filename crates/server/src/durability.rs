@@ -238,14 +238,12 @@ impl Committer {
 
     fn close_epoch(&mut self) {
         let shared = self.shared.clone();
-        match self.journal.close_epoch(|| shared.store.lock().revision()) {
-            Ok(()) => {
-                self.close_wanted = false;
-                self.two_lanes = false;
-            }
-            Err(CommitError::NoSpace { .. }) => self.shared.set_disk_full(true),
-            Err(error) => self.failed(&error),
+        let result = self.journal.close_epoch(|| shared.store.lock().revision());
+        if result.is_ok() {
+            self.close_wanted = false;
+            self.two_lanes = false;
         }
+        self.check(result);
     }
 
     fn commit(&mut self, batch: Batch, revision_before: i64) {
@@ -278,13 +276,8 @@ impl Committer {
                 m.write_bytes.durable.add(info.bytes);
                 published.report(&shared, batch.records.len());
             }
-            Err(error) => self.refused(&batch, &error),
+            Err(error) => refuse(&shared, &batch, &error),
         }
-    }
-
-    fn refused(&self, batch: &Batch, error: &CommitError) {
-        refuse(&self.shared, batch, error);
-        self.failed(error);
     }
 
     fn check<T>(&self, result: Result<T, CommitError>) {
@@ -379,7 +372,8 @@ impl Published {
     }
 }
 
-/// Answers a batch that the journal did not take.
+/// Answers a batch that the journal did not take. After a failed sync nothing may be answered,
+/// since whether the writes are on the disk is unknown: the process ends.
 pub(crate) fn refuse(shared: &Shared, batch: &Batch, error: &CommitError) {
     shared
         .metrics
@@ -388,24 +382,21 @@ pub(crate) fn refuse(shared: &Shared, batch: &Batch, error: &CommitError) {
     let answer = match error {
         CommitError::NoSpace { .. } => Error::NoSpace,
         CommitError::TooLarge { .. } => Error::TooManyRequests,
-        CommitError::Poisoned { .. } | CommitError::Strict | CommitError::Closed => Error::Stopped,
+        CommitError::Strict | CommitError::Closed => Error::Stopped,
+        CommitError::Poisoned { .. } => shared.die(&error.to_string()),
     };
     if matches!(error, CommitError::NoSpace { .. }) && !shared.disk_full() {
         tracing::error!(%error, "the journal has no room: writes are refused with NOSPACE until there is");
         shared.set_disk_full(true);
     }
-    // With a failed sync nothing may be answered: whether the writes are on the disk is
-    // unknown. The process ends with them unanswered.
-    if !matches!(error, CommitError::Poisoned { .. }) {
-        let mut answers = Answers::new();
-        let open = {
-            let mut engine = shared.store.lock();
-            engine.fail(batch.ticket, answer, &mut answers);
-            Open::of(&engine)
-        };
-        shared.store.deliver(&mut answers);
-        shared.store.raise(open);
-    }
+    let mut answers = Answers::new();
+    let open = {
+        let mut engine = shared.store.lock();
+        engine.fail(batch.ticket, answer, &mut answers);
+        Open::of(&engine)
+    };
+    shared.store.deliver(&mut answers);
+    shared.store.raise(open);
 }
 
 #[cfg(test)]

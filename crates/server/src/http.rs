@@ -140,7 +140,8 @@ impl Service {
     }
 }
 
-struct Query<'a>(&'a str);
+/// The query of a URL, as it is written.
+pub(crate) struct Query<'a>(pub(crate) &'a str);
 
 impl<'a> Query<'a> {
     fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
@@ -150,7 +151,8 @@ impl<'a> Query<'a> {
             .map(|p| p.split_once('=').unwrap_or((p, "")))
     }
 
-    fn all(&self, name: &'static str) -> impl Iterator<Item = &'a str> {
+    /// The values of a parameter.
+    pub(crate) fn all(&self, name: &'static str) -> impl Iterator<Item = &'a str> {
         self.pairs()
             .filter(move |(k, _)| *k == name)
             .map(|(_, v)| v)
@@ -161,7 +163,12 @@ impl<'a> Query<'a> {
     }
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Bytes> {
+/// An answer that no browser takes for anything else.
+pub(crate) fn answer(
+    status: StatusCode,
+    content_type: &'static str,
+    body: String,
+) -> Response<Bytes> {
     let mut r = Response::new(Bytes::from(body));
     *r.status_mut() = status;
     r.headers_mut().insert(
@@ -179,6 +186,7 @@ fn text(status: StatusCode, body: &str) -> Response<Bytes> {
     answer(status, "text/plain; charset=utf-8", body.to_string())
 }
 
-fn json(status: StatusCode, body: String) -> Response<Bytes> {
+/// JSON, which the caller has written.
+pub(crate) fn json(status: StatusCode, body: String) -> Response<Bytes> {
     answer(status, "application/json", body)
 }

@@ -20,7 +20,6 @@ mod maintenance;
 mod memory;
 mod pace;
 mod rates;
-mod replay;
 mod scheduled;
 mod service;
 mod shared;

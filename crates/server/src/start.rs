@@ -4,12 +4,11 @@ use crate::durability::Committer;
 use crate::encode::Ids;
 use crate::error::Error;
 use crate::memory;
-use crate::replay::Feed;
 use crate::scheduled::Scheduled;
 use crate::service::{METHODS, Service};
 use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Parts, Shared};
 use crate::storage::Storage;
-use crate::store::Store;
+use crate::store::{Store, Waiter};
 use crate::upkeep::Upkeep;
 use config::{Config, Url};
 use engine::{Engine, Limits};
@@ -116,9 +115,13 @@ impl Server {
             max_held_bytes: budget.held_bytes as usize,
             ..Limits::default()
         };
-        let mut feed = Feed::new(Engine::new(limits));
-        let (mut journal, report) =
-            Journal::open(files.clone(), &config.data_dir, options(config), &mut feed)?;
+        let mut engine: Engine<Waiter> = Engine::new(limits);
+        let (mut journal, report) = Journal::open(
+            files.clone(),
+            &config.data_dir,
+            options(config),
+            &mut engine,
+        )?;
         for w in &report.warnings {
             tracing::warn!(warning = %w, "while opening the data directory");
         }
@@ -143,7 +146,6 @@ impl Server {
         if let Some(w) = journal::fs_warning(&config.data_dir) {
             tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
         }
-        let mut engine = feed.engine;
         engine.set_compaction_hashes(true);
         engine.renew_leases(0);
         engine.set_disk_full(report.no_space);

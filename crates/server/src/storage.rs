@@ -3,9 +3,9 @@
 
 use crate::store::Store;
 use config::Config;
-use engine::op::{Bound, Class, Op, PutOp, TxnOp, VOLATILE, Write};
+use engine::op::{Bound, Class, DeleteOp, Op, PutOp, TxnOp, VOLATILE, Write};
 use engine::tail;
-use journal::fs::{FileSystem, Kind};
+use journal::fs::{FileSystem, Kind, read_small, replace_small};
 use parking_lot::{Mutex, RwLock};
 use policy::{Change, Policy, Profile, WhatIf};
 use std::fmt;
@@ -117,7 +117,7 @@ pub(crate) struct Storage {
     files: Arc<dyn FileSystem>,
     dir: PathBuf,
     kube_prefix: Option<String>,
-    flag: Choice,
+    flag: Option<Named>,
     current: RwLock<Arc<InForce>>,
     /// As `current` says, without a lock.
     strict: AtomicBool,
@@ -127,15 +127,23 @@ pub(crate) struct Storage {
     pub(crate) spared: Spared,
 }
 
-/// What the command line chose.
-#[derive(Clone, Debug)]
-enum Choice {
-    Default,
-    Named(String, String),
+/// Rules as they were written, and what they go by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Named {
+    name: String,
+    text: String,
 }
 
 fn parse(name: &str, text: &str, prefix: Option<&str>) -> Result<Policy, RulesError> {
     Policy::parse(name, text, prefix).map_err(|e| RulesError::Rules(e.to_string()))
+}
+
+/// The rules of a start without a choice at run time.
+fn of_flag(flag: Option<&Named>, prefix: Option<&str>) -> Result<(Policy, Source), RulesError> {
+    Ok(match flag {
+        None => (Policy::strict(), Source::Default),
+        Some(n) => (parse(&n.name, &n.text, prefix)?, Source::Flag),
+    })
 }
 
 /// A profile's rules, by name.
@@ -152,25 +160,24 @@ impl Storage {
         let kube_prefix = config.kube_prefix.clone();
         let prefix = kube_prefix.as_deref();
         let flag = match &config.storage {
-            config::Storage::Default => Choice::Default,
-            config::Storage::Profile(name) => {
-                Choice::Named(name.clone(), profile_text(name)?.to_owned())
-            }
-            config::Storage::Rules(path) => Choice::Named(
-                path.display().to_string(),
-                std::fs::read_to_string(path).map_err(|source| RulesError::Io {
+            config::Storage::Default => None,
+            config::Storage::Profile(name) => Some(Named {
+                name: name.clone(),
+                text: profile_text(name)?.to_owned(),
+            }),
+            config::Storage::Rules(path) => Some(Named {
+                name: path.display().to_string(),
+                text: std::fs::read_to_string(path).map_err(|source| RulesError::Io {
                     action: "read the storage rules",
                     path: path.clone(),
                     source,
                 })?,
-            ),
+            }),
         };
-        let of_flag = match &flag {
-            Choice::Default => (Policy::strict(), Source::Default),
-            Choice::Named(name, text) => (parse(name, text, prefix)?, Source::Flag),
-        };
+        // Mistakes in what the command line names show also while a choice hides it.
+        let of_flag = of_flag(flag.as_ref(), prefix)?;
         let (policy, source) = match read_choice(&*files, &config.data_dir)? {
-            Some((name, text)) => (parse(&name, &text, prefix)?, Source::RunTime),
+            Some(n) => (parse(&n.name, &n.text, prefix)?, Source::RunTime),
             None => of_flag,
         };
         let what_if = WhatIf::new(prefix).map_err(|e| RulesError::Rules(e.to_string()))?;
@@ -203,10 +210,9 @@ impl Storage {
 
     /// What the command line chose, by name.
     pub(crate) fn flag_name(&self) -> &str {
-        match &self.flag {
-            Choice::Default => Profile::Strict.name(),
-            Choice::Named(name, _) => name,
-        }
+        self.flag
+            .as_ref()
+            .map_or(Profile::Strict.name(), |n| n.name.as_str())
     }
 
     /// The rules of a text, checked.
@@ -216,10 +222,7 @@ impl Storage {
 
     /// The rules that are in force when there is no choice at run time.
     pub(crate) fn of_flag(&self) -> Result<(Policy, Source), RulesError> {
-        Ok(match &self.flag {
-            Choice::Default => (Policy::strict(), Source::Default),
-            Choice::Named(name, text) => (self.check(name, text)?, Source::Flag),
-        })
+        of_flag(self.flag.as_ref(), self.kube_prefix.as_deref())
     }
 
     /// Writes a choice, or that there is none, to the data directory; synced.
@@ -239,18 +242,7 @@ impl Storage {
             return Ok(());
         };
         let text = encode(policy.name(), policy.source());
-        let temporary = self.dir.join(format!("{FILE}.tmp"));
-        let write = || -> io::Result<()> {
-            if fs.kind(&temporary)?.is_some() {
-                fs.remove(&temporary)?;
-            }
-            let file = fs.create(&temporary)?;
-            file.write_at(text.as_bytes(), 0)?;
-            file.sync_data()?;
-            fs.rename(&temporary, &path)?;
-            fs.sync_dir(&self.dir)
-        };
-        write().map_err(failed)
+        replace_small(fs, &self.dir, FILE, text.as_bytes()).map_err(failed)
     }
 
     /// Puts rules in force for every write that is not admitted yet.
@@ -295,7 +287,8 @@ impl Storage {
     fn sample(&self, store: &Store, write: &Write, now_ms: u64) -> u8 {
         // Slices at odd intervals, so that what clients do in step with a clock is met too.
         let slice = (now_ms >> SLICE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        if !slice.is_multiple_of(SAMPLE_EVERY) || changes_nothing(write) {
+        let reads = matches!(write, Write::Txn(op) if op.only_reads());
+        if !slice.is_multiple_of(SAMPLE_EVERY) || reads {
             return 0;
         }
         let mut tags = SAMPLED;
@@ -418,35 +411,32 @@ fn of_txn(policy: &Policy, olds: &mut Olds<'_>, op: &TxnOp) -> Option<policy::Cl
         }
         strongest = Some(strongest.map_or(class, |s: policy::Class| s.strongest(class)));
     }
-    // What is compared with a version that is not there changes nothing.
     strongest
 }
 
 /// The one key that a write changes, and its new value; for sampling.
 fn one_key(write: &Write) -> Option<(&[u8], Option<&[u8]>)> {
-    fn op(op: &Op) -> Option<(&[u8], Option<&[u8]>)> {
-        match op {
-            Op::Put(p) if !p.ignore_value => Some((&p.key[..], Some(&p.value[..]))),
-            Op::Delete(d) if d.range.is_one() => Some((&d.range.key[..], None)),
-            _ => None,
-        }
+    fn put(op: &PutOp) -> Option<(&[u8], Option<&[u8]>)> {
+        (!op.ignore_value).then_some((&op.key[..], Some(&op.value[..])))
+    }
+    fn delete(op: &DeleteOp) -> Option<(&[u8], Option<&[u8]>)> {
+        op.range.is_one().then_some((&op.range.key[..], None))
     }
     match write {
-        Write::Put(p) if !p.ignore_value => Some((&p.key[..], Some(&p.value[..]))),
-        Write::Delete(d) if d.range.is_one() => Some((&d.range.key[..], None)),
+        Write::Put(op) => put(op),
+        Write::Delete(op) => delete(op),
         Write::Txn(t) => {
-            let mut changes = t.success.iter().chain(&t.failure);
-            let mut changes = changes.by_ref().filter(|o| !matches!(o, Op::Range(_)));
-            let one = changes.next().and_then(op);
+            let ops = t.success.iter().chain(&t.failure);
+            let mut changes = ops.filter(|o| !matches!(o, Op::Range(_)));
+            let one = match changes.next()? {
+                Op::Put(op) => put(op),
+                Op::Delete(op) => delete(op),
+                Op::Range(_) | Op::Txn(_) => None,
+            };
             one.filter(|_| changes.next().is_none())
         }
         _ => None,
     }
-}
-
-fn changes_nothing(write: &Write) -> bool {
-    let read = |o: &Op| matches!(o, Op::Range(_));
-    matches!(write, Write::Txn(t) if t.success.iter().chain(&t.failure).all(read))
 }
 
 fn encode(name: &str, text: &str) -> String {
@@ -456,8 +446,8 @@ fn encode(name: &str, text: &str) -> String {
     format!("crc {crc:08x}\n{body}")
 }
 
-/// Name and text of the choice in `bytes`.
-fn decode(bytes: &[u8]) -> Option<(String, String)> {
+/// The choice in `bytes`.
+fn decode(bytes: &[u8]) -> Option<Named> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (crc, body) = text.strip_prefix("crc ")?.split_once('\n')?;
     if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(body.as_bytes())) {
@@ -467,11 +457,14 @@ fn decode(bytes: &[u8]) -> Option<(String, String)> {
         .strip_prefix(TITLE)?
         .strip_prefix("\nversion 1\nname ")?;
     let (name, text) = rest.split_once("\n\n")?;
-    Some((name.to_owned(), text.to_owned()))
+    Some(Named {
+        name: name.to_owned(),
+        text: text.to_owned(),
+    })
 }
 
 /// The choice that was made at run time, if there is one.
-fn read_choice(files: &dyn FileSystem, dir: &Path) -> Result<Option<(String, String)>, RulesError> {
+fn read_choice(files: &dyn FileSystem, dir: &Path) -> Result<Option<Named>, RulesError> {
     let path = dir.join(FILE);
     let failed = |source| RulesError::Io {
         action: "read",
@@ -481,20 +474,9 @@ fn read_choice(files: &dyn FileSystem, dir: &Path) -> Result<Option<(String, Str
     match files.kind(&path).map_err(failed)? {
         None => Ok(None),
         Some(Kind::File(_)) => {
-            let read = || -> io::Result<Vec<u8>> {
-                let file = files.open(&path, false)?;
-                let mut bytes = vec![0; file.len()?.min(LIMIT_BYTES + 4096) as usize];
-                let mut done = 0;
-                while done < bytes.len() {
-                    match file.read_at(&mut bytes[done..], done as u64)? {
-                        0 => break,
-                        n => done += n,
-                    }
-                }
-                bytes.truncate(done);
-                Ok(bytes)
-            };
-            let choice = decode(&read().map_err(failed)?);
+            // Its own lines come on top of the text.
+            let bytes = read_small(files, &path, LIMIT_BYTES + 4096).map_err(failed)?;
+            let choice = decode(&bytes);
             choice.map(Some).ok_or(RulesError::Damaged { path })
         }
         Some(_) => Err(RulesError::Damaged { path }),
@@ -508,8 +490,11 @@ mod tests {
     #[test]
     fn a_choice_reads_back_and_a_changed_byte_is_noticed() {
         let text = encode("a\nb", "x = 1\n\ny = 2\n");
-        let (name, rules) = decode(text.as_bytes()).unwrap();
-        assert_eq!((&name[..], &rules[..]), ("a\\nb", "x = 1\n\ny = 2\n"));
+        let read = decode(text.as_bytes()).unwrap();
+        assert_eq!(
+            (&read.name[..], &read.text[..]),
+            ("a\\nb", "x = 1\n\ny = 2\n")
+        );
         for at in 0..text.len() {
             let mut changed = text.clone().into_bytes();
             changed[at] ^= 1;

@@ -5,7 +5,7 @@ use crate::durability::{MAX_BATCH_BYTES, publish, refuse};
 use crate::shared::Shared;
 use engine::op::VOLATILE;
 use engine::sequencer::{Answers, Batch};
-use journal::{CommitError, VolatileWriter};
+use journal::VolatileWriter;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,11 +45,6 @@ fn write(shared: &Shared, writer: &VolatileWriter, batch: &Batch) {
             m.write_bytes.volatile.add(info.bytes);
             published.report(shared, batch.records.len());
         }
-        Err(error) => {
-            refuse(shared, batch, &error);
-            if matches!(error, CommitError::Poisoned { .. }) {
-                shared.die(&error.to_string());
-            }
-        }
+        Err(error) => refuse(shared, batch, &error),
     }
 }

@@ -133,15 +133,32 @@ pub(crate) fn read_full(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::
     Ok(done)
 }
 
-/// Reads a whole small file; `limit_bytes` guards against a wrong one.
-pub(crate) fn read_small(
-    fs: &dyn FileSystem,
-    path: &Path,
-    limit_bytes: u64,
-) -> io::Result<Vec<u8>> {
+/// Reads a whole small file, at most `limit_bytes` of it: that guards against a wrong one.
+///
+/// # Errors
+/// Those of the file system.
+pub fn read_small(fs: &dyn FileSystem, path: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
     let file = fs.open(path, false)?;
     let mut bytes = vec![0; file.len()?.min(limit_bytes) as usize];
     let n = read_full(&*file, &mut bytes, 0)?;
     bytes.truncate(n);
     Ok(bytes)
+}
+
+/// Writes the small file `name` in `dir` whole: as `NAME.tmp`, synced, renamed, the entry
+/// synced. After a crash it is there as it was before or as it is to be.
+///
+/// # Errors
+/// Those of the file system. The old file is then still there, or the new one is and may not
+/// outlive a power loss.
+pub fn replace_small(fs: &dyn FileSystem, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.tmp"));
+    if fs.kind(&temporary)?.is_some() {
+        fs.remove(&temporary)?;
+    }
+    let file = fs.create(&temporary)?;
+    file.write_at(bytes, 0)?;
+    file.sync_data()?;
+    fs.rename(&temporary, &dir.join(name))?;
+    fs.sync_dir(dir)
 }

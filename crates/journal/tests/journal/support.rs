@@ -194,3 +194,22 @@ pub(crate) fn snapshot(fs: &SimFs, store: &Store, at: Position) -> Result<(), Sn
     }
     writer.finish().map(drop)
 }
+
+/// A number from the environment.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// Runs every seed, and fails with the first that did not hold.
+pub(crate) fn all_hold(
+    seeds: impl Iterator<Item = u64>,
+    mut run: impl FnMut(u64) -> Result<(), String>,
+) {
+    let failed: Vec<_> = seeds.filter_map(|seed| run(seed).err()).collect();
+    assert!(
+        failed.is_empty(),
+        "{} seeds failed, first: {}",
+        failed.len(),
+        failed[0]
+    );
+}
