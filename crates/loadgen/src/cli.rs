@@ -310,19 +310,19 @@ fn pinned_etcd() -> Result<PathBuf, Error> {
     Ok(playground::binaries("etcd").map_err(none)?.join("etcd"))
 }
 
+/// Arguments from a command line, for a test of them.
+#[cfg(test)]
+pub(crate) fn parsed<A: clap::Args>(line: &str) -> Result<A, clap::Error> {
+    let command = A::augment_args(clap::Command::new("test"));
+    A::from_arg_matches(&command.try_get_matches_from(line.split_whitespace())?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
 
     fn parse(line: &str) -> Result<Args, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.args)
+        parsed(line)
     }
 
     #[test]

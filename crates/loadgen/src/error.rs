@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The user asked to stop.
-    #[error("interrupted: everything that was started has been stopped, there is no result")]
+    #[error("interrupted: everything that was started has been stopped")]
     Interrupted,
     /// An argument that makes no sense with the others.
     #[error("{0}")]
@@ -54,6 +54,27 @@ pub enum Error {
         "no etcd found ({0}); name one with --etcd-bin, put it on PATH, or build the pinned one: `orlop playground --store etcd --build-only`"
     )]
     NoEtcd(String),
+    /// A kubeconfig that cannot be used.
+    #[error("kubeconfig {path}: {why}", path = path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No answer from the apiserver.
+    #[error("no answer from the apiserver: {0}")]
+    Apiserver(String),
+    /// Bytes of the apiserver that are not what they should be.
+    #[error("an answer of the apiserver cannot be read: {0}")]
+    Decode(String),
+    /// The count of a run on Kubernetes is not what was asked for, or something is stuck: its
+    /// figures say nothing. Others may be good.
+    #[error("the run failed: {0}")]
+    Count(String),
+    /// A control plane did not start or did not go on, or refused a request.
+    #[error(transparent)]
+    Cluster(#[from] playground::Error),
     /// A file or directory.
     #[error("{path}: {source}", path = path.display())]
     File {

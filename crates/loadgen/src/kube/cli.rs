@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use playground::cli::start_guard;
 use playground::cluster::Programs;
+use playground::store::Kind;
 use tokio::task::LocalSet;
 
-use super::error::{Error, Result};
+use super::Result;
 use super::limit::Search;
 use super::load::Shape;
 use super::manifest::Manifest;
@@ -16,7 +17,7 @@ use super::progress::Progress;
 use super::report::Report;
 use super::run::Bench;
 use super::stores::{self, StoreSpec};
-use crate::{Interrupt, procfs};
+use crate::{Error, Interrupt};
 
 /// Load patterns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -79,7 +80,7 @@ pub struct Args {
 
     /// Search for the shortest interval at which latency from the intended time to bound
     /// stays within --limit at the 99th percentile and does not grow.
-    #[arg(long, conflicts_with = "idle")]
+    #[arg(long, conflicts_with_all = ["idle", "interval"])]
     find_limit: bool,
 
     /// For --find-limit.
@@ -196,13 +197,16 @@ fn try_run(args: &Args) -> Result<Report> {
         for name in &args.compare {
             specs.push(StoreSpec::parse(name, &stores, &mut say)?);
         }
+        if args.disk_delay.is_some() && specs.iter().any(|spec| spec.kind() == Kind::Etcd) {
+            stores::check_tracer()?;
+        }
         Programs::find(args.kube_bin.as_deref(), &mut say)?
     };
-    let interrupt = Interrupt::on_signals().map_err(|e| Error::Argument(e.to_string()))?;
+    let interrupt = Interrupt::on_signals()?;
     let mut bench = Bench {
         programs,
         nodes: args.nodes,
-        dir: std::path::absolute(&args.dir).map_err(Error::io(args.dir.display().to_string()))?,
+        dir: std::path::absolute(&args.dir).map_err(Error::file(&args.dir))?,
         disk_delay: args.disk_delay.unwrap_or_default(),
         manifest,
         interrupt,
@@ -212,54 +216,55 @@ fn try_run(args: &Args) -> Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Error::io("starting a runtime"))?;
-    let report = LocalSet::new().block_on(&runtime, args.measure(&mut bench, &specs))?;
+        .map_err(Error::system("starting a runtime"))?;
+    let mut report = Report::new(args.kubeconfig.is_none().then_some(args.nodes));
+    let measuring = args.measure(&mut bench, &specs, &mut report);
+    let measured = LocalSet::new().block_on(&runtime, measuring);
     bench.progress.done("");
-    println!("{report}");
-    if let Some(path) = &args.json {
-        write(path, &report.to_json()?)?;
+    // What was measured until something ended it is told too.
+    if measured.is_ok() || !report.is_empty() {
+        println!("{report}");
+        if let Some(path) = &args.json {
+            write(path, &report.to_json()?)?;
+        }
+        if let Some(path) = &args.html {
+            write(path, &super::html::page(&report))?;
+        }
     }
-    if let Some(path) = &args.html {
-        write(path, &super::html::page(&report))?;
-    }
-    Ok(report)
+    measured.map(|()| report)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(Error::io(path.display().to_string()))
+    std::fs::write(path, text).map_err(Error::file(path))
 }
 
 impl Args {
-    fn shapes(&self) -> Vec<Shape> {
-        let shape = |interval: &Duration| Shape {
+    fn shape(&self, interval: Duration) -> Shape {
+        Shape {
             initial: match self.mode {
                 Mode::Burst => None,
                 Mode::Steady => Some(self.initial),
             },
-            interval: *interval,
+            interval,
             duration: self.duration,
             settle: self.settle,
             warmup: self.warmup,
-        };
-        self.interval.iter().map(shape).collect()
+        }
     }
 
-    async fn measure(&self, bench: &mut Bench, specs: &[StoreSpec]) -> Result<Report> {
-        let mut report = Report {
-            machine: procfs::machine(),
-            load_average: procfs::load_average(),
-            nodes: self.nodes,
-            runs: Vec::new(),
-            delays: Vec::new(),
-            limits: Vec::new(),
-            idle: Vec::new(),
-            failures: Vec::new(),
-        };
-        if let Some(delay) = self.disk_delay {
+    fn shapes(&self) -> Vec<Shape> {
+        self.interval.iter().map(|i| self.shape(*i)).collect()
+    }
+
+    async fn measure(
+        &self,
+        bench: &mut Bench,
+        specs: &[StoreSpec],
+        report: &mut Report,
+    ) -> Result<()> {
+        if self.disk_delay.is_some() {
             for spec in specs {
-                report
-                    .delays
-                    .push(spec.measure_delay(delay, &bench.dir).await?);
+                report.delays.push(bench.measure_delay(spec).await?);
             }
         }
         for round in 1..=usize::from(self.rounds) {
@@ -284,10 +289,9 @@ impl Args {
                         longest: self.longest,
                         limit: self.limit,
                     };
-                    for shape in self.shapes().iter().take(1) {
-                        let found = bench.find_limit(spec, shape, &search).await?;
-                        report.limits.push(found);
-                    }
+                    let shape = self.shape(self.longest);
+                    let found = bench.find_limit(spec, &shape, &search).await?;
+                    report.limits.push(found);
                 } else {
                     for shape in self.shapes() {
                         let run = bench.load(spec, round, &shape).await;
@@ -296,23 +300,16 @@ impl Args {
                 }
             }
         }
-        Ok(report)
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
 
     fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.args)
+        crate::cli::parsed(line)
     }
 
     #[test]
@@ -330,6 +327,7 @@ mod tests {
         for line in [
             "kube --kubeconfig x --disk-delay 8ms",
             "kube --kubeconfig x --idle",
+            "kube --find-limit --interval 50ms",
             "kube --interval 0ms",
             "kube --duration 30",
             "kube --rounds 0",

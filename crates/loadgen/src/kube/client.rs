@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::{Buf, Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper::{Method, Request, Response};
@@ -18,23 +18,29 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::error::{Error, Result};
-use super::proto;
+use super::{Result, proto};
+use crate::Error;
 
 /// Limit for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Objects in an answer, or an event, are not larger (etcd's limit is 1.5 MiB an object; a
-/// list of all pods of a long run may be tens of MiB).
-const MAX_FRAME_BYTES: usize = 64 << 20;
+/// A watch is asked to stay open for so long, which is longer than any load. Without that the
+/// apiserver ends it after half an hour or more.
+const WATCH_TIMEOUT_S: u32 = 200_000;
+/// An event is not larger; an object may have 1.5 MiB in etcd.
+const MAX_EVENT_BYTES: usize = 64 << 20;
+/// An answer is not larger. A pod takes some 2 KiB in a list, and there may be 200,000.
+const MAX_ANSWER_BYTES: usize = 1 << 30;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// Which apiserver, and who we are to it.
 #[derive(Clone)]
 pub(crate) struct Target {
     host: String,
     port: u16,
+    /// What URLs begin with: host, an IPv6 address in brackets, port, and perhaps a path.
+    base: String,
     server_name: ServerName<'static>,
     tls: Arc<ClientConfig>,
     token: Option<String>,
@@ -81,6 +87,8 @@ impl Target {
         let (Some("https"), Some(host)) = (uri.scheme_str(), uri.host()) else {
             return Err(bad(format!("`{server}` is not https://HOST:PORT")));
         };
+        let port = uri.port_u16().unwrap_or(443);
+        let base = format!("https://{host}:{port}{}", uri.path().trim_end_matches('/'));
         let dir = path.parent().unwrap_or(Path::new("."));
         let data = |of: &serde_json::Value, field: &str| -> Result<Option<Vec<u8>>> {
             if let Some(text) = of[format!("{field}-data")].as_str() {
@@ -101,10 +109,10 @@ impl Target {
         };
         let tls_bad = |error: &dyn std::fmt::Display| bad(format!("TLS: {error}"));
         let mut roots = RootCertStore::empty();
-        let authority = data(&cluster, "certificate-authority")?.ok_or_else(|| {
+        let certificates = data(&cluster, "certificate-authority")?.ok_or_else(|| {
             bad("the cluster names no certificate-authority; others are not trusted here".into())
         })?;
-        for cert in CertificateDer::pem_slice_iter(&authority) {
+        for cert in CertificateDer::pem_slice_iter(&certificates) {
             roots
                 .add(cert.map_err(|e| tls_bad(&e))?)
                 .map_err(|e| tls_bad(&e))?;
@@ -143,8 +151,9 @@ impl Target {
             .to_owned();
         Ok(Target {
             server_name: ServerName::try_from(name).map_err(|e| tls_bad(&e))?,
-            port: uri.port_u16().unwrap_or(443),
+            port,
             host,
+            base,
             tls: Arc::new(tls),
             token,
         })
@@ -160,15 +169,15 @@ impl Target {
         };
         let stream = tokio::time::timeout(REQUEST_TIMEOUT, connecting)
             .await
-            .map_err(|_| Error::Transport("no connection within 60 s".into()))?
-            .map_err(|e| Error::Transport(format!("{}:{}: {e}", self.host, self.port)))?;
+            .map_err(|_| Error::Apiserver("no connection within 60 s".into()))?
+            .map_err(|e| Error::Apiserver(format!("{}:{}: {e}", self.host, self.port)))?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| Error::Transport(e.to_string()))?;
+            .map_err(|e| Error::Apiserver(e.to_string()))?;
         tokio::spawn(connection);
         Ok(sender)
     }
@@ -197,7 +206,7 @@ impl Client {
         let target = &self.target;
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("https://{}:{}{path}", target.host, target.port))
+            .uri(format!("{}{path}", target.base))
             .header("accept", accept)
             .header("user-agent", "orlop-bench");
         if let Some(token) = &target.token {
@@ -208,30 +217,29 @@ impl Client {
         }
         let request = request
             .body(Full::new(body))
-            .map_err(|e| Error::Transport(e.to_string()))?;
+            .map_err(|e| Error::Apiserver(e.to_string()))?;
         let sending = self.sender.clone().send_request(request);
         match tokio::time::timeout(REQUEST_TIMEOUT, sending).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Error::Transport(format!("{path}: {error}"))),
-            Err(_) => Err(Error::Transport(format!("{path}: no answer within 60 s"))),
+            Ok(Err(error)) => Err(Error::Apiserver(format!("{path}: {error}"))),
+            Err(_) => Err(Error::Apiserver(format!("{path}: no answer within 60 s"))),
         }
     }
 
-    /// Sends a request and reads the answer: its body.
-    pub(crate) async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        accept: &str,
-        body: Bytes,
-    ) -> Result<Bytes> {
+    /// Sends a request, perhaps with an object in JSON, and reads the answer: its body, an
+    /// object in protobuf.
+    pub(crate) async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
+        self.answer(method, path, PROTOBUF, body).await
+    }
+
+    async fn answer(&self, method: Method, path: &str, accept: &str, body: Bytes) -> Result<Bytes> {
         let response = self.send(method.clone(), path, accept, body).await?;
         let status = response.status().as_u16();
-        let reading = response.into_body().collect();
+        let reading = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect();
         let body = match tokio::time::timeout(REQUEST_TIMEOUT, reading).await {
             Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) => return Err(Error::Transport(format!("{path}: {error}"))),
-            Err(_) => return Err(Error::Transport(format!("{path}: half an answer"))),
+            Ok(Err(error)) => return Err(Error::Apiserver(format!("{path}: {error}"))),
+            Err(_) => return Err(Error::Apiserver(format!("{path}: half an answer"))),
         };
         if (200..300).contains(&status) {
             return Ok(body);
@@ -240,43 +248,45 @@ impl Client {
             Ok(status) => status.message,
             Err(_) => String::from_utf8_lossy(&body).chars().take(300).collect(),
         };
-        Err(Error::Status {
-            method: method.to_string(),
-            path: path.to_owned(),
-            status,
-            message,
-        })
+        Err(refused(method.as_str(), path, status, message))
     }
 
     pub(crate) async fn get<T: prost::Message + Default>(&self, path: &str) -> Result<T> {
-        let body = self.call(Method::GET, path, PROTOBUF, Bytes::new()).await?;
+        let body = self.call(Method::GET, path, Bytes::new()).await?;
         proto::object(&body).map_err(Error::Decode)
     }
 
     /// A page of text.
     pub(crate) async fn page(&self, path: &str) -> Result<String> {
-        let body = self.call(Method::GET, path, "*/*", Bytes::new()).await?;
+        let body = self.answer(Method::GET, path, "*/*", Bytes::new()).await?;
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
     pub(crate) async fn watch(&self, path: &str, resource_version: &str) -> Result<Watch> {
-        let path = format!("{path}?watch=true&resourceVersion={resource_version}");
+        let path = format!(
+            "{path}?watch=true&resourceVersion={resource_version}&timeoutSeconds={WATCH_TIMEOUT_S}"
+        );
         let accept = format!("{PROTOBUF};stream=watch");
         let response = self.send(Method::GET, &path, &accept, Bytes::new()).await?;
         let status = response.status().as_u16();
         if status != 200 {
-            return Err(Error::Status {
-                method: "WATCH".into(),
-                path,
-                status,
-                message: "the watch was refused".into(),
-            });
+            return Err(refused("WATCH", &path, status, "no reason given".into()));
         }
         Ok(Watch {
             body: response.into_body(),
             pending: BytesMut::new(),
         })
     }
+}
+
+/// An answer that is not a success.
+fn refused(method: &str, path: &str, status: u16, message: String) -> Error {
+    Error::Cluster(playground::Error::Status {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        status,
+        message,
+    })
 }
 
 /// A watch stream: frames of a length in four bytes and an event.
@@ -291,7 +301,7 @@ impl Watch {
         loop {
             if let Some(length) = self.pending.first_chunk::<4>() {
                 let length = u32::from_be_bytes(*length) as usize;
-                if length > MAX_FRAME_BYTES {
+                if length > MAX_EVENT_BYTES {
                     return Err(Error::Decode(format!("an event of {length} bytes")));
                 }
                 if self.pending.len() >= 4 + length {
@@ -302,7 +312,7 @@ impl Watch {
             }
             match self.body.frame().await {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(Error::Transport(error.to_string())),
+                Some(Err(error)) => return Err(Error::Apiserver(error.to_string())),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         self.pending.extend_from_slice(&data);
@@ -336,5 +346,20 @@ mod tests {
         assert!(told("\"http://h:1\"", "{}").contains("https"));
         assert!(told("\"https://h:1\"", "{}").contains("certificate-authority"));
         assert!(read("current-context: x").is_err());
+    }
+
+    #[test]
+    fn urls_begin_as_the_server_is_written() {
+        let config = "current-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n\
+                      clusters: [{name: k, cluster: {server: \"SERVER\", certificate-authority-data: \"\"}}]\n\
+                      users: [{name: u, user: {token: t}}]\n";
+        for (server, host, base) in [
+            ("https://h:6443", "h", "https://h:6443"),
+            ("https://[::1]", "::1", "https://[::1]:443"),
+            ("https://h/clusters/c/", "h", "https://h:443/clusters/c"),
+        ] {
+            let target = read(&config.replace("SERVER", server)).unwrap();
+            assert_eq!((target.host.as_str(), target.base.as_str()), (host, base));
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::STORE;
-use super::report::{COLUMNS, Report, SHOWN, stage};
+use super::report::{COLUMNS, Group, Report, of, shown, stage};
 use super::result::{Course, Run};
 use super::svg::{Line, bars, escape, lines};
 use super::track::Stage;
@@ -23,12 +23,8 @@ figure { margin: 0 } figcaption { font-weight: 600; margin-bottom: .3em } svg { 
 /// The whole page.
 pub(crate) fn page(report: &Report) -> String {
     let mut page = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>orlop bench kube</title><style>{STYLE}</style></head><body><h1>orlop bench kube</h1><p>{}; everything shares it; {} hollow nodes. Load average before the first run: {}.</p>",
-        escape(&report.machine),
-        report.nodes,
-        report
-            .load_average
-            .map_or_else(|| "unknown".into(), |load| format!("{load:.2}"))
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>orlop bench kube</title><style>{STYLE}</style></head><body><h1>orlop bench kube</h1><p>{}</p>",
+        escape(&report.place())
     );
     for failure in &report.failures {
         let _ = write!(page, "<p class=\"failed\">FAILED: {}</p>", escape(failure));
@@ -38,7 +34,7 @@ pub(crate) fn page(report: &Report) -> String {
             .delays
             .iter()
             .map(|d| {
-                let numbers = [d.put_ms, d.delayed_put_ms, d.delayed_put_ms - d.put_ms];
+                let numbers = [d.put_ms, d.delayed_put_ms, d.added_ms()];
                 let mut row = vec![d.store.clone(), format!("{}", d.asked_ms)];
                 row.extend(numbers.map(|n| format!("{n:.2}")));
                 row
@@ -99,7 +95,35 @@ fn kept_up(report: &Report) -> String {
             row
         })
         .collect();
-    format!("<h2>Throughput kept up</h2>{}", table(&head, &rows))
+    let mut text = format!("<h2>Throughput kept up</h2>{}", table(&head, &rows));
+    if groups.len() > 1 {
+        let rates: Vec<Line> = stores.iter().map(|store| rates(store, &groups)).collect();
+        let plot = lines("requests/s", "bound/s", &rates, false);
+        let _ = write!(
+            text,
+            "<div class=\"plots\">{}</div>",
+            figure("Deployments bound by rate of requests", plot)
+        );
+    }
+    text
+}
+
+/// How many Deployments a second were bound at each interval.
+fn rates(store: &str, groups: &[Group<'_>]) -> Line {
+    let mut points: Vec<(f64, f64)> = groups
+        .iter()
+        .filter_map(|(_, stores)| {
+            let runs = stores.get(store)?;
+            let asked = 1e3 / runs.first()?.interval_ms;
+            Some((asked, of(runs, |run| Some(run.bound_per_s))?))
+        })
+        .collect();
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Line {
+        name: store.to_owned(),
+        points,
+        dashed: false,
+    }
 }
 
 fn figure(caption: &str, plot: String) -> String {
@@ -111,14 +135,7 @@ fn group(title: &str, stores: &BTreeMap<&str, Vec<&Run>>) -> String {
     let mut head = vec![""];
     head.extend(stores.keys().copied());
     let mut rows = Vec::new();
-    for (shown, name) in SHOWN {
-        if !stores
-            .values()
-            .flatten()
-            .any(|run| run.stage(shown).is_some())
-        {
-            continue;
-        }
+    for (shown, name) in shown(stores) {
         let mut row = vec![format!("{name}: p50 / p90 / p99 / p99.9 / max, ms")];
         row.extend(stores.values().map(|runs| {
             let all: Vec<String> = [
@@ -147,21 +164,23 @@ fn group(title: &str, stores: &BTreeMap<&str, Vec<&Run>>) -> String {
         .iter()
         .filter_map(|(name, runs)| runs.first().map(|run| (*name, *run)))
         .collect();
-    let course = |pick: &dyn Fn(&Course) -> Vec<f64>| -> Vec<Line> {
+    let course_with_gaps = |pick: &dyn Fn(&Course) -> Vec<Option<f64>>| -> Vec<Line> {
+        let points = |course: &Course| -> Vec<(f64, f64)> {
+            let all = course.seconds.iter().zip(pick(course));
+            all.filter_map(|(second, value)| Some((*second, value?)))
+                .collect()
+        };
         first
             .iter()
             .map(|(name, run)| Line {
                 name: (*name).to_owned(),
-                points: run
-                    .course
-                    .seconds
-                    .iter()
-                    .copied()
-                    .zip(pick(&run.course))
-                    .collect(),
+                points: points(&run.course),
                 dashed: false,
             })
             .collect()
+    };
+    let course = |pick: &dyn Fn(&Course) -> Vec<f64>| {
+        course_with_gaps(&|course| pick(course).into_iter().map(Some).collect())
     };
     let mut deployed = course(&|c| c.bound.iter().map(|n| *n as f64).collect());
     if let Some((_, run)) = first.first() {
@@ -227,7 +246,12 @@ fn group(title: &str, stores: &BTreeMap<&str, Vec<&Run>>) -> String {
     );
     text += &figure(
         "Syncs of the store",
-        lines("s", "syncs/s", &course(&|c| c.syncs_per_s.clone()), false),
+        lines(
+            "s",
+            "syncs/s",
+            &course_with_gaps(&|c| c.syncs_per_s.clone()),
+            false,
+        ),
     );
     let written = |c: &Course| c.written_bytes_per_s.iter().map(|b| b / 1024.0).collect();
     text += &figure(
@@ -343,6 +367,7 @@ fn idle(report: &Report) -> String {
         .map(|idle| {
             vec![
                 idle.store.clone(),
+                idle.nodes.to_string(),
                 format!("{:.0}", idle.seconds),
                 format!("{:.0}", idle.syncs_per_hour),
                 format!("{:.1}", idle.written_bytes_per_hour / MIB),
@@ -352,14 +377,11 @@ fn idle(report: &Report) -> String {
         .collect();
     let head = [
         "store",
+        "nodes",
         "looked at, s",
         "syncs/h",
         "MiB written/h",
         "store CPU, ms/s",
     ];
-    format!(
-        "<h2>Idle, {} nodes</h2>{}",
-        report.nodes,
-        table(&head, &rows)
-    )
+    format!("<h2>Idle</h2>{}", table(&head, &rows))
 }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::error::{Error, Result};
+use super::Result;
 use super::load::Shape;
 use super::result::Run;
 use super::run::Bench;
 use super::stores::StoreSpec;
 use super::track::Stage;
+use crate::Error;
 
 /// The interval is found to within this factor.
 const PRECISION: f64 = 1.05;
@@ -134,7 +135,7 @@ impl Bench {
             .p99_ms
             .map_or_else(|| "-".into(), |p99| format!("{p99:.0}"));
         self.progress.done(&format!(
-            "{} T={} ms: p99 to bound {p99} ms: {} {}",
+            "{} T={:.1} ms: p99 to bound {p99} ms: {} {}",
             store.name,
             attempt.interval_ms,
             if attempt.passed {

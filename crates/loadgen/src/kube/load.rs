@@ -9,14 +9,14 @@ use bytes::Bytes;
 use hyper::Method;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::client::{Client, PROTOBUF, Target};
-use super::error::{Error, Result};
+use super::Result;
+use super::client::{Client, Target};
 use super::manifest::Manifest;
 use super::progress::Progress;
 use super::proto::{self, Deployment, List, Pod, ReplicaSet};
 use super::sample::{PERIOD, Sample, StoreCalls, StoreLatency, Subjects};
 use super::track::{Stage, Tracker};
-use crate::Interrupt;
+use crate::{Error, Interrupt};
 
 /// Connections that requests are spread over, so that an apiserver's limit of streams a
 /// connection is not what is measured.
@@ -49,6 +49,15 @@ impl Shape {
             Some(_) => "steady",
         }
     }
+
+    /// How many requests are due within the load.
+    fn requests(&self) -> usize {
+        let count = self
+            .duration
+            .as_nanos()
+            .div_ceil(self.interval.as_nanos().max(1));
+        usize::try_from(count).unwrap_or(usize::MAX)
+    }
 }
 
 /// What a load left to be looked at.
@@ -69,7 +78,6 @@ struct Loader<'a> {
     manifest: &'a Manifest,
     tracker: Rc<RefCell<Tracker>>,
     interrupt: &'a Interrupt,
-    next_index: usize,
     requests: JoinSet<()>,
 }
 
@@ -99,15 +107,22 @@ pub(crate) async fn run(
         manifest,
         tracker: Rc::new(RefCell::new(Tracker::new(manifest.replicas))),
         interrupt,
-        next_index: 0,
         requests: JoinSet::new(),
     };
+    // What is there already is somebody else's, and stays.
+    loader.create_namespace().await?;
     let result = loader.whole(target, shape, subjects, progress).await;
-    if clean_up {
-        let cleaned = loader.remove_namespace().await;
-        return result.and_then(|outcome| cleaned.map(|()| outcome));
+    if !clean_up {
+        return result;
     }
-    result
+    match (result, loader.remove_namespace().await) {
+        (result, Ok(())) => result,
+        (Ok(_), Err(left)) => Err(left),
+        (Err(error), Err(left)) => {
+            progress.done(&left.to_string());
+            Err(error)
+        }
+    }
 }
 
 impl Loader<'_> {
@@ -118,7 +133,7 @@ impl Loader<'_> {
         subjects: &Subjects,
         progress: &mut Progress,
     ) -> Result<Outcome> {
-        self.create_namespace().await?;
+        self.wait_for_account().await?;
         let _watches = [
             self.watch(
                 &target,
@@ -183,23 +198,21 @@ impl Loader<'_> {
         let body = serde_json::json!({
             "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": self.namespace }
         });
+        let body = body.to_string().into();
+        self.client(0)
+            .call(Method::POST, "/api/v1/namespaces", body)
+            .await
+            .map(drop)
+    }
+
+    /// Waits for the namespace's ServiceAccount, without which no pod is admitted.
+    async fn wait_for_account(&self) -> Result<()> {
         let client = self.client(0);
-        client
-            .call(
-                Method::POST,
-                "/api/v1/namespaces",
-                PROTOBUF,
-                body.to_string().into(),
-            )
-            .await?;
         let account = format!("{}/default", self.collection("v1", "serviceaccounts"));
         let began = Instant::now();
         loop {
-            self.interrupt.check().map_err(|_| Error::Interrupted)?;
-            match client
-                .call(Method::GET, &account, PROTOBUF, Bytes::new())
-                .await
-            {
+            self.interrupt.check()?;
+            match client.call(Method::GET, &account, Bytes::new()).await {
                 Ok(_) => return Ok(()),
                 Err(error) if began.elapsed() > NAMESPACE_TIMEOUT => return Err(error),
                 Err(_) => tokio::time::sleep(TICK).await,
@@ -211,16 +224,11 @@ impl Loader<'_> {
         self.requests.abort_all();
         let path = format!("/api/v1/namespaces/{}", self.namespace);
         let client = self.client(0);
-        client
-            .call(Method::DELETE, &path, PROTOBUF, Bytes::new())
-            .await?;
+        client.call(Method::DELETE, &path, Bytes::new()).await?;
         let began = Instant::now();
         while began.elapsed() < NAMESPACE_TIMEOUT {
-            match client
-                .call(Method::GET, &path, PROTOBUF, Bytes::new())
-                .await
-            {
-                Err(Error::Status { status: 404, .. }) => return Ok(()),
+            match client.call(Method::GET, &path, Bytes::new()).await {
+                Err(Error::Cluster(error)) if error.status() == Some(404) => return Ok(()),
                 _ => tokio::time::sleep(PERIOD).await,
             }
         }
@@ -280,8 +288,7 @@ impl Loader<'_> {
     }
 
     fn create(&mut self, intended: Instant, measured: bool) {
-        let index = self.next_index;
-        self.next_index += 1;
+        let index = self.tracker.borrow().asked();
         let name = self.manifest.name(index);
         let body = self.manifest.json(index);
         let path = self.collection("apps/v1", "deployments");
@@ -289,7 +296,7 @@ impl Loader<'_> {
         let tracker = Rc::clone(&self.tracker);
         let app = tracker.borrow_mut().ask(name, intended, measured);
         self.requests.spawn_local(async move {
-            let answer = client.call(Method::POST, &path, PROTOBUF, body).await;
+            let answer = client.call(Method::POST, &path, body).await;
             let mut tracker = tracker.borrow_mut();
             match answer {
                 Ok(_) => tracker.reach(app, Stage::Accepted, Instant::now()),
@@ -306,13 +313,11 @@ impl Loader<'_> {
         );
         let client = self.client(app);
         let tracker = Rc::clone(&self.tracker);
-        tracker.borrow_mut().ask_delete(app, intended, true);
+        tracker.borrow_mut().ask_delete(app, intended);
         // As kubectl does: dependents go in the background.
         let body = r#"{"kind":"DeleteOptions","apiVersion":"v1","propagationPolicy":"Background"}"#;
         self.requests.spawn_local(async move {
-            let answer = client
-                .call(Method::DELETE, &path, PROTOBUF, body.into())
-                .await;
+            let answer = client.call(Method::DELETE, &path, body.into()).await;
             let mut tracker = tracker.borrow_mut();
             match answer {
                 Ok(_) => tracker.reach(app, Stage::DeleteAccepted, Instant::now()),
@@ -327,7 +332,7 @@ impl Loader<'_> {
         shape: &Shape,
         progress: &mut Progress,
     ) -> Result<(Instant, usize)> {
-        let count = (shape.duration.as_secs_f64() / shape.interval.as_secs_f64()).ceil() as usize;
+        let count = shape.requests();
         let began = Instant::now() + TICK;
         let mut oldest = 0;
         progress.begin(shape.duration);
@@ -371,14 +376,18 @@ impl Loader<'_> {
         Ok(())
     }
 
+    /// Ends a run that was interrupted or has failed already; shows how far it is.
     fn look(&self, progress: &mut Progress) -> Result<()> {
-        self.interrupt.check().map_err(|_| Error::Interrupted)?;
+        self.interrupt.check()?;
         let tracker = self.tracker.borrow();
-        progress.show(
-            tracker.asked(),
-            tracker.reached(Stage::Bound),
-            tracker.unfinished(),
-        );
+        tracker.check().map_err(Error::Count)?;
+        if progress.due() {
+            progress.show(
+                tracker.asked(),
+                tracker.reached(Stage::Bound),
+                tracker.unfinished(),
+            );
+        }
         Ok(())
     }
 
@@ -456,5 +465,27 @@ impl Sampling {
         let mut samples = self.samples.take();
         samples.push(last);
         samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_has_a_request_for_each_interval() {
+        let requests = |duration_ms, interval_ms| {
+            let shape = Shape {
+                initial: None,
+                interval: Duration::from_millis(interval_ms),
+                duration: Duration::from_millis(duration_ms),
+                settle: Duration::ZERO,
+                warmup: 0,
+            };
+            shape.requests()
+        };
+        assert_eq!((requests(30_000, 50), requests(30_000, 16)), (600, 1875));
+        // Not 12, as a division of floating-point numbers has it.
+        assert_eq!((requests(1_100, 100), requests(10, 100)), (11, 1));
     }
 }

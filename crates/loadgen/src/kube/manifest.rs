@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::error::{Error, Result};
+use super::Result;
+use crate::Error;
 
 /// What is replaced by a number.
 const INDEX: &str = "${INDEX}";
@@ -49,7 +50,7 @@ impl Manifest {
     }
 
     pub(crate) fn read(path: &Path) -> Result<Manifest> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path.display().to_string()))?;
+        let text = std::fs::read_to_string(path).map_err(Error::file(path))?;
         Manifest::parse(&text)
     }
 

@@ -10,7 +10,6 @@
 
 pub mod cli;
 mod client;
-mod error;
 mod html;
 mod limit;
 mod load;
@@ -26,7 +25,9 @@ mod svg;
 mod track;
 
 pub use cli::{Args, run};
-pub use error::Error;
+
+/// Result of everything here.
+pub(crate) type Result<T> = std::result::Result<T, crate::Error>;
 
 /// The store's name among the components.
 pub(crate) const STORE: &str = "store";

@@ -46,21 +46,38 @@ impl Progress {
         self.load = Some((Instant::now(), length));
     }
 
+    /// Which run it is.
+    pub(crate) fn run(&self) -> &str {
+        &self.title
+    }
+
+    /// Whether it is time to show something new.
+    pub(crate) fn due(&self) -> bool {
+        self.terminal && self.shown.is_none_or(|at| at.elapsed() >= EVERY)
+    }
+
     /// Shows how many were asked for, have nodes, and are not done.
     pub(crate) fn show(&mut self, asked: usize, bound: usize, unfinished: usize) {
-        let now = Instant::now();
-        if !self.terminal || self.shown.is_some_and(|at| now.duration_since(at) < EVERY) {
-            return;
-        }
-        self.shown = Some(now);
-        let bar = match self.load {
-            None => "warming up".to_owned(),
-            Some((began, length)) => bar(now.duration_since(began), length),
-        };
+        let bar = self.bar();
         self.line(&format!(
-            "{}: {bar} {asked} asked for, {bound} bound, {unfinished} not done",
+            "{}: {bar}, {asked} asked for, {bound} bound, {unfinished} not done",
             self.title
         ));
+        self.shown = Some(Instant::now());
+    }
+
+    /// Shows how much of the time is over.
+    pub(crate) fn show_time(&mut self) {
+        let bar = self.bar();
+        self.line(&format!("{}: {bar}", self.title));
+        self.shown = Some(Instant::now());
+    }
+
+    fn bar(&self) -> String {
+        match self.load {
+            None => "warming up".to_owned(),
+            Some((began, length)) => bar(began.elapsed(), length),
+        }
     }
 
     /// A line that stays.
@@ -81,7 +98,7 @@ fn bar(done: Duration, whole: Duration) -> String {
     let share = (done.as_secs_f64() / whole.as_secs_f64().max(1e-9)).min(1.0);
     let full = (share * WIDTH as f64) as usize;
     format!(
-        "[{}{}] {:.0} of {:.0} s,",
+        "[{}{}] {:.0} of {:.0} s",
         "#".repeat(full),
         "-".repeat(WIDTH - full),
         done.as_secs_f64(),

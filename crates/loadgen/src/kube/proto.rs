@@ -34,8 +34,6 @@ struct WatchEvent {
 pub(crate) struct Status {
     #[prost(string, tag = "3")]
     pub(crate) message: String,
-    #[prost(int32, tag = "6")]
-    pub(crate) code: i32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -52,8 +50,6 @@ pub(crate) struct OwnerReference {
 pub(crate) struct Metadata {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
-    #[prost(string, tag = "6")]
-    pub(crate) resource_version: String,
     #[prost(int64, tag = "7")]
     pub(crate) generation: i64,
     #[prost(message, repeated, tag = "13")]

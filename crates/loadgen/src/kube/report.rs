@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::error::{Error, Result};
+use super::Result;
 use super::limit::Found;
 use super::progress::Progress;
 use super::result::{Latencies, Run};
@@ -14,6 +14,7 @@ use super::stores::Delay;
 use super::track::Stage;
 use super::{LOAD_GENERATOR, STORE};
 use crate::report::median;
+use crate::{Error, procfs};
 
 const KIB: f64 = 1024.0;
 const MIB: f64 = KIB * KIB;
@@ -24,7 +25,8 @@ pub(crate) struct Report {
     pub(crate) machine: String,
     /// Before the first run: whether the machine was quiet.
     pub(crate) load_average: Option<f64>,
-    pub(crate) nodes: u32,
+    /// Hollow nodes; none on somebody's cluster.
+    pub(crate) nodes: Option<u32>,
     pub(crate) runs: Vec<Run>,
     pub(crate) delays: Vec<Delay>,
     pub(crate) limits: Vec<Found>,
@@ -37,6 +39,25 @@ pub(crate) struct Report {
 pub(crate) type Group<'a> = (String, BTreeMap<&'a str, Vec<&'a Run>>);
 
 impl Report {
+    /// Nothing yet; `nodes` is none on somebody's cluster.
+    pub(crate) fn new(nodes: Option<u32>) -> Report {
+        Report {
+            machine: procfs::machine(),
+            load_average: procfs::load_average(),
+            nodes,
+            runs: Vec::new(),
+            delays: Vec::new(),
+            limits: Vec::new(),
+            idle: Vec::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Whether nothing was measured.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.limits.is_empty() && self.idle.is_empty()
+    }
+
     /// Keeps a run's result. A run whose count is wrong is told and makes the whole fail, but
     /// the others go on.
     pub(crate) fn take(&mut self, run: Result<Run>, progress: &mut Progress) -> Result<()> {
@@ -47,12 +68,28 @@ impl Report {
                 Ok(())
             }
             Err(error @ Error::Count(_)) => {
-                progress.done(&error.to_string());
-                self.failures.push(error.to_string());
+                let failure = format!("{}: {error}", progress.run());
+                progress.done(&failure);
+                self.failures.push(failure);
                 Ok(())
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Where everything ran.
+    pub(crate) fn place(&self) -> String {
+        let load = self
+            .load_average
+            .map_or_else(|| "unknown".into(), |load| format!("{load:.2}"));
+        let what = match self.nodes {
+            Some(nodes) => format!("everything shares it; {nodes} hollow nodes"),
+            None => "the load generator ran here".into(),
+        };
+        format!(
+            "{}; {what}. Load average before the first run: {load}.",
+            self.machine
+        )
     }
 
     pub(crate) fn to_json(&self) -> Result<String> {
@@ -144,8 +181,8 @@ const fn column(head: &'static str, decimals: usize, value: fn(&[&Run]) -> Optio
     }
 }
 
-/// Latencies that the table shows: stage and heading.
-pub(crate) const SHOWN: [(Stage, &str); 8] = [
+/// Latencies that a table shows: stage and heading.
+const SHOWN: [(Stage, &str); 8] = [
     (Stage::Accepted, "create accepted"),
     (Stage::ReplicaSet, "ReplicaSet seen"),
     (Stage::Pod, "pod seen"),
@@ -155,6 +192,16 @@ pub(crate) const SHOWN: [(Stage, &str); 8] = [
     (Stage::DeleteAccepted, "delete accepted"),
     (Stage::Gone, "all gone"),
 ];
+
+/// Those of them that some run has.
+pub(crate) fn shown(
+    stores: &BTreeMap<&str, Vec<&Run>>,
+) -> impl Iterator<Item = (Stage, &'static str)> {
+    let runs = move || stores.values().flatten();
+    SHOWN
+        .into_iter()
+        .filter(move |(stage, _)| runs().any(|run| run.stage(*stage).is_some()))
+}
 
 /// What else is shown of each store.
 pub(crate) const COLUMNS: [Column; 10] = [
@@ -203,19 +250,16 @@ pub(crate) const COLUMNS: [Column; 10] = [
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{}; everything shares it; {} hollow nodes",
-            self.machine, self.nodes
-        )?;
-        if let Some(load) = self.load_average {
-            writeln!(f, "load average before the first run: {load:.2}")?;
-        }
+        writeln!(f, "{}", self.place())?;
         for delay in &self.delays {
             writeln!(
                 f,
-                "{}: one put alone takes {:.2} ms; with each sync {} ms slower {:.2} ms",
-                delay.store, delay.put_ms, delay.asked_ms, delay.delayed_put_ms
+                "{}: one put alone takes {:.2} ms; with each sync {} ms slower {:.2} ms, {:.2} ms more",
+                delay.store,
+                delay.put_ms,
+                delay.asked_ms,
+                delay.delayed_put_ms,
+                delay.added_ms()
             )?;
         }
         for (title, stores) in self.groups() {
@@ -273,14 +317,7 @@ impl Report {
             write!(f, "{name:>18}")?;
         }
         writeln!(f)?;
-        for (shown, head) in SHOWN {
-            if !stores
-                .values()
-                .flatten()
-                .any(|run| run.stage(shown).is_some())
-            {
-                continue;
-            }
+        for (shown, head) in shown(stores) {
             write!(f, "{head:<22}")?;
             for runs in stores.values() {
                 let p50 = cell(stage(runs, shown, |l| l.p50_ms), 1);

@@ -76,8 +76,8 @@ pub(crate) struct Course {
     /// Cores used since the point before.
     pub(crate) cores: BTreeMap<String, Vec<f64>>,
     pub(crate) rss_bytes: BTreeMap<String, Vec<u64>>,
-    /// Of the store, since the point before.
-    pub(crate) syncs_per_s: Vec<f64>,
+    /// Of the store, since the point before; none where it did not tell.
+    pub(crate) syncs_per_s: Vec<Option<f64>>,
     pub(crate) written_bytes_per_s: Vec<f64>,
 }
 
@@ -139,13 +139,10 @@ impl Run {
         let last = outcome.samples.last().map_or(load_end, |s| s.at);
         let first = outcome.samples.first();
         let used = used(&outcome.samples, outcome.requests);
-        let syncs = match (
-            first.and_then(|s| s.syncs),
-            outcome.samples.last().and_then(|s| s.syncs),
-        ) {
-            (Some(before), Some(after)) => Some(after - before),
-            _ => None,
-        };
+        let syncs = |sample: Option<&Sample>| sample.and_then(|s| s.syncs);
+        let syncs = syncs(outcome.samples.last())
+            .zip(syncs(first))
+            .map(|(after, before)| after - before);
         Run {
             store: store.to_owned(),
             round,
@@ -244,9 +241,9 @@ fn course(samples: &[Sample], began: Instant, creations: &[(Instant, Option<Inst
                 course.written_bytes_per_s.push(written as f64 / seconds);
             }
         }
-        if let (Some(before), Some(now)) = (before.syncs, now.syncs) {
-            course.syncs_per_s.push((now - before) / seconds);
-        }
+        let syncs = now.syncs.zip(before.syncs);
+        let rate = syncs.map(|(now, before)| (now - before) / seconds);
+        course.syncs_per_s.push(rate);
     }
     course
 }
@@ -264,6 +261,23 @@ mod tests {
         assert_eq!(latencies.curve_ms.last(), Some(&1000.0));
         assert_eq!(Latencies::of(vec![]), None);
         assert_eq!(Latencies::of(vec![7.0]).unwrap().p50_ms, 7.0);
+    }
+
+    #[test]
+    fn a_course_has_all_its_points() {
+        let began = Instant::now();
+        let samples: Vec<Sample> = [Some(5.0), None, Some(9.0), Some(15.0)]
+            .into_iter()
+            .enumerate()
+            .map(|(n, syncs)| Sample {
+                at: began + Duration::from_secs(2 * n as u64),
+                uses: BTreeMap::new(),
+                syncs,
+            })
+            .collect();
+        let course = course(&samples, began, &[]);
+        assert_eq!(course.seconds, [2.0, 4.0, 6.0]);
+        assert_eq!(course.syncs_per_s, [None, None, Some(3.0)]);
     }
 
     #[test]

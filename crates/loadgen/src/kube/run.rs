@@ -6,18 +6,19 @@ use std::time::{Duration, Instant};
 
 use playground::cluster::{Cluster, Options, Programs};
 use playground::guard::Guard;
+use playground::store::Setup;
 use serde::Serialize;
 use tempfile::TempDir;
 
+use super::Result;
 use super::client::Target;
-use super::error::{Error, Result};
 use super::load::{self, Shape};
 use super::manifest::Manifest;
 use super::progress::Progress;
 use super::result::Run;
 use super::sample::Subjects;
-use super::stores::StoreSpec;
-use crate::Interrupt;
+use super::stores::{self, Delay, StoreSpec};
+use crate::{Error, Interrupt};
 
 /// How long an idle control plane is left alone before it is looked at: informers, leader
 /// leases and first reports are done then.
@@ -49,6 +50,13 @@ pub(crate) struct Idle {
     pub(crate) all_cpu_ms_per_s: f64,
 }
 
+/// How a store is to be started, and where.
+struct Place {
+    setup: Setup,
+    dir: TempDir,
+    _ram: Option<TempDir>,
+}
+
 struct Started {
     cluster: Cluster,
     subjects: Subjects,
@@ -60,7 +68,8 @@ impl Bench {
     /// Runs a load on a fresh cluster on `store`.
     ///
     /// # Errors
-    /// If the cluster does not start, the count is wrong, or the user interrupts.
+    /// If the cluster does not start or the user interrupts. [`Error::Count`] if it started,
+    /// and the count is wrong or a program ended: that run is lost, others may be good.
     pub(crate) async fn load(
         &mut self,
         store: &StoreSpec,
@@ -84,7 +93,13 @@ impl Bench {
             &mut self.progress,
         )
         .await;
-        let outcome = started.end(outcome)?;
+        let outcome = match started.end(outcome) {
+            // A leader that is kept waiting for too long gives up and ends.
+            Err(error @ (Error::Cluster(_) | Error::Apiserver(_) | Error::Decode(_))) => {
+                return Err(Error::Count(error.to_string()));
+            }
+            other => other?,
+        };
         Ok(Run::new(
             &store.name,
             round,
@@ -141,6 +156,12 @@ impl Bench {
         }
         .await;
         let (before, after) = started.end(looked)?;
+        let (Some(syncs_before), Some(syncs_after)) = (before.syncs, after.syncs) else {
+            return Err(Error::Argument(format!(
+                "{} did not answer with its metrics: its syncs are not known",
+                store.name
+            )));
+        };
         let seconds = after.at.duration_since(before.at).as_secs_f64();
         let cpu = |name: Option<&str>| -> f64 {
             let ours = |(n, _): &(&String, &super::sample::Use)| match name {
@@ -157,28 +178,62 @@ impl Bench {
                 .get(super::STORE)
                 .map_or(0.0, |u| u.written_bytes as f64)
         };
-        let syncs = after.syncs.unwrap_or_default() - before.syncs.unwrap_or_default();
         Ok(Idle {
             store: store.name.clone(),
             nodes: self.nodes,
             seconds,
-            syncs_per_hour: syncs / seconds * HOUR_S,
+            syncs_per_hour: (syncs_after - syncs_before) / seconds * HOUR_S,
             written_bytes_per_hour: (written(&after) - written(&before)) / seconds * HOUR_S,
             store_cpu_ms_per_s: cpu(Some(super::STORE)),
             all_cpu_ms_per_s: cpu(None),
         })
     }
 
-    async fn start(&mut self, store: &StoreSpec) -> Result<Started> {
-        self.progress.say("starting a control plane");
-        let (setup, ram) = store.setup(self.disk_delay)?;
-        let dir = tempfile::Builder::new()
-            .prefix("orlop-bench-")
-            .tempdir_in(&self.dir)
-            .map_err(Error::io(self.dir.display().to_string()))?;
+    /// Measures what the slower disk adds to a put that has `store` for itself.
+    ///
+    /// # Errors
+    /// If the store does not start or answer, or the user interrupts.
+    pub(crate) async fn measure_delay(&mut self, store: &StoreSpec) -> Result<Delay> {
+        self.progress.title(format!("syncs of {}", store.name));
+        Ok(Delay {
+            store: store.name.clone(),
+            asked_ms: self.disk_delay.as_secs_f64() * 1e3,
+            put_ms: self.put_ms(store, Duration::ZERO).await?,
+            delayed_put_ms: self.put_ms(store, self.disk_delay).await?,
+        })
+    }
+
+    async fn put_ms(&mut self, store: &StoreSpec, delay: Duration) -> Result<f64> {
+        self.progress.say("putting");
+        let place = self.place(store, delay)?;
+        tokio::select! {
+            ms = stores::put_ms(place.setup, place.dir.path()) => ms,
+            () = interrupted(&self.interrupt) => Err(Error::Interrupted),
+        }
+    }
+
+    /// Directories for a store and what else a run needs, which go when this process ends,
+    /// however that is.
+    fn place(&mut self, store: &StoreSpec, delay: Duration) -> Result<Place> {
+        let (setup, ram) = store.setup(delay)?;
+        let dir = stores::directory_in(&self.dir)?;
         for dir in ram.iter().chain([&dir]) {
             self.guard.remove_at_end(dir.path())?;
         }
+        Ok(Place {
+            setup,
+            dir,
+            _ram: ram,
+        })
+    }
+
+    async fn start(&mut self, store: &StoreSpec) -> Result<Started> {
+        self.progress.say("starting a control plane");
+        let Place {
+            setup,
+            dir,
+            _ram: ram,
+        } = self.place(store, self.disk_delay)?;
         let options = Options {
             programs: self.programs.clone(),
             store: setup,
@@ -205,8 +260,10 @@ impl Bench {
     async fn wait(&mut self, length: Duration) -> Result<()> {
         let began = Instant::now();
         while began.elapsed() < length {
-            self.interrupt.check().map_err(|_| Error::Interrupted)?;
-            self.progress.show(0, 0, 0);
+            self.interrupt.check()?;
+            if self.progress.due() {
+                self.progress.show_time();
+            }
             tokio::time::sleep(LOOK).await;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The stores that can be compared, by name.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use etcd_api::etcdserverpb::{PutRequest, PutResponse};
@@ -9,15 +10,20 @@ use playground::store::{Kind, Setup, Store};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::error::{Error, Result};
+use super::Result;
+use crate::Error;
 use crate::report::median;
 use crate::rpc::{Call, Connection};
 
+/// What slows etcd's syncs down.
+const TRACER: &str = "strace";
 /// A file system in memory, on every Linux.
 const RAM: &str = "/dev/shm";
 const RAM_SUFFIX: &str = "-ram";
 /// Puts, one after the other, that show what a delay adds.
 const PROBES: usize = 100;
+/// How long each of them may take, whatever the delay.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One store of a comparison.
 #[derive(Debug, Clone)]
@@ -34,6 +40,13 @@ pub(crate) struct Delay {
     pub(crate) asked_ms: f64,
     pub(crate) put_ms: f64,
     pub(crate) delayed_put_ms: f64,
+}
+
+impl Delay {
+    /// What it adds by itself, with whatever makes it.
+    pub(crate) fn added_ms(&self) -> f64 {
+        self.delayed_put_ms - self.put_ms
+    }
 }
 
 /// Programs that a store may be.
@@ -65,7 +78,7 @@ impl StoreSpec {
         let setup = if base == "etcd" {
             Setup::new(Kind::Etcd, etcd_program(programs.etcd.as_deref(), say)?)
         } else {
-            let this = || std::env::current_exe().map_err(Error::io("finding this executable"));
+            let this = || std::env::current_exe().map_err(Error::system("finding this executable"));
             let program = programs.orlop.clone().map_or_else(this, Ok)?;
             let mut setup = Setup::new(Kind::Orlop, program);
             // What orlop is without being told.
@@ -99,7 +112,7 @@ impl StoreSpec {
                 Kind::Etcd => {
                     let inject = format!("inject=fdatasync:delay_exit={}", delay.as_micros());
                     let words = [
-                        "strace",
+                        TRACER,
                         "-D",
                         "-q",
                         "-f",
@@ -117,53 +130,64 @@ impl StoreSpec {
         }
         let dir = match self.ram {
             false => None,
-            true => Some(
-                tempfile::Builder::new()
-                    .prefix("orlop-bench-")
-                    .tempdir_in(RAM)
-                    .map_err(Error::io(format!("a directory in {RAM}")))?,
-            ),
+            true => Some(directory_in(Path::new(RAM))?),
         };
         setup.data_in = dir.as_ref().map(|dir| dir.path().to_owned());
         Ok((setup, dir))
     }
+}
 
-    /// Measures what `delay` adds to a put, with the store's data in `parent`.
-    pub(crate) async fn measure_delay(&self, delay: Duration, parent: &Path) -> Result<Delay> {
-        Ok(Delay {
-            store: self.name.clone(),
-            asked_ms: delay.as_secs_f64() * 1e3,
-            put_ms: self.put_ms(Duration::ZERO, parent).await?,
-            delayed_put_ms: self.put_ms(delay, parent).await?,
-        })
-    }
+/// A directory for a run's files, gone when it is dropped.
+pub(crate) fn directory_in(parent: &Path) -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("orlop-bench-")
+        .tempdir_in(parent)
+        .map_err(Error::file(parent))
+}
 
-    async fn put_ms(&self, delay: Duration, parent: &Path) -> Result<f64> {
-        let dir = tempfile::Builder::new()
-            .prefix("orlop-bench-")
-            .tempdir_in(parent)
-            .map_err(Error::io(parent.display().to_string()))?;
-        let (setup, _ram) = self.setup(delay)?;
-        let mut store = Store::start_as(setup, "store", dir.path(), None).await?;
-        let url = store.url();
-        let authority = url.trim_start_matches("http://");
-        let failed = |error: crate::Error| Error::Transport(error.to_string());
-        let connection = Connection::open(authority).await.map_err(failed)?;
-        let mut ms = Vec::new();
-        for n in 0..PROBES {
-            let put = PutRequest {
-                key: format!("/probe/{n}").into(),
-                value: vec![b'x'; 1024].into(),
-                ..PutRequest::default()
-            };
-            let began = Instant::now();
-            connection
-                .unary::<PutResponse>(Call::Put, &put)
-                .await
-                .map_err(failed)?;
-            ms.push(began.elapsed().as_secs_f64() * 1e3);
-        }
-        store.stop()?;
-        Ok(median(ms).unwrap_or_default())
+/// Fails, with what to do, if the program that slows etcd's syncs down is not there.
+pub(crate) fn check_tracer() -> Result<()> {
+    let found = Command::new(TRACER)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match found {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(Error::Argument(format!(
+            "--disk-delay slows etcd's syncs down with {TRACER}, which cannot be run: install \
+             it (Debian: apt-get install strace)"
+        ))),
     }
+}
+
+/// The median of what puts take, one after the other, that have a store for themselves.
+///
+/// # Errors
+/// If it does not start, or does not answer in time.
+pub(crate) async fn put_ms(setup: Setup, dir: &Path) -> Result<f64> {
+    let mut store = Store::start_as(setup, "store", dir, None).await?;
+    let url = store.url();
+    let connection = Connection::open(url.trim_start_matches("http://")).await?;
+    let mut ms = Vec::new();
+    for n in 0..PROBES {
+        let put = PutRequest {
+            key: format!("/probe/{n}").into(),
+            value: vec![b'x'; 1024].into(),
+            ..PutRequest::default()
+        };
+        let began = Instant::now();
+        let answer = connection.unary::<PutResponse>(Call::Put, &put);
+        let Ok(answer) = tokio::time::timeout(PROBE_TIMEOUT, answer).await else {
+            return Err(Error::Stuck {
+                what: "putting one key",
+                seconds: PROBE_TIMEOUT.as_secs(),
+            });
+        };
+        answer?;
+        ms.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    store.stop()?;
+    Ok(median(ms).unwrap_or_default())
 }

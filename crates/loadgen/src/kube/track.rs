@@ -71,10 +71,8 @@ struct Counts {
 struct App {
     intended: Instant,
     delete_intended: Option<Instant>,
-    /// Whether it counts in the figures.
+    /// Whether its creation counts in the figures; a deletion always does.
     measured: bool,
-    /// Whether its deletion does.
-    delete_measured: bool,
     at: [Option<Instant>; Stage::ALL.len()],
     ever: Counts,
     deployment_gone: bool,
@@ -84,7 +82,6 @@ struct App {
 
 #[derive(Debug)]
 struct PodState {
-    app: usize,
     bound: bool,
     ready: bool,
 }
@@ -121,7 +118,6 @@ impl Tracker {
             intended,
             delete_intended: None,
             measured,
-            delete_measured: false,
             at: [None; Stage::ALL.len()],
             ever: Counts::default(),
             deployment_gone: false,
@@ -133,10 +129,9 @@ impl Tracker {
     }
 
     /// Its deletion was asked for.
-    pub(crate) fn ask_delete(&mut self, app: usize, intended: Instant, measured: bool) {
+    pub(crate) fn ask_delete(&mut self, app: usize, intended: Instant) {
         if let Some(app) = self.apps.get_mut(app) {
             app.delete_intended = Some(intended);
-            app.delete_measured = measured;
         }
     }
 
@@ -270,16 +265,12 @@ impl Tracker {
                 return;
             }
             let state = PodState {
-                app: index,
                 bound: false,
                 ready: false,
             };
             self.pods.insert(metadata.name.clone(), state);
         }
         let Some(pod) = self.pods.get_mut(&metadata.name) else {
-            return;
-        };
-        let Some(app) = self.apps.get_mut(pod.app) else {
             return;
         };
         if !pod.bound
@@ -330,12 +321,21 @@ impl Tracker {
         self.apps.iter().filter(|app| !app.finished()).count()
     }
 
-    /// How many pods there should be now, when nothing is unfinished.
+    /// How many Deployments there should be now, when nothing is unfinished.
     pub(crate) fn should_exist(&self) -> usize {
         self.apps
             .iter()
             .filter(|app| app.delete_intended.is_none())
             .count()
+    }
+
+    /// Fails if something happened that must not: the run has failed, however it goes on.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.problems.is_empty() {
+            Ok(())
+        } else {
+            Err(self.problems.join("; "))
+        }
     }
 
     /// Why the run failed, if it did.
@@ -380,7 +380,7 @@ impl Tracker {
             .iter()
             .filter_map(|app| {
                 let (from, counts) = if stage.of_delete() {
-                    (app.delete_intended?, app.delete_measured)
+                    (app.delete_intended?, true)
                 } else {
                     (app.intended, app.measured)
                 };
@@ -433,7 +433,6 @@ mod tests {
             name: name.into(),
             generation: 1,
             owners: owners.into_iter().collect(),
-            ..Metadata::default()
         })
     }
 
@@ -498,7 +497,7 @@ mod tests {
         assert_eq!(bound, [(now, Duration::from_millis(5))]);
 
         assert_eq!(tracker.oldest(0), Some(app));
-        tracker.ask_delete(app, now, true);
+        tracker.ask_delete(app, now);
         assert_eq!((tracker.oldest(0), tracker.unfinished()), (None, 1));
         tracker.deployment("DELETED", &deployment("n-1", 1), now);
         tracker.replica_set("DELETED", &set("n-1-h"), now);
