@@ -2,10 +2,10 @@
 //! nothing behind.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::kube::proc::{Process, conclude};
+use e2e::kube::proc::{Process, conclude, run};
 use e2e::kube::store::Kind;
 use e2e::kube::{Result, binaries, ensure, fail};
 use serde_json::Value;
@@ -41,19 +41,9 @@ fn playground(dir: &Path) -> Result<(Process, PathBuf)> {
 }
 
 fn kubectl(kubeconfig: &Path, args: &[&str]) -> Result<String> {
-    let output = Command::new(binaries("kube-1.37")?.join("kubectl"))
+    run(Command::new(binaries("kube-1.37")?.join("kubectl"))
         .arg(format!("--kubeconfig={}", kubeconfig.display()))
-        .args(args)
-        .stdin(Stdio::null())
-        .output()?;
-    ensure(output.status.success(), || {
-        format!(
-            "kubectl {}: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        )
-    })?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        .args(args))
 }
 
 /// Command lines of living processes that name `dir`.
@@ -112,6 +102,7 @@ fn runs_pods_and_goes(dir: &Path) -> Result<()> {
             "--timeout=60s",
         ],
     )?;
+    measures(&kubeconfig, &dir.join("bench"))?;
     kubectl(&kubeconfig, &["delete", "deployment", "hello"])?;
     kubectl(
         &kubeconfig,
@@ -127,6 +118,20 @@ fn runs_pods_and_goes(dir: &Path) -> Result<()> {
     let status = process.terminate(END_TIMEOUT)?;
     ensure(status.success(), || format!("it ended with {status}"))?;
     nothing_left(&files)
+}
+
+/// The benchmark takes a cluster that is there, and leaves nothing in it.
+fn measures(kubeconfig: &Path, dir: &Path) -> Result<()> {
+    let flag = format!("--kubeconfig={}", kubeconfig.display());
+    let result = bench(dir, &[&flag])?;
+    let complete = &result["runs"][0]["stages"]["complete"]["count"];
+    ensure(*complete == 20 && result["nodes"].is_null(), || {
+        format!("{complete} complete on {} nodes", result["nodes"])
+    })?;
+    let namespaces = kubectl(kubeconfig, &["get", "namespaces", "-o", "name"])?;
+    ensure(!namespaces.contains("bench"), || {
+        format!("left behind: {namespaces}")
+    })
 }
 
 fn dies_whole(dir: &Path) -> Result<()> {
@@ -151,26 +156,27 @@ fn a_killed_playground_leaves_nothing() {
     conclude(dir, result);
 }
 
-/// A short run of the benchmark in `dir`: its results.
-fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
+/// The benchmark with its files in `dir`, begun.
+fn begin_bench(dir: &Path, duration: &str, args: &[&str]) -> Result<Process> {
     let files = dir.join("files");
     std::fs::create_dir_all(&files)?;
-    let (json, html) = (dir.join("result.json"), dir.join("result.html"));
     let mut command = Command::new(Kind::Orlop.program()?);
     command
-        .args([
-            "bench",
-            "kube",
-            "--rounds=1",
-            "--duration=2s",
-            "--interval=100ms",
-        ])
-        .args(["--warmup=3", "--nodes=2", "--settle=60s"])
+        .args(["bench", "kube", "--rounds=1", "--interval=100ms"])
+        .args(["--warmup=3", "--settle=60s"])
+        .arg(format!("--duration={duration}"))
         .arg(format!("--dir={}", files.display()))
-        .arg(format!("--json={}", json.display()))
-        .arg(format!("--html={}", html.display()))
         .args(args);
-    let mut process = Process::start("bench", dir, &mut command)?;
+    Process::start("bench", dir, &mut command)
+}
+
+/// A short run of the benchmark in `dir`: its results.
+fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
+    let (json, html) = (dir.join("result.json"), dir.join("result.html"));
+    let to_json = format!("--json={}", json.display());
+    let to_html = format!("--html={}", html.display());
+    let args = [args, &[to_json.as_str(), to_html.as_str()]].concat();
+    let mut process = begin_bench(dir, "2s", &args)?;
     let began = Instant::now();
     let status = loop {
         match process.ended()? {
@@ -180,7 +186,7 @@ fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
         }
     };
     ensure(status.success(), || format!("it ended with {status}"))?;
-    nothing_left(&files)?;
+    nothing_left(&dir.join("files"))?;
     let page = std::fs::read_to_string(&html)?;
     ensure(page.contains("<svg") && !page.contains("NaN"), || {
         "the page has no plots".into()
@@ -189,7 +195,7 @@ fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
 }
 
 fn bursts(dir: &Path) -> Result<()> {
-    let result = bench(dir, &["--compare=strict", "--disk-delay=2ms"])?;
+    let result = bench(dir, &["--nodes=2", "--compare=strict", "--disk-delay=10ms"])?;
     let run = &result["runs"][0];
     for stage in [
         "accepted",
@@ -210,17 +216,23 @@ fn bursts(dir: &Path) -> Result<()> {
         || format!("syncs {}, store {store}", run["syncs"]),
     )?;
     let delay = &result["delays"][0];
-    ensure(
-        number(&delay["delayed_put_ms"]) > number(&delay["put_ms"]) + 1.9,
-        || format!("the delay is not seen: {delay}"),
-    )
+    // Other tests may hold up the puts that are not delayed, by less than a millisecond.
+    let (plain, delayed) = (number(&delay["put_ms"]), number(&delay["delayed_put_ms"]));
+    ensure(delayed >= 10.0 && delayed > plain + 9.0, || {
+        format!("the delay is not seen: {delay}")
+    })
 }
 
 fn steady(dir: &Path) -> Result<()> {
     // As many as are deleted: none that was just created has to go before it is complete.
     let result = bench(
         dir,
-        &["--compare=strict-ram", "--mode=steady", "--initial=10"],
+        &[
+            "--nodes=2",
+            "--compare=strict-ram",
+            "--mode=steady",
+            "--initial=10",
+        ],
     )?;
     let stages = &result["runs"][0]["stages"];
     for stage in ["complete", "gone"] {
@@ -229,6 +241,35 @@ fn steady(dir: &Path) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Ctrl-C and its relatives end a benchmark and all that it started.
+fn interrupted(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    let mut process = begin_bench(dir, "10m", &["--nodes=2"])?;
+    let began = Instant::now();
+    // The last program that is started.
+    while !users_of(&files).iter().any(|line| line.contains("/kwok ")) {
+        process.check_running()?;
+        ensure(began.elapsed() < READY_TIMEOUT, || {
+            "no control plane starts".into()
+        })?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let status = process.terminate(END_TIMEOUT)?;
+    ensure(status.code() == Some(1), || {
+        format!("it ended with {status}")
+    })?;
+    let said = process.tail();
+    ensure(said.contains("interrupted"), || said)?;
+    nothing_left(&files)
+}
+
+#[test]
+fn an_interrupted_benchmark_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = interrupted(dir.path());
+    conclude(dir, result);
 }
 
 #[test]
