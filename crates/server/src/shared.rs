@@ -156,8 +156,7 @@ impl Shared {
             error,
             "the journal has failed; the server ends without answering what was being written, so that nothing unsure is acknowledged"
         );
-        // The log is written by a thread of its own; it has this long.
-        std::thread::sleep(Duration::from_millis(200));
+        // The line is written by now: a fatal one waits for that.
         std::process::exit(1);
     }
 

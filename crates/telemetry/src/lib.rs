@@ -8,7 +8,7 @@
 //! **A log output that does not take lines stalls nobody.** A line goes to a
 //! bounded queue and a thread of its own writes it; when the queue is full the
 //! line is dropped and counted, and when the output takes lines again one of
-//! them says how many are missing.
+//! them says how many are missing. Only a [`FATAL`] line is waited for.
 //!
 //! This crate may start one thread for each output and set the panic hook. It
 //! ends no process, knows nothing of the server and has no opinion on what is
@@ -38,7 +38,8 @@ use output::{Queue, Sink};
 use subscriber::LineSubscriber;
 
 /// The target of an event that ends the process: its level is written as
-/// `fatal`. Logging it ends nothing.
+/// `fatal`. Logging it ends nothing, but waits until the line is written, at
+/// most a second; a full queue takes it all the same.
 pub const FATAL: &str = "orlop::fatal";
 
 /// The target of a panic: its level is written as `panic`.

@@ -16,7 +16,7 @@ const RETRY: Duration = Duration::from_millis(10);
 
 /// An opened output.
 #[derive(Debug)]
-pub(crate) struct Sink(File);
+pub(crate) struct Sink(pub(crate) File);
 
 impl Sink {
     pub(crate) fn open(output: &Output) -> Result<Self, Error> {
@@ -99,10 +99,11 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Queues a line, which ends in a newline, or drops it.
-    pub(crate) fn push(&self, line: &str) {
+    /// Queues a line, which ends in a newline, or drops it. The last line of a process is
+    /// queued whatever waits already.
+    pub(crate) fn push(&self, line: &str, last: bool) {
         let mut state = self.lock();
-        if state.waiting.len() + line.len() > self.limit_bytes {
+        if !last && state.waiting.len() + line.len() > self.limit_bytes {
             state.unreported += 1;
             self.dropped.fetch_add(1, Relaxed);
             return;
@@ -196,11 +197,11 @@ mod tests {
         let soon = || Instant::now() + Duration::from_millis(50);
         while queue.flush(soon()) {
             assert!(pushed < 10_000, "the socket never fills");
-            (0..9).for_each(|_| queue.push(&line));
+            (0..9).for_each(|_| queue.push(&line, false));
             pushed += 9;
         }
         let begun = Instant::now();
-        (0..1000).for_each(|_| queue.push(&line));
+        (0..1000).for_each(|_| queue.push(&line, false));
         pushed += 1000;
         assert!(begun.elapsed() < Duration::from_secs(5));
         let dropped = queue.dropped();
@@ -232,7 +233,7 @@ mod tests {
         let (ours, reader) = UnixStream::pair().unwrap();
         drop(reader);
         let queue = Queue::start(sink(ours), 10_000, Format::Json).unwrap();
-        queue.push("one\n");
+        queue.push("one\n", false);
         assert!(queue.flush(Instant::now() + Duration::from_secs(5)));
         assert_eq!(queue.dropped(), 1);
     }
@@ -244,7 +245,7 @@ mod tests {
         let queue = Queue::start(sink(ours), 4 << 20, Format::Json).unwrap();
         let line = format!("{}\n", "x".repeat(999));
         for _ in 0..2000 {
-            queue.push(&line);
+            queue.push(&line, false);
         }
         let reading = thread::spawn(move || {
             let mut text = vec![0; 2_000_000];

@@ -11,7 +11,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 use crate::format::{self, Line};
 use crate::output::Queue;
-use crate::{FATAL, Format, Level, PANIC, Strings};
+use crate::{FATAL, Format, LAST_WORDS, Level, PANIC, Strings};
 
 /// Crates whose own events are for their developers: of these only warnings
 /// and errors are written.
@@ -95,8 +95,12 @@ impl Subscriber for LineSubscriber {
             metadata.line().unwrap_or(0),
         );
         let text = format::finish(visitor.0, severity, file, at);
+        let last = severity == Level::Fatal;
         for queue in self.queues.iter() {
-            queue.push(&text);
+            queue.push(&text, last);
+        }
+        if last {
+            crate::flush(&self.queues, LAST_WORDS);
         }
     }
 
@@ -222,6 +226,41 @@ mod tests {
         assert_eq!(line["took"], "1.5ms");
         assert_eq!(line["listen-client-urls"][0], "http://127.0.0.1:2379");
         assert_eq!(line["error"], "no");
+    }
+
+    #[test]
+    fn a_fatal_line_is_written_when_the_event_returns() {
+        use std::io::Read;
+        use std::os::unix::net::UnixStream;
+        let (ours, mut reader) = UnixStream::pair().unwrap();
+        let file = std::fs::File::from(std::os::fd::OwnedFd::from(ours));
+        let queue = Queue::start(Sink(file), 10_000, Format::Json).unwrap();
+        // Nobody reads yet: what comes before it fills the socket, and then the queue.
+        let line = format!("{}\n", "x".repeat(999));
+        while queue.flush(Instant::now() + Duration::from_millis(50)) {
+            (0..9).for_each(|_| queue.push(&line, false));
+        }
+        while queue.dropped() == 0 {
+            queue.push(&line, false);
+        }
+        let (begun, delay) = (Instant::now(), Duration::from_millis(300));
+        let reading = std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            let mut text = String::new();
+            let mut part = [0; 4096];
+            while !text.contains("\"msg\":\"the end\"") {
+                let len = reader.read(&mut part).unwrap();
+                text.push_str(std::str::from_utf8(&part[..len]).unwrap());
+            }
+        });
+        let subscriber =
+            LineSubscriber::new(Level::Fatal, Format::Json, vec![queue.clone()].into());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!(target: FATAL, "the end");
+        });
+        assert!(begun.elapsed() >= delay / 2, "the socket was full");
+        assert!(queue.flush(Instant::now()), "nothing waits any more");
+        reading.join().unwrap();
     }
 
     #[test]
