@@ -293,7 +293,7 @@ pub static FLAGS: &[Flag] = &[
 
     own("client-cert-allowed-cn", List, "", "The common names that client certificates may have; needs `--trusted-ca-file`. etcd has it in its configuration file only, as `allowed-cn` under `client-transport-security`."),
     own("history-budget-bytes", UINT, "0", "How many bytes old revisions may take before the oldest are compacted early; 0 for what the memory of the machine or cgroup allows, printed at start."),
-    own("threads", UINT, "0", "How many threads serve clients; 0 for one a core."),
+    own("threads", UINT, "0", "How many threads serve clients; 0 for one every two cores."),
     own("max-connections", UINT, "10000", "How many client connections may be open at once."),
     own("max-watches", UINT, "100000", "How many watches may be open at once."),
     own("segment-bytes", UINT, "67108864", "How large a segment file of the journal is."),

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::tail::Key;
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 /// etcd's largest time to live, in seconds.
 pub const MAX_TTL_S: i64 = 9_000_000_000;
@@ -94,6 +95,15 @@ impl Leases {
             .unwrap_or_default()
     }
 
+    /// Keys of a lease that come after `after` (from the first one on without), in order, at
+    /// most `max`; fewer are the last. `None` if there is no such lease.
+    pub fn keys_after(&self, id: i64, after: Option<&Key>, max: usize) -> Option<Vec<Key>> {
+        let keys = &self.by_id.get(&id)?.keys;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let range = keys.range::<Key, _>((from, Bound::Unbounded));
+        Some(range.take(max).cloned().collect())
+    }
+
     /// Renews a lease from now on; returns its time to live in seconds. One that has run
     /// out is as good as gone, though its revocation may still be under way: a renewal
     /// that is answered with a time to live must hold.
@@ -157,5 +167,28 @@ impl Leases {
         let mut v: Vec<_> = self.by_id.iter().map(|(&id, l)| (id, l.ttl_s)).collect();
         v.sort_unstable();
         v
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_come_in_slices_also_while_they_change() {
+        let mut leases = Leases::default();
+        assert_eq!(leases.keys_after(7, None, 3), None);
+        leases.grant(7, 60, 0);
+        assert_eq!(leases.keys_after(7, None, 3), Some(Vec::new()));
+        let key = |n: u8| Key::from(&[n][..]);
+        (0..7).for_each(|n| leases.attach(7, key(n)));
+        let first = leases.keys_after(7, None, 3).unwrap();
+        assert_eq!(first, [key(0), key(1), key(2)]);
+        // The last one is gone, and so is one to come.
+        leases.detach(7, &[2]);
+        leases.detach(7, &[4]);
+        let second = leases.keys_after(7, first.last(), 3).unwrap();
+        assert_eq!(second, [key(3), key(5), key(6)]);
+        assert_eq!(leases.keys_after(7, second.last(), 3), Some(Vec::new()));
     }
 }

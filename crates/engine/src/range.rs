@@ -47,6 +47,11 @@ impl RangeOp {
 }
 
 impl RangeCursor {
+    /// What was asked for.
+    pub fn op(&self) -> &RangeOp {
+        &self.op
+    }
+
     /// Whether all has been read.
     pub fn is_done(&self) -> bool {
         self.done

@@ -9,7 +9,7 @@ use crate::lease::{LeaseView, Leases};
 use crate::limits::Limits;
 use crate::record::{Effect, Record, Revision};
 use crate::sequencer::Sequencer;
-use crate::tail::{self, Fields};
+use crate::tail::{self, Fields, Key};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -175,6 +175,12 @@ impl<W> Engine<W> {
     /// A lease as `TimeToLive` shows it.
     pub fn lease(&self, id: i64, now_ms: u64, with_keys: bool) -> Option<LeaseView> {
         self.leases.view(id, now_ms, with_keys)
+    }
+
+    /// Keys of a lease in slices: those after `after`, in order, at most `max`; fewer are the
+    /// last. `None` if there is no such lease (any more). Keys may come and go in between.
+    pub fn lease_keys(&self, id: i64, after: Option<&Key>, max: usize) -> Option<Vec<Key>> {
+        self.leases.keys_after(id, after, max)
     }
 
     /// Ids of all leases, soonest to expire first.

@@ -131,7 +131,7 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         "etcd_server_quota_backend_bytes",
         Etcd,
         |i| i.quota_bytes as f64,
-        "The quota in force, in bytes; a number that is never reached if there is none.",
+        "The quota in force, in bytes, as Status.dbSizeQuota; negative if there is none.",
     );
     r.input(
         "etcd_mvcc_db_total_size_in_bytes",

@@ -14,8 +14,8 @@ pub struct ScrapeInput {
     pub proposals_applied: u64,
     /// Writes that wait to be durable.
     pub proposals_pending: u64,
-    /// The quota in force; a number that is never reached if there is none.
-    pub quota_bytes: u64,
+    /// The quota in force; negative if there is none, as `Status.dbSizeQuota`.
+    pub quota_bytes: i64,
     /// Memory of data and history, as `Status.dbSize`.
     pub db_total_bytes: u64,
     /// That size without what defragmentation could give back, as `Status.dbSizeInUse`.

@@ -157,6 +157,16 @@ pub(crate) fn reply(ids: &Ids, revision: i64, reply: &Reply) -> Frame {
     })
 }
 
+/// Length of an answer's message, in bytes.
+pub(crate) fn reply_bytes(ids: &Ids, revision: i64, reply: &Reply) -> usize {
+    reply_len(Some(ids), revision, reply)
+}
+
+/// Length of a range's answer, in bytes.
+pub(crate) fn range_bytes(ids: &Ids, revision: i64, r: &RangeReply) -> usize {
+    nested_len(header_len(Some(ids), revision)) + range_len(r)
+}
+
 /// A large range's frame; `rest` is called now and then, to give way to others.
 pub(crate) fn large_range(
     ids: &Ids,
@@ -164,8 +174,7 @@ pub(crate) fn large_range(
     r: &RangeReply,
     rest: &mut dyn FnMut(),
 ) -> Frame {
-    let len = nested_len(header_len(Some(ids), revision)) + range_len(r);
-    Frame::encode(len, |b| {
+    Frame::encode(range_bytes(ids, revision, r), |b| {
         put_header(b, Some(ids), revision);
         for some in r.kvs.chunks(64) {
             put_kvs(b, 2, some);

@@ -3,6 +3,7 @@
 use crate::encode;
 use crate::service::Service;
 use crate::status;
+use crate::store::SLICE_KEYS;
 use bytes::Bytes;
 use engine::Error;
 use engine::op::Write;
@@ -84,28 +85,59 @@ impl Service {
         }))
     }
 
-    pub(crate) fn lease_time_to_live(&self, message: Bytes) -> Result<Frame, Status> {
-        let r = pb::LeaseTimeToLiveRequest::decode(message).map_err(|e| status::undecodable(&e))?;
+    pub(crate) fn lease_time_to_live(self: &Rc<Self>, message: Bytes) -> Reply {
+        let request = match pb::LeaseTimeToLiveRequest::decode(message) {
+            Ok(r) => r,
+            Err(e) => return Reply::Now(Err(status::undecodable(&e))),
+        };
+        if !request.keys {
+            return Reply::Now(Ok(self.time_to_live(request.id, Some(Vec::new()))));
+        }
+        let this = self.clone();
+        Reply::Later(Box::pin(async move {
+            let keys = this.lease_keys(request.id).await;
+            Ok(this.time_to_live(request.id, keys))
+        }))
+    }
+
+    /// What is said of a lease as it is now; without `keys` it was gone before.
+    fn time_to_live(&self, id: i64, keys: Option<Vec<Bytes>>) -> Frame {
         let store = &self.shared.store;
-        let view = store.lock().lease(r.id, store.now_ms(), r.keys);
+        let view = store.lock().lease(id, store.now_ms(), false);
         // A lease that is overdue but not yet revoked counts as gone, as in etcd.
         let view = view.filter(|v| v.remaining_ttl_s >= 0);
-        let answer = match view {
-            Some(v) => pb::LeaseTimeToLiveResponse {
+        let answer = match view.zip(keys) {
+            Some((v, keys)) => pb::LeaseTimeToLiveResponse {
                 header: self.header(),
-                id: r.id,
+                id,
                 ttl: v.remaining_ttl_s,
                 granted_ttl: v.granted_ttl_s,
-                keys: v.keys.iter().map(|k| Bytes::copy_from_slice(k)).collect(),
+                keys,
             },
             None => pb::LeaseTimeToLiveResponse {
                 header: self.header(),
-                id: r.id,
+                id,
                 ttl: -1,
                 ..Default::default()
             },
         };
-        Ok(encode::message(&answer))
+        encode::message(&answer)
+    }
+
+    /// A lease's keys, copied in slices; `None` if it is gone.
+    async fn lease_keys(&self, id: i64) -> Option<Vec<Bytes>> {
+        let mut keys = Vec::new();
+        let mut last = None;
+        loop {
+            let store = &self.shared.store;
+            let slice = store.lock().lease_keys(id, last.as_ref(), SLICE_KEYS)?;
+            keys.extend(slice.iter().map(|k| Bytes::copy_from_slice(k)));
+            if slice.len() < SLICE_KEYS {
+                return Some(keys);
+            }
+            last = slice.last().cloned();
+            tokio::task::yield_now().await;
+        }
     }
 
     pub(crate) fn lease_leases(&self) -> Result<Frame, Status> {

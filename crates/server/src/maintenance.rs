@@ -45,7 +45,7 @@ impl Service {
             db_size_in_use: sizes.total_bytes as i64,
             is_learner: false,
             storage_version: CLUSTER_VERSION.into(),
-            db_size_quota: shared.quota_bytes as i64,
+            db_size_quota: shared.quota.shown_bytes(),
             downgrade_info: Some(pb::DowngradeInfo::default()),
         })
     }
@@ -366,7 +366,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         proposals_committed: shared.committed_records(),
         proposals_applied: shared.committed_records(),
         proposals_pending: pending as u64,
-        quota_bytes: shared.quota_bytes,
+        quota_bytes: shared.quota.shown_bytes(),
         db_total_bytes: sizes.total_bytes as u64,
         db_in_use_bytes: sizes.total_bytes as u64,
         current_revision: revision,

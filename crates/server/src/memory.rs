@@ -10,11 +10,27 @@ const HISTORY_PERCENT: u64 = 15;
 /// etcd's default quota, in bytes: the default is never above it.
 const ETCD_DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
 
+/// How much data may be there, in bytes; negative for as much as there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quota(i64);
+
+impl Quota {
+    /// What NOSPACE goes by; without a quota a number that is never reached.
+    pub(crate) fn limit_bytes(self) -> u64 {
+        u64::try_from(self.0).unwrap_or(u64::MAX)
+    }
+
+    /// As etcd shows it in Status and metrics: a negative flag is shown as it is.
+    pub(crate) fn shown_bytes(self) -> i64 {
+        self.0
+    }
+}
+
 /// What the store may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Budget {
     pub(crate) memory_bytes: u64,
-    pub(crate) quota_bytes: u64,
+    pub(crate) quota: Quota,
     pub(crate) history_bytes: u64,
     /// For writes that wait for the disk or for each other.
     pub(crate) held_bytes: u64,
@@ -22,15 +38,13 @@ pub(crate) struct Budget {
 
 /// Works out quota and history budget from what was asked for (0: not) and what there is.
 pub(crate) fn budget(memory_bytes: u64, quota_flag: i64, history_flag: u64) -> Budget {
-    let quota_bytes = match quota_flag {
-        // etcd: a negative quota means none.
-        q if q < 0 => u64::MAX / 4,
-        0 => ETCD_DEFAULT_QUOTA_BYTES.min(memory_bytes / 100 * DATA_PERCENT),
-        q => q as u64,
-    };
+    let quota = Quota(match quota_flag {
+        0 => ETCD_DEFAULT_QUOTA_BYTES.min(memory_bytes / 100 * DATA_PERCENT) as i64,
+        q => q,
+    });
     let history_bytes = match history_flag {
         0 => (memory_bytes / 100 * HISTORY_PERCENT)
-            .min(quota_bytes / 2)
+            .min(quota.limit_bytes() / 2)
             .max(1 << 20),
         h => h,
     };
@@ -39,7 +53,7 @@ pub(crate) fn budget(memory_bytes: u64, quota_flag: i64, history_flag: u64) -> B
     Budget {
         held_bytes,
         memory_bytes,
-        quota_bytes,
+        quota,
         history_bytes,
     }
 }
@@ -107,11 +121,19 @@ mod tests {
     #[test]
     fn defaults_leave_room_below_the_limit() {
         let b = budget(1 << 30, 0, 0);
-        assert!(b.quota_bytes + b.history_bytes < (1 << 30) / 100 * 65);
+        assert!(b.quota.limit_bytes() + b.history_bytes < (1 << 30) / 100 * 65);
         let big = budget(64 << 30, 0, 0);
-        assert_eq!(big.quota_bytes, 2 << 30);
-        assert_eq!(budget(1 << 30, 123, 456).quota_bytes, 123);
-        assert_eq!(budget(1 << 30, 123, 456).history_bytes, 456);
+        assert_eq!(big.quota.limit_bytes(), 2 << 30);
+        let given = budget(1 << 30, 123, 456);
+        assert_eq!((given.quota, given.history_bytes), (Quota(123), 456));
+    }
+
+    #[test]
+    fn a_negative_quota_is_none_and_shown_as_it_is() {
+        let none = budget(1 << 30, -1, 0);
+        assert_eq!(none.quota.limit_bytes(), u64::MAX);
+        assert_eq!(none.quota.shown_bytes(), -1);
+        assert_eq!(none.history_bytes, (1 << 30) / 100 * HISTORY_PERCENT);
     }
 
     #[test]

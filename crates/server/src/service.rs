@@ -122,7 +122,7 @@ impl Handler for Service {
             M::KvCompact => self.compact(call, message),
             M::LeaseGrant => self.lease_grant(message),
             M::LeaseRevoke => self.lease_revoke(message),
-            M::LeaseTimeToLive => Reply::Now(self.lease_time_to_live(message)),
+            M::LeaseTimeToLive => self.lease_time_to_live(message),
             M::LeaseLeases => Reply::Now(self.lease_leases()),
             M::ClusterMemberList => Reply::Now(self.member_list()),
             M::ClusterMemberAdd

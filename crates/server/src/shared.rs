@@ -2,6 +2,7 @@
 
 use crate::durability::SnapshotJob;
 use crate::encode::Ids;
+use crate::memory::Quota;
 use crate::store::Store;
 use crate::switch::Request;
 use crate::turns::Turns;
@@ -43,7 +44,7 @@ pub(crate) struct Shared {
     pub(crate) progress_interval: Duration,
     pub(crate) warning_apply: Duration,
     pub(crate) warning_unary: Duration,
-    pub(crate) quota_bytes: u64,
+    pub(crate) quota: Quota,
     pub(crate) history_budget_bytes: u64,
     pub(crate) files: Arc<dyn journal::fs::FileSystem>,
     pub(crate) allocator: Allocator,
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
 static SLOW_SYNC: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_CALL: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_APPLY: Throttle = Throttle::new(Duration::from_secs(10));
+static SLOW_READ: Throttle = Throttle::new(Duration::from_secs(10));
 
 /// What [`Shared::new`] takes besides the defaults.
 pub(crate) struct Parts {
@@ -80,7 +82,7 @@ pub(crate) struct Parts {
     pub(crate) ids: Ids,
     pub(crate) name: String,
     pub(crate) client_urls: Vec<String>,
-    pub(crate) quota_bytes: u64,
+    pub(crate) quota: Quota,
     pub(crate) history_budget_bytes: u64,
     pub(crate) files: Arc<dyn journal::fs::FileSystem>,
     pub(crate) allocator: Allocator,
@@ -111,7 +113,7 @@ impl Shared {
             progress_interval: config.watch_progress_notify_interval,
             warning_apply: config.warning_apply_duration,
             warning_unary: config.warning_unary_request_duration,
-            quota_bytes: p.quota_bytes,
+            quota: p.quota,
             history_budget_bytes: p.history_budget_bytes,
             files: p.files,
             allocator: p.allocator,
@@ -311,12 +313,35 @@ impl Shared {
         }
     }
 
+    /// etcd's line for a read that took long. `prefix` says what kind, as etcd has it, with a
+    /// space behind.
+    pub(crate) fn warn_slow_read(
+        &self,
+        prefix: &'static str,
+        took: Duration,
+        request: &str,
+        response: &str,
+    ) {
+        self.metrics.slow_apply.inc();
+        if let Some(suppressed) = SLOW_READ.allow() {
+            tracing::warn!(
+                took = %telemetry::GoDuration(took),
+                "expected-duration" = %telemetry::GoDuration(self.warning_apply),
+                prefix,
+                request,
+                response,
+                suppressed,
+                "apply request took too long"
+            );
+        }
+    }
+
     pub(crate) fn log_quota(&self) {
         let (sizes, full) = {
             let engine = self.store.lock();
             (engine.sizes(), engine.no_space())
         };
-        let (data, quota) = (sizes.data_bytes as u64, self.quota_bytes);
+        let (data, quota) = (sizes.data_bytes as u64, self.quota.shown_bytes());
         if full {
             tracing::warn!(
                 "data-bytes" = data,

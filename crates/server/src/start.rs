@@ -92,11 +92,16 @@ impl Server {
         );
         tracing::info!(
             "memory-bytes" = budget.memory_bytes,
-            "quota-bytes" = budget.quota_bytes,
+            "quota-bytes" = budget.quota.shown_bytes(),
             "history-budget-bytes" = budget.history_bytes,
             "memory limits"
         );
-        if budget.quota_bytes.saturating_add(budget.history_bytes) > budget.memory_bytes / 4 * 3 {
+        let quota_bytes = budget.quota.limit_bytes();
+        if budget.quota.shown_bytes() < 0 {
+            tracing::warn!(
+                "there is no quota, since --quota-backend-bytes is negative: data may grow until the OOM killer ends the server"
+            );
+        } else if quota_bytes.saturating_add(budget.history_bytes) > budget.memory_bytes / 4 * 3 {
             tracing::warn!(
                 "quota and history budget together come close to the memory there is; the OOM killer may come before NOSPACE: lower --quota-backend-bytes or --history-budget-bytes, or add memory"
             );
@@ -111,7 +116,7 @@ impl Server {
         let files: Arc<dyn FileSystem> =
             Arc::new(RealFs::new().with_sync_delay(config.fault_sync_delay));
         let limits = Limits {
-            quota_bytes: budget.quota_bytes as usize,
+            quota_bytes: quota_bytes as usize,
             max_held_bytes: budget.held_bytes as usize,
             ..Limits::default()
         };
@@ -158,8 +163,10 @@ impl Server {
             }
         }
 
+        // The committer and the apiserver beside us want the other cores: with all of them busy,
+        // fewer workers mean fewer switches (docs/performance.md, "One worker or two").
         let workers = match config.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
             n => n,
         };
         let identity = &report.identity;
@@ -190,7 +197,7 @@ impl Server {
                     .iter()
                     .map(Url::to_string)
                     .collect(),
-                quota_bytes: budget.quota_bytes,
+                quota: budget.quota,
                 history_budget_bytes: budget.history_bytes,
                 files,
                 allocator: journal.allocator(),

@@ -118,7 +118,8 @@ impl Upkeep {
             let budget = self.shared.history_budget_bytes;
             // History also makes room for data: together they stay below 90 % of the quota,
             // so that etcd's alert at 95 % means data.
-            let room = (self.shared.quota_bytes / 10 * 9).saturating_sub(sizes.data_bytes as u64);
+            let quota_bytes = self.shared.quota.limit_bytes();
+            let room = (quota_bytes / 10 * 9).saturating_sub(sizes.data_bytes as u64);
             let budget = budget.min(room.max(budget / 8));
             if history <= budget || engine.compaction_due() {
                 return;

@@ -2,6 +2,7 @@
 
 mod check;
 mod convert;
+mod slow;
 
 use crate::encode::{self, Ids};
 use crate::pace::Pace;
@@ -43,7 +44,8 @@ impl Service {
             return Reply::Now(Err(s));
         }
         self.shared.metrics.range.inc();
-        let started = call.started.into_std();
+        // Not since the call came: it may have waited for its client to read other answers.
+        let started = Instant::now();
         let read = match self.shared.store.read(convert::range(request)) {
             Ok(r) => r,
             Err(e) => {
@@ -53,13 +55,24 @@ impl Service {
         };
         if read.cursor.is_done() && read.cursor.bytes() < LARGE_ANSWER_BYTES {
             let revision = read.cursor.header_revision;
-            let reply = engine::op::Reply::Range(read.cursor.finish());
-            self.range_done(started, true);
+            let took = self.range_done(started, true);
+            let request = self.is_slow(took).then(|| slow::range(read.cursor.op()));
+            let reply = read.cursor.finish();
+            if let Some(request) = request {
+                self.warn_slow_range(took, &request, revision, &reply);
+            }
+            let reply = engine::op::Reply::Range(reply);
             return Reply::Now(Ok(encode::reply(&self.shared.ids, revision, &reply)));
         }
         let (this, unread) = (self.clone(), call.unread());
         Reply::Later(Box::pin(async move {
+            let op = read.cursor.op().clone();
             let (revision, reply) = read.finish().await;
+            // As in etcd, without what it takes to hand the answer over.
+            let took = this.range_done(started, true);
+            if this.is_slow(took) {
+                this.warn_slow_range(took, &slow::range(&op), revision, &reply);
+            }
             // Few at a time, so that the processors are not theirs alone; none for a client
             // that leaves much unread, and none that holds up others meanwhile.
             let _turn = loop {
@@ -70,17 +83,16 @@ impl Service {
                 }
             };
             let ids = this.shared.ids;
-            let frame = off_thread(move || {
+            off_thread(move || {
                 let mut pace = Pace::start();
                 encode::large_range(&ids, revision, &reply, &mut || pace.rest())
-            });
-            let frame = frame.await;
-            this.range_done(started, frame.is_ok());
-            frame
+            })
+            .await
         }))
     }
 
-    fn range_done(&self, started: Instant, success: bool) {
+    /// Counts a range that has been read, or refused; returns how long that took.
+    fn range_done(&self, started: Instant, success: bool) -> Duration {
         let m = &self.shared.metrics;
         let h = if success {
             &m.range_duration.success
@@ -92,6 +104,7 @@ impl Service {
         m.request_duration
             .get(RequestType::Range, success)
             .observe(took);
+        took
     }
 
     pub(crate) fn range_stream(
@@ -245,6 +258,14 @@ impl Service {
         if too_large {
             return Reply::Now(Err(status::request_too_large()));
         }
+        let reads = match &write {
+            Write::Txn(op) if op.only_reads() => Some((op.clone(), Instant::now())),
+            _ => None,
+        };
+        let request_type = match reads {
+            Some(_) => RequestType::ReadonlyTxn,
+            None => request_type,
+        };
         let this = self.clone();
         let started = call.started.into_std();
         Reply::Later(Box::pin(async move {
@@ -256,6 +277,11 @@ impl Service {
                 .observe(took);
             m.apply_duration.get(apply_op, answer.is_ok()).observe(took);
             let outcome = answer.map_err(status::of)?;
+            if let Some((request, began)) = reads
+                && this.is_slow(began.elapsed())
+            {
+                this.warn_slow_txn(began.elapsed(), &request, outcome.revision, &outcome.reply);
+            }
             Ok(encode::reply(
                 &this.shared.ids,
                 outcome.revision,
