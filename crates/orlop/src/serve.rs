@@ -4,11 +4,16 @@ use config::{Config, Level, LogFormat, LogLevel, LogOutput, Notice, Parsed, Pers
 use server::{Server, Started};
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 use telemetry::Notify;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Log lines wait in at most so many bytes of memory.
 const LOG_QUEUE_BYTES: usize = 1 << 20;
+
+/// Signals that come sooner after the first one are part of it: a service manager and a shell
+/// often send two at once. One that comes later does not wait for the end.
+const ONE_STOP: Duration = Duration::from_secs(1);
 
 /// Runs a server until a signal ends it. Returns the process's exit code.
 pub(crate) fn run(personality: Personality, args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -78,11 +83,20 @@ fn serve(
         }
     });
     tracing::info!(signal = name, "received signal; shutting down");
-    // A second signal does not wait.
+    let stopping = Instant::now();
     std::thread::spawn(move || {
         runtime.block_on(async {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            loop {
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                if stopping.elapsed() >= ONE_STOP {
+                    break;
+                }
+            }
         });
+        tracing::error!(
+            target: telemetry::FATAL,
+            "received another signal; ending before the log is closed: nothing that was answered is lost, and the next start replays it as after a crash"
+        );
         std::process::exit(1);
     });
     let _ = telemetry::notify(Notify::Stopping);
