@@ -3,6 +3,10 @@
 //!
 //! `ORLOP_IMPORT_SEEDS` sets how many random histories are moved there and back.
 
+#[path = "import/cluster.rs"]
+mod cluster;
+#[path = "import/older.rs"]
+mod older;
 #[path = "import/support.rs"]
 mod support;
 
@@ -158,10 +162,10 @@ struct Import {
 }
 
 impl Import {
-    fn start(source: &Store, data: &Path, said: &Path) -> Result<Self> {
+    fn start(from: &str, data: &Path, said: &Path) -> Result<Self> {
         let file = fs::File::create(said)?;
         let child = Command::new(Kind::Orlop.program()?)
-            .args(["import", "--from", &source.url()])
+            .args(["import", "--from", from])
             .args(["--data-dir", text(data), "--follow"])
             .stdin(Stdio::null())
             .stderr(file.try_clone()?)
@@ -238,7 +242,7 @@ async fn taken_over(dir: &Path, set: &str) -> Result<()> {
         Result::Ok(steps)
     });
     let ours = data_dir("ours", dir);
-    let mut import = Import::start(&source, &ours, &dir.join("import.log"))?;
+    let mut import = Import::start(&source.url(), &ours, &dir.join("import.log"))?;
     import.until_says("following").await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, Ordering::Relaxed);
@@ -262,7 +266,7 @@ async fn an_import_that_is_stopped_or_that_misses_writes_says_so() {
 }
 
 async fn says_so(dir: &Path) -> Result<()> {
-    let source = etcd("etcd", "source", dir).await?;
+    let mut source = etcd("etcd", "source", dir).await?;
     let mut writer = Writer::new(&source, 3).await?;
     writer.steps(50).await?;
     let ours = dir.join("ours");
@@ -288,8 +292,8 @@ async fn says_so(dir: &Path) -> Result<()> {
     orlop(&from)?.refused(&["other.import exists"])?;
     fs::remove_dir(dir.join("other.import"))?;
 
-    // A source that goes away.
-    let mut import = Import::start(&source, &other, &dir.join("import.log"))?;
+    // One that is ended leaves nothing but what it finished.
+    let mut import = Import::start(&source.url(), &other, &dir.join("import.log"))?;
     import.until_says("following").await?;
     signal(&import.child, rustix::process::Signal::TERM)?;
     ensure(import.child.wait()?.success(), || import.said())?;
@@ -312,7 +316,16 @@ async fn says_so(dir: &Path) -> Result<()> {
         "--data-dir",
         text(&other),
     ];
-    orlop(&https)?.refused(&["--cacert"])
+    orlop(&https)?.refused(&["--cacert"])?;
+
+    // Nobody who cannot be asked is called quiet.
+    let mut import = Import::start(&source.url(), &other, &dir.join("gone.log"))?;
+    import.until_says("following").await?;
+    source.kill();
+    import
+        .until_says("whether it is quiet is not known")
+        .await?;
+    ensure(!import.said().contains("quiet at"), || import.said())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

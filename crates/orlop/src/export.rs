@@ -1,9 +1,10 @@
 //! `orlop export`: a snapshot file, and how to start an etcd from it.
 
 use crate::failure::{Failure, say};
-use crate::import_source::{Source, TlsArgs, private_file};
-use crate::snapshot_feed;
-use engine::{Engine, Limits};
+use crate::import_endpoints::TlsArgs;
+use crate::import_source::{Source, private_file};
+use crate::{snapshot_feed, snapshot_restore};
+use engine::Engine;
 use snapshot::{Encoder, Origin, Snapshot, StorageVersion, human_bytes, write_file};
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -82,7 +83,6 @@ fn export(args: &Args) -> Result<(), Failure> {
                     "the server's snapshot ended before its SHA-256; try again".to_owned(),
                 ));
             }
-            file.verify_hash()?;
             if args.etcd_version != StorageVersion::default() {
                 rewrite(&file, &partial.0, args.etcd_version)?;
             }
@@ -106,18 +106,23 @@ fn export(args: &Args) -> Result<(), Failure> {
     let status = file.status()?;
     drop(file);
     fs::rename(&partial.0, &args.output).map_err(Failure::io("rename", &partial.0))?;
-    let parent = args.output.parent().filter(|p| !p.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    fs::File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Failure::io("sync", parent))?;
+    sync_parent(&args.output)?;
     print_next(args, &status);
     Ok(())
 }
 
+/// Makes a rename last: syncs the directory that `path` is in.
+pub(crate) fn sync_parent(path: &Path) -> Result<(), Failure> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    fs::File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Failure::io("sync", parent))
+}
+
 /// The same contents, as another version of etcd wants them.
 fn rewrite(file: &Snapshot, path: &Path, version: StorageVersion) -> Result<(), Failure> {
-    let (restore, loaded) = file.load(Engine::<()>::new(Limits::default()))?;
+    let (restore, loaded) = snapshot_restore::load(file, true)?;
     let engine = restore.finish();
     let origin = Origin {
         member_id: 1,

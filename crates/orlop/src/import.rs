@@ -3,11 +3,13 @@
 //! A snapshot, then every change after it by a watch, into a directory beside the one that
 //! was asked for; that gets its name only after HashKV was equal on both sides.
 
+use crate::export::sync_parent;
 use crate::failure::{Failure, say};
+use crate::import_endpoints::TlsArgs;
 use crate::import_follow::{Follower, Progress};
-use crate::import_source::{Source, SourceError, TlsArgs};
-use crate::snapshot_restore::{ALARM_CORRUPT, options, ready_for};
-use engine::{Engine, Limits};
+use crate::import_source::{Source, SourceError, SourceHash};
+use crate::snapshot_restore::{self, ALARM_CORRUPT, options, ready_for};
+use engine::Engine;
 use journal::fs::real::RealFs;
 use snapshot::{Snapshot, human_bytes};
 use std::fs;
@@ -25,8 +27,9 @@ const TELL: Duration = Duration::from_secs(5);
 /// Arguments of `orlop import`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The etcd, https://HOST:2379; of several, separated by commas, the first that answers
-    /// is used for all. Versions 3.5 to 3.7. Users and passwords are not supported.
+    /// The etcd, https://HOST:2379; of a cluster all members, separated by commas: when one
+    /// does not answer, the next is asked. Versions 3.5 to 3.7. Users and passwords are not
+    /// supported.
     #[arg(long, value_name = "URL")]
     from: String,
     /// The new data directory; it must not exist, or be empty.
@@ -65,7 +68,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 /// Ctrl-C and SIGTERM.
-pub(crate) struct Signals {
+struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
@@ -79,7 +82,7 @@ impl Signals {
     }
 
     /// Waits for either.
-    pub(crate) async fn wait(&mut self) {
+    async fn wait(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -139,11 +142,7 @@ impl Workplace {
                 target.display()
             ))
         })?;
-        let parent = target.parent().filter(|p| !p.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new("."));
-        fs::File::open(parent)
-            .and_then(|dir| dir.sync_all())
-            .map_err(Failure::io("sync", parent))
+        sync_parent(target)
     }
 }
 
@@ -212,6 +211,8 @@ async fn import(args: &Args) -> Result<(), Failure> {
 }
 
 async fn check_source(source: &Source) -> Result<(), Failure> {
+    // Without a majority nothing else is answered either.
+    source.revision().await?;
     source.refuse_auth().await?;
     for (member_id, alarm) in source.alarms().await? {
         if alarm == ALARM_CORRUPT {
@@ -232,7 +233,7 @@ async fn take(
     source: &Source,
     work: &Workplace,
     signals: &mut Signals,
-) -> Result<(Follower, crate::import_source::SourceHash), Failure> {
+) -> Result<(Follower, SourceHash), Failure> {
     if work.data().exists() {
         fs::remove_dir_all(work.data()).map_err(Failure::io("remove", &work.data()))?;
     }
@@ -288,7 +289,7 @@ async fn take(
          \"quiet\", then press Ctrl-C or send SIGTERM to {}",
         std::process::id()
     );
-    follow(&mut follower, signals).await?;
+    follow(&mut follower, source, signals).await?;
     say!("finishing");
     let finish = follower.finish();
     let hash = tokio::select! {
@@ -298,33 +299,61 @@ async fn take(
     Ok((follower, hash))
 }
 
-async fn follow(follower: &mut Follower, signals: &mut Signals) -> Result<(), Failure> {
+async fn follow(
+    follower: &mut Follower,
+    source: &Source,
+    signals: &mut Signals,
+) -> Result<(), Failure> {
     let mut tick = tokio::time::interval(TELL);
     tick.tick().await;
     let mut last = Progress::default();
     loop {
-        tokio::select! {
-            received = follower.receive() => {
-                received?;
-                follower.take_all().await?;
-            }
-            () = signals.wait() => return Ok(()),
-            _ = tick.tick() => {
-                let now = follower.progress();
-                if now.revision == last.revision {
-                    if !last.quiet {
-                        say!(
-                            "quiet at revision {}: nothing was written in the last {} s",
-                            now.revision,
-                            TELL.as_secs()
-                        );
-                    }
-                    last.quiet = true;
-                } else {
-                    say!("revision {}, {} behind", now.revision, now.behind);
-                    last = now;
+        let now = follower.progress();
+        {
+            // Never dropped for a tick: it would begin its waiting anew each time.
+            let received = follower.receive();
+            tokio::pin!(received);
+            loop {
+                tokio::select! {
+                    done = &mut received => break done?,
+                    () = signals.wait() => return Ok(()),
+                    _ = tick.tick() => tell(source, now, &mut last).await,
                 }
             }
+        }
+        follower.take_all().await?;
+    }
+}
+
+/// Tells where following stands. Only the source itself can say that it is quiet: a watch
+/// brings nothing either when its connection is lost.
+async fn tell(source: &Source, now: Progress, last: &mut Progress) {
+    if now.revision != last.revision {
+        say!("revision {}, {} behind", now.revision, now.behind);
+        *last = now;
+        return;
+    }
+    if last.quiet {
+        return;
+    }
+    match tokio::time::timeout(TELL, source.revision()).await {
+        Ok(Ok(theirs)) if theirs == now.revision => {
+            say!(
+                "quiet at revision {theirs}: nothing was written in the last {} s",
+                TELL.as_secs()
+            );
+            last.quiet = true;
+        }
+        Ok(Ok(theirs)) => {
+            let behind = (theirs - now.revision).max(0);
+            say!("revision {}, {behind} behind", now.revision);
+        }
+        Ok(Err(_)) | Err(_) => {
+            say!(
+                "revision {}; no answer from {}, so whether it is quiet is not known",
+                now.revision,
+                source.url()
+            );
         }
     }
 }
@@ -338,9 +367,7 @@ fn load(path: &Path) -> Result<Engine<()>, Failure> {
                 .to_owned(),
         ));
     }
-    file.verify_hash()?;
-    file.verify_pages()?;
-    let (restore, loaded) = file.load(Engine::new(Limits::default()))?;
+    let (restore, loaded) = snapshot_restore::load(&file, true)?;
     let auth = loaded.contents.auth;
     if auth.enabled {
         return Err(Failure::Refused(format!(
@@ -371,18 +398,15 @@ async fn print_next(args: &Args, source: &Source, revision: i64) {
     }
     say!();
     say!("Now, with the apiservers stopped:");
+    say!("  1. stop etcd, all of its members, so that nothing writes to it; keep its data");
     say!(
-        "  1. stop {} so that nothing writes to it any more; keep its data directory",
-        source.url()
-    );
-    say!(
-        "  2. orlop serve --data-dir={dir} --name={} with the flags of that etcd",
+        "  2. orlop serve --data-dir={dir} --name={} with the flags of an etcd member",
         args.name
     );
     say!("     (the same --listen-client-urls, --advertise-client-urls and certificates)");
     say!("  3. etcdctl endpoint status: the revision is {revision} or a little more");
     say!("  4. start the apiservers, on the same --etcd-servers or the new address");
     say!(
-        "Back before step 4: start that etcd again. After it: orlop export (docs/operating/migrate.md)."
+        "Back before step 4: start etcd again. After it: orlop export (docs/operating/migrate.md)."
     );
 }

@@ -137,7 +137,8 @@ impl Follower {
     /// Goes to the source's revision of now and stays there: leases, then the hash.
     pub(crate) async fn finish(&mut self) -> Result<SourceHash, Failure> {
         let began = Instant::now();
-        let theirs = self.newest_hash().await?;
+        let agreed = self.source.revision().await?;
+        let theirs = self.newest_hash(agreed).await?;
         loop {
             self.take(theirs.revision).await?;
             if self.revision() >= theirs.revision {
@@ -185,27 +186,33 @@ impl Follower {
         found
     }
 
-    /// A hash that is not older than the copy: behind one address there may be members
-    /// that lag.
-    async fn newest_hash(&self) -> Result<SourceHash, Failure> {
+    /// A hash that is older neither than the copy nor than `agreed`: members may lag.
+    async fn newest_hash(&self, agreed: i64) -> Result<SourceHash, Failure> {
         const TRIES: u32 = 50;
+        let wanted = self.revision().max(agreed);
         for _ in 0..TRIES {
             let theirs = self.source.hash().await?;
-            if theirs.revision >= self.revision() {
+            if theirs.revision >= wanted {
                 return Ok(theirs);
             }
             tokio::time::sleep(FIRST_WAIT).await;
         }
         Err(Failure::Refused(format!(
-            "{} answers from before revision {}, which it has sent; name one member's own address",
-            self.source.url(),
-            self.revision()
+            "{} answers from before revision {wanted}, which the cluster has reached; name the \
+             members' own addresses",
+            self.source.url()
         )))
     }
 
     /// Receives one response, with a new watch if there is none. May be dropped while it
     /// waits: nothing is lost by that.
     pub(crate) async fn receive(&mut self) -> Result<(), Failure> {
+        // A call may have gone on to another endpoint: this one has no answers any more.
+        if let Some(watching) = &self.watching
+            && !self.source.is_at(watching)
+        {
+            self.end_watch();
+        }
         let next = match &mut self.watching {
             Some(watching) => self.source.next(watching).await?,
             None => {
@@ -245,8 +252,8 @@ impl Follower {
         Ok(())
     }
 
-    /// The connection is lost: forgets what may be half, waits, and lets a new watch begin.
-    async fn lost(&mut self) -> Result<(), Failure> {
+    /// Forgets the watch and what may be half, so that a new watch begins.
+    fn end_watch(&mut self) {
         self.watching = None;
         if self.open {
             self.open = false;
@@ -254,10 +261,15 @@ impl Follower {
                 self.pending.retain(|event| main_of(event) < half);
             }
         }
+    }
+
+    /// The connection is lost: waits, and lets a new watch begin.
+    async fn lost(&mut self) -> Result<(), Failure> {
+        self.end_watch();
         self.failures += 1;
         if self.failures > RECONNECTS {
             return Err(Failure::Refused(format!(
-                "{} cannot be reached any more; nothing is kept",
+                "{} cannot be reached any more; nothing is kept: import again when it answers",
                 self.source.url()
             )));
         }

@@ -1,29 +1,30 @@
 //! A running etcd (or orlop) as a client sees it: what `import` and `export` ask of it.
 
+use crate::failure::say;
+use crate::import_endpoints::{CONNECT_TIMEOUT, Endpoints, TlsArgs};
 use bytes::Bytes;
 use etcd_api::etcdserverpb::{self as pb, watch_request::RequestUnion};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Status, Streaming};
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
 
-/// How long a connection may take to come about.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call other than a stream may take; a hash goes over all of the data.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
-/// A silent connection is asked for a sign of life this often.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-/// A call is tried this often when the connection fails.
-const ATTEMPTS: u32 = 10;
+/// A call that fails for a reason that may pass is made again for this long, and at least
+/// once at each endpoint.
+const RETRIED_FOR: Duration = Duration::from_secs(30);
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const MAX_WAIT: Duration = Duration::from_secs(5);
 /// The longest message taken: a fragment of a watch is a few MiB, an answer about a lease
 /// has its keys.
 const MAX_MESSAGE_BYTES: usize = 256 << 20;
-const WINDOW_BYTES: u32 = 4 << 20;
+/// What etcd's clients send to be refused by a member without a leader.
+const REQUIRE_LEADER: (&str, &str) = ("hasleader", "true");
 
 /// Why a server could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +53,19 @@ pub(crate) enum SourceError {
         url: String,
         /// The method.
         call: &'static str,
+        /// The server's answer.
+        status: Box<Status>,
+    },
+    /// How far the source is cannot be known.
+    #[error(
+        "{url} cannot say what the cluster has agreed on ({}): it has no leader, or is cut off \
+         from the others. Nothing is kept. Get a majority of the members to run (etcdctl endpoint \
+         status --cluster), name all of them in --from, and import again",
+        explain(.status)
+    )]
+    NoAgreement {
+        /// The endpoint.
+        url: String,
         /// The server's answer.
         status: Box<Status>,
     },
@@ -94,133 +108,99 @@ fn explain(status: &Status) -> String {
     text
 }
 
-/// Options of a client, named as etcdctl's.
-#[derive(clap::Args)]
-pub(crate) struct TlsArgs {
-    /// Verify the server by this CA bundle (PEM).
-    #[arg(long)]
-    cacert: Option<PathBuf>,
-    /// Identify by this client certificate (PEM).
-    #[arg(long, requires = "key")]
-    cert: Option<PathBuf>,
-    /// The client certificate's key (PEM).
-    #[arg(long, requires = "cert")]
-    key: Option<PathBuf>,
-}
-
-impl TlsArgs {
-    fn config(&self) -> Result<ClientTlsConfig, SourceError> {
-        let read = |path: &Path| {
-            std::fs::read(path).map_err(|error| {
-                SourceError::Argument(format!("cannot read {}: {error}", path.display()))
-            })
-        };
-        let Some(cacert) = &self.cacert else {
-            return Err(SourceError::Argument(
-                "an https endpoint needs --cacert, the CA that signed the server's certificate \
-                 (kubeadm: /etc/kubernetes/pki/etcd/ca.crt)"
-                    .to_owned(),
-            ));
-        };
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(cacert)?));
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-        }
-        Ok(tls)
-    }
-}
-
-/// A server, by one of its endpoints: all of an import comes from one member.
+/// A server, by its endpoints. One of them is asked, until it does not answer.
 #[derive(Clone)]
 pub(crate) struct Source {
-    url: String,
-    channel: Channel,
+    endpoints: Endpoints,
     cluster_id: u64,
 }
 
 /// What a watch brings.
 pub(crate) struct Watching {
+    /// The endpoint.
+    at: usize,
     stream: Streaming<pb::WatchResponse>,
     /// Kept open: its end would end the watch.
     _requests: mpsc::Sender<pb::WatchRequest>,
 }
 
 impl Source {
-    /// Connects to the first endpoint that answers; returns it with its status.
+    /// Asks all endpoints; the first that answers is used. Returns it with its status.
+    ///
+    /// # Errors
+    /// [`SourceError`] if none answers, or they are not of one cluster.
     pub(crate) async fn connect(
         endpoints: &str,
         tls: &TlsArgs,
     ) -> Result<(Self, pb::StatusResponse), SourceError> {
+        let endpoints = Endpoints::new(endpoints, tls)?;
+        let cluster_of = |status: &pb::StatusResponse| {
+            let header = status.header.as_ref();
+            header.map_or(0, |header| header.cluster_id)
+        };
+        let mut first: Option<(usize, pb::StatusResponse)> = None;
         let mut failures = Vec::new();
-        for url in endpoints
-            .split(',')
-            .map(str::trim)
-            .filter(|u| !u.is_empty())
-        {
-            let url = if url.contains("://") {
-                url.to_owned()
-            } else {
-                format!("http://{url}")
-            };
-            let mut endpoint = Endpoint::from_shared(url.clone())
-                .map_err(|error| SourceError::Argument(format!("{url}: {error}")))?
-                .connect_timeout(CONNECT_TIMEOUT)
-                .http2_keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_INTERVAL)
-                .initial_stream_window_size(WINDOW_BYTES)
-                .initial_connection_window_size(WINDOW_BYTES);
-            if url.starts_with("https://") {
-                endpoint = endpoint
-                    .tls_config(tls.config()?)
-                    .map_err(|error| SourceError::Argument(format!("{url}: {error}")))?;
-            } else if tls.cacert.is_some() {
-                return Err(SourceError::Argument(format!(
-                    "{url}: certificates are named, but the endpoint is not https"
-                )));
-            }
-            let mut source = Source {
-                url: url.clone(),
-                channel: endpoint.connect_lazy(),
-                cluster_id: 0,
-            };
-            match source.status_once().await {
-                Ok(status) => {
-                    source.cluster_id = status.header.as_ref().map_or(0, |h| h.cluster_id);
-                    return Ok((source, status));
+        for at in 0..endpoints.len() {
+            let url = endpoints.url(at);
+            match (status_of(endpoints.channel(at)).await, &first) {
+                (Ok(status), None) => first = Some((at, status)),
+                (Ok(status), Some((other, known))) if cluster_of(&status) != cluster_of(known) => {
+                    return Err(SourceError::Argument(format!(
+                        "{url} is of cluster {:x}, and {} of cluster {:x}: name members of one \
+                         cluster",
+                        cluster_of(&status),
+                        endpoints.url(*other),
+                        cluster_of(known)
+                    )));
                 }
-                Err(status) if wants_user(&status) => return Err(SourceError::Auth { url }),
-                Err(status) => {
+                (Ok(_), Some(_)) => {}
+                (Err(status), _) if wants_user(&status) => {
+                    let url = url.to_owned();
+                    return Err(SourceError::Auth { url });
+                }
+                (Err(status), _) => {
                     let text = explain(&status);
-                    let hint = if url.starts_with("http://") && text.contains("transport error") {
-                        " (if it serves TLS: https:// and --cacert, --cert, --key)"
-                    } else if url.starts_with("https://")
-                        && tls.cert.is_none()
-                        && text.contains("connection")
-                    {
-                        // What a server without it says depends on when it closes.
-                        " (if it wants a client certificate: --cert and --key)"
-                    } else {
-                        ""
-                    };
+                    let hint = tls.hint(url, &text);
                     failures.push(format!("{url}: {text}{hint}"));
                 }
             }
         }
-        Err(SourceError::Connect(if failures.is_empty() {
-            "none is named".to_owned()
-        } else {
-            failures.join("; ")
-        }))
+        let Some((at, status)) = first else {
+            return Err(SourceError::Connect(if failures.is_empty() {
+                "none is named".to_owned()
+            } else {
+                failures.join("; ")
+            }));
+        };
+        for failure in failures {
+            say!("note: no answer from {failure}");
+        }
+        endpoints.set(at);
+        let cluster_id = cluster_of(&status);
+        let source = Source {
+            endpoints,
+            cluster_id,
+        };
+        Ok((source, status))
     }
 
-    /// The endpoint.
+    /// The endpoint in use.
     pub(crate) fn url(&self) -> &str {
-        &self.url
+        self.endpoints.url(self.endpoints.at())
     }
 
-    fn fails(&self, call: &'static str, status: Status) -> SourceError {
+    /// Whether a watch is at the endpoint in use.
+    pub(crate) fn is_at(&self, watching: &Watching) -> bool {
+        watching.at == self.endpoints.at()
+    }
+
+    fn channel(&self) -> Channel {
+        self.endpoints.channel(self.endpoints.at())
+    }
+
+    fn fails(&self, at: usize, call: &'static str, status: Status) -> SourceError {
         SourceError::Call {
-            url: self.url.clone(),
+            url: self.endpoints.url(at).to_owned(),
             call,
             status: Box::new(status),
         }
@@ -228,32 +208,38 @@ impl Source {
 
     fn odd(&self, what: impl Into<String>) -> SourceError {
         SourceError::Odd {
-            url: self.url.clone(),
+            url: self.url().to_owned(),
             what: what.into(),
         }
     }
 
-    /// Calls until the connection holds, a limited number of times.
+    /// Calls until there is an answer, for a limited time, by one endpoint after the other.
     async fn call<A>(
         &self,
         call: &'static str,
         mut once: impl AsyncFnMut() -> Result<A, Status>,
     ) -> Result<A, SourceError> {
+        let began = Instant::now();
         let mut wait = FIRST_WAIT;
-        for attempt in 1.. {
+        let mut tried = 0;
+        loop {
+            let at = self.endpoints.at();
             let result = tokio::time::timeout(CALL_TIMEOUT, once())
                 .await
                 .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
+            tried += 1;
+            let again = tried < self.endpoints.len() || began.elapsed() < RETRIED_FOR;
             match result {
                 Ok(answer) => return Ok(answer),
-                Err(status) if attempt < ATTEMPTS && is_passing(&status) => {
+                Err(status) if again && is_passing(&status) => {
+                    let why = format!("{call} failed: {}", explain(&status));
+                    self.endpoints.turn(at, &why);
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(MAX_WAIT);
                 }
-                Err(status) => return Err(self.fails(call, status)),
+                Err(status) => return Err(self.fails(at, call, status)),
             }
         }
-        Err(self.odd("it was asked no more"))
     }
 
     /// Refuses answers of another cluster: the address may have been given away.
@@ -270,33 +256,41 @@ impl Source {
     }
 
     fn maintenance(&self) -> pb::maintenance_client::MaintenanceClient<Channel> {
-        pb::maintenance_client::MaintenanceClient::new(self.channel.clone())
+        pb::maintenance_client::MaintenanceClient::new(self.channel())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     fn leases_client(&self) -> pb::lease_client::LeaseClient<Channel> {
-        pb::lease_client::LeaseClient::new(self.channel.clone())
+        pb::lease_client::LeaseClient::new(self.channel())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    async fn status_once(&self) -> Result<pb::StatusResponse, Status> {
-        let mut client = self.maintenance();
-        let answer = tokio::time::timeout(
-            CONNECT_TIMEOUT * 2,
-            client.status(pb::StatusRequest::default()),
-        );
-        match answer.await {
-            Ok(answer) => Ok(answer?.into_inner()),
-            Err(_) => Err(Status::deadline_exceeded("no answer")),
-        }
-    }
-
-    /// The store's revision.
+    /// The revision that all members have agreed on by now: nothing that any of them has
+    /// answered before comes after it. One member's own word may be of the past, if it is cut
+    /// off from the others.
+    ///
+    /// # Errors
+    /// [`SourceError::NoAgreement`] if there is none for a while.
     pub(crate) async fn revision(&self) -> Result<i64, SourceError> {
-        let status = self
-            .call("Status", async || self.status_once().await)
-            .await?;
-        self.check(status.header.as_ref())
+        let header = self
+            .call("Range", async || {
+                let mut client = pb::kv_client::KvClient::new(self.channel());
+                // Of any key: linearizable reads wait for what was agreed on.
+                let get = pb::RangeRequest {
+                    key: Bytes::from_static(b"\0"),
+                    keys_only: true,
+                    ..Default::default()
+                };
+                Ok(client.range(get).await?.into_inner().header)
+            })
+            .await
+            .map_err(|error| match error {
+                SourceError::Call { url, status, .. } if is_passing(&status) => {
+                    SourceError::NoAgreement { url, status }
+                }
+                other => other,
+            })?;
+        self.check(header.as_ref())
     }
 
     /// Refuses a server that has users.
@@ -306,7 +300,7 @@ impl Source {
     pub(crate) async fn refuse_auth(&self) -> Result<(), SourceError> {
         let answer = self
             .call("AuthStatus", async || {
-                let mut client = pb::auth_client::AuthClient::new(self.channel.clone());
+                let mut client = pb::auth_client::AuthClient::new(self.channel());
                 match client.auth_status(pb::AuthStatusRequest::default()).await {
                     Ok(answer) => Ok(answer.into_inner().enabled),
                     Err(status) if wants_user(&status) => Ok(true),
@@ -315,9 +309,8 @@ impl Source {
             })
             .await?;
         if answer {
-            return Err(SourceError::Auth {
-                url: self.url.clone(),
-            });
+            let url = self.url().to_owned();
+            return Err(SourceError::Auth { url });
         }
         Ok(())
     }
@@ -379,26 +372,33 @@ impl Source {
     }
 
     /// Saves a snapshot with its SHA-256 to a new file, synced; returns its bytes. `progress`
-    /// is told the bytes had and those still to come.
+    /// is told the bytes had and those still to come. Begins anew at the next endpoint when
+    /// one fails.
     pub(crate) async fn save(
         &self,
         path: &Path,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<u64, SourceError> {
-        const TRIES: u32 = 3;
-        for attempt in 1.. {
-            match self.save_once(path, &mut progress).await {
-                Err(SourceError::Call { status, .. }) if attempt < TRIES && is_passing(&status) => {
-                    tokio::time::sleep(FIRST_WAIT * attempt).await;
+        const TRIES: usize = 3;
+        let tries = self.endpoints.len().max(TRIES);
+        let mut tried = 0;
+        loop {
+            let at = self.endpoints.at();
+            tried += 1;
+            match self.save_once(at, path, &mut progress).await {
+                Err(SourceError::Call { status, .. }) if tried < tries && is_passing(&status) => {
+                    let why = format!("Snapshot failed: {}", explain(&status));
+                    self.endpoints.turn(at, &why);
+                    tokio::time::sleep(FIRST_WAIT * tried as u32).await;
                 }
                 other => return other,
             }
         }
-        Err(self.odd("it was asked no more"))
     }
 
     async fn save_once(
         &self,
+        at: usize,
         path: &Path,
         progress: &mut impl FnMut(u64, u64),
     ) -> Result<u64, SourceError> {
@@ -406,7 +406,7 @@ impl Source {
             path: path.to_owned(),
             source,
         };
-        let fails = |status| self.fails("Snapshot", status);
+        let fails = |status| self.fails(at, "Snapshot", status);
         let mut file = private_file(path).map_err(write_error)?;
         let request = pb::SnapshotRequest::default();
         let mut stream = self
@@ -431,8 +431,9 @@ impl Source {
         Ok(bytes)
     }
 
-    /// Watches every key from a revision on.
+    /// Watches every key from a revision on. A member that has lost its leader ends the watch.
     pub(crate) async fn watch(&self, start_revision: i64) -> Result<Watching, SourceError> {
+        let at = self.endpoints.at();
         let (requests, receiver) = mpsc::channel(1);
         let create = pb::WatchCreateRequest {
             key: Bytes::from_static(b"\0"),
@@ -445,17 +446,27 @@ impl Source {
         let _ = requests.try_send(pb::WatchRequest {
             request_union: Some(RequestUnion::CreateRequest(create)),
         });
-        let mut client = pb::watch_client::WatchClient::new(self.channel.clone())
+        let mut client = pb::watch_client::WatchClient::new(self.endpoints.channel(at))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let stream = client
-            .watch(tokio_stream::wrappers::ReceiverStream::new(receiver))
-            .await
-            .map_err(|status| self.fails("Watch", status))?
-            .into_inner();
+        let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let mut request = Request::new(receiver);
+        let (name, value) = REQUIRE_LEADER;
+        let value = MetadataValue::from_static(value);
+        request.metadata_mut().insert(name, value);
+        let stream = client.watch(request).await.map_err(|status| {
+            self.lost_watch(at, &status);
+            self.fails(at, "Watch", status)
+        })?;
         Ok(Watching {
-            stream,
+            at,
+            stream: stream.into_inner(),
             _requests: requests,
         })
+    }
+
+    fn lost_watch(&self, at: usize, status: &Status) {
+        let why = format!("the watch ended: {}", explain(status));
+        self.endpoints.turn(at, &why);
     }
 
     /// The next response of a watch; `None` if the connection was lost, and it should be
@@ -466,9 +477,15 @@ impl Source {
     ) -> Result<Option<pb::WatchResponse>, SourceError> {
         let response = match watching.stream.message().await {
             Ok(Some(response)) => response,
-            Ok(None) => return Ok(None),
-            Err(status) if is_passing(&status) => return Ok(None),
-            Err(status) => return Err(self.fails("Watch", status)),
+            Ok(None) => {
+                self.lost_watch(watching.at, &Status::unavailable("by the server"));
+                return Ok(None);
+            }
+            Err(status) if is_passing(&status) => {
+                self.lost_watch(watching.at, &status);
+                return Ok(None);
+            }
+            Err(status) => return Err(self.fails(watching.at, "Watch", status)),
         };
         self.check(response.header.as_ref())?;
         if response.compact_revision > 0 {
@@ -480,6 +497,16 @@ impl Source {
             return Err(self.odd(format!("it ended the watch: {}", response.cancel_reason)));
         }
         Ok(Some(response))
+    }
+}
+
+/// What a server says of itself.
+async fn status_of(channel: Channel) -> Result<pb::StatusResponse, Status> {
+    let mut client = pb::maintenance_client::MaintenanceClient::new(channel);
+    let answer = client.status(pb::StatusRequest::default());
+    match tokio::time::timeout(CONNECT_TIMEOUT * 2, answer).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Status::deadline_exceeded("no answer")),
     }
 }
 

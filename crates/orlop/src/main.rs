@@ -9,6 +9,7 @@ mod check;
 mod export;
 mod failure;
 mod import;
+mod import_endpoints;
 mod import_follow;
 mod import_source;
 mod profile;

@@ -80,10 +80,15 @@ pub(crate) fn orlop(args: &[&str]) -> Result<Said> {
     Ok(Said::of(&output))
 }
 
-/// Runs the released etcdutl.
-pub(crate) fn etcdutl(args: &[&str]) -> Result<Said> {
-    let program = binaries("etcd")?.join("etcdutl");
+/// Runs the etcdutl of one of the pinned etcds.
+pub(crate) fn etcdutl_of(set: &str, args: &[&str]) -> Result<Said> {
+    let program = binaries(set)?.join("etcdutl");
     Ok(Said::of(&Command::new(program).args(args).output()?))
+}
+
+/// Runs the newest etcdutl.
+pub(crate) fn etcdutl(args: &[&str]) -> Result<Said> {
+    etcdutl_of("etcd", args)
 }
 
 /// Starts one of the pinned etcds on data below `dir`.
@@ -102,15 +107,26 @@ pub(crate) fn data_dir(name: &str, dir: &Path) -> PathBuf {
     dir.join(format!("{name}-data"))
 }
 
-/// Restores a snapshot for an etcd called `name`.
+/// Restores a snapshot for an etcd called `name`, by the newest etcdutl.
 pub(crate) fn etcdutl_restore(file: &Path, name: &str, dir: &Path, more: &[&str]) -> Result<()> {
+    restore_by("etcd", file, name, dir, more)
+}
+
+/// Restores a snapshot for an etcd called `name`, by the etcdutl of `set`.
+pub(crate) fn restore_by(
+    set: &str,
+    file: &Path,
+    name: &str,
+    dir: &Path,
+    more: &[&str],
+) -> Result<()> {
     let data = data_dir(name, dir);
     let cluster = format!("{name}=http://127.0.0.1:2380");
     let mut args = vec!["snapshot", "restore", text(file), "--data-dir", text(&data)];
     args.extend(["--name", name, "--initial-cluster", &cluster]);
     args.extend(["--initial-advertise-peer-urls", "http://127.0.0.1:2380"]);
     args.extend(more);
-    etcdutl(&args)?.well().map(drop)
+    etcdutl_of(set, &args)?.well().map(drop)
 }
 
 /// Saves a snapshot with the released etcdctl.
