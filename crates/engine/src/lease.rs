@@ -157,11 +157,6 @@ impl Leases {
             .collect()
     }
 
-    /// When the next lease runs out.
-    pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.by_expiry.first().map(|x| x.0)
-    }
-
     /// Every lease with its granted time to live, by id.
     pub fn all(&self) -> Vec<(i64, i64)> {
         let mut v: Vec<_> = self.by_id.iter().map(|(&id, l)| (id, l.ttl_s)).collect();

@@ -208,11 +208,6 @@ impl<W> Engine<W> {
         self.leases.due(now_ms, max)
     }
 
-    /// When the next lease runs out, in the caller's milliseconds.
-    pub fn next_expiry_ms(&self) -> Option<u64> {
-        self.leases.next_expiry_ms()
-    }
-
     pub(crate) fn put_key(&mut self, key: &[u8], value: &[u8], lease: i64, at: Revision) {
         let mut old_lease = 0;
         let mut new = None;

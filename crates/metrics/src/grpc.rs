@@ -191,11 +191,6 @@ impl Grpc {
         self.add(method, SENT, 1);
     }
 
-    /// `n` messages were given to the transport.
-    pub fn msg_sent_n(&self, method: GrpcMethod, n: u64) {
-        self.add(method, SENT, n);
-    }
-
     /// A call ended with this status code (0 to 16; others count as `Unknown`).
     pub fn handled(&self, method: GrpcMethod, code: u8) {
         let code = if usize::from(code) < GRPC_CODES.len() {

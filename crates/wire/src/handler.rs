@@ -135,11 +135,6 @@ impl Call {
         self.unread.clone()
     }
 
-    /// The value of a header, if it is there and is text.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
     /// The shutdown signal of this worker.
     pub fn closing(&self) -> Closing {
         Closing(Rc::clone(&self.closing))

@@ -109,11 +109,6 @@ impl Flag {
 pub struct Closing(pub(crate) Rc<Flag>);
 
 impl Closing {
-    /// Whether the shutdown has begun.
-    pub fn is_closing(&self) -> bool {
-        self.0.is_raised()
-    }
-
     /// Waits until the shutdown begins. Cheap to drop and call again.
     pub async fn wait(&self) {
         self.0
