@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use etcd_api::etcdserverpb as pb;
 
+use super::kubernetes::Objects;
 use super::op::{Op, STREAMS, State};
 use super::rng::Rng;
 
@@ -58,6 +59,8 @@ pub struct Generator {
     keys: usize,
     big_values: bool,
     values: u64,
+    /// Keys and values as kube-apiserver's, instead of [`KEYS`].
+    objects: Option<Objects>,
     /// Whether the transaction that is being made has puts.
     pub(super) puts_in_txn: bool,
 }
@@ -73,12 +76,23 @@ impl Generator {
             big_values: rng.chance(30),
             rng,
             values: 0,
+            objects: None,
             puts_in_txn: false,
         }
     }
 
+    /// Works on Kubernetes' keys and objects, and often as kube-apiserver does.
+    #[must_use]
+    pub fn on(mut self, objects: Objects) -> Self {
+        self.objects = Some(objects);
+        self
+    }
+
     /// The next operation.
     pub fn op(&mut self, state: &State) -> Op {
+        if self.objects.is_some() && self.rng.chance(30) {
+            return Op::Txn(self.guarded_write(state));
+        }
         match self.rng.below(1000) {
             0..150 => Op::Range(self.range(state)),
             150..190 => Op::RangeStream(self.range_for_stream(state)),
@@ -105,7 +119,10 @@ impl Generator {
     }
 
     pub(super) fn key(&mut self) -> Bytes {
-        Bytes::from_static(KEYS[self.rng.below(self.keys)])
+        match &self.objects {
+            Some(objects) => objects.key(self.keys, &mut self.rng),
+            None => Bytes::from_static(KEYS[self.rng.below(self.keys)]),
+        }
     }
 
     /// A key, or none, which is refused.
@@ -127,14 +144,25 @@ impl Generator {
             5 => Bytes::from_static(b"\0"),
             6 => return (Bytes::from_static(b"\0"), Bytes::from_static(b"\0")),
             7 => key.clone(),
+            8 if self.objects.is_some() => {
+                let pods = Bytes::from_static(b"/registry/pods/");
+                return (pods.clone(), prefix_end(&pods));
+            }
             8 => return (Bytes::from_static(b"a"), Bytes::from_static(b"s")),
             _ => self.key(),
         };
         (key, end)
     }
 
-    fn value(&mut self) -> Bytes {
+    /// A value for `key`.
+    pub(super) fn value(&mut self, key: &[u8]) -> Bytes {
         self.values += 1;
+        if let Some(objects) = &self.objects
+            && self.rng.chance(95)
+            && let Some(value) = objects.value(key, &mut self.rng)
+        {
+            return value;
+        }
         match self.rng.below(12) {
             0 => Bytes::new(),
             // Few small values, which compares can hit.
@@ -239,13 +267,14 @@ impl Generator {
     pub(super) fn put(&mut self, state: &State) -> pb::PutRequest {
         let ignore_value = self.rng.chance(6);
         let ignore_lease = self.rng.chance(6);
+        let key = self.key_or_none();
         pb::PutRequest {
-            key: self.key_or_none(),
             value: if ignore_value && self.rng.chance(80) {
                 Bytes::new()
             } else {
-                self.value()
+                self.value(&key)
             },
+            key,
             lease: match self.rng.below(10) {
                 _ if ignore_lease && self.rng.chance(80) => 0,
                 0..3 => self.lease_id(state),

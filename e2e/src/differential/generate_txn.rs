@@ -38,6 +38,44 @@ impl Generator {
         }
     }
 
+    /// What kube-apiserver does to write: if the object is as it was read, put or delete it,
+    /// else read it again.
+    pub(super) fn guarded_write(&mut self, state: &State) -> pb::TxnRequest {
+        let key = self.key();
+        let at = state.read_at.get(&key).copied().unwrap_or_default();
+        let compare = pb::Compare {
+            result: pb::compare::CompareResult::Equal.into(),
+            target: CompareTarget::Mod.into(),
+            key: key.clone(),
+            range_end: Bytes::new(),
+            target_union: Some(TargetUnion::ModRevision(at)),
+        };
+        let write = if at > 0 && self.rng.chance(20) {
+            Request::RequestDeleteRange(pb::DeleteRangeRequest {
+                key: key.clone(),
+                ..pb::DeleteRangeRequest::default()
+            })
+        } else {
+            Request::RequestPut(pb::PutRequest {
+                value: self.value(&key),
+                key: key.clone(),
+                ..pb::PutRequest::default()
+            })
+        };
+        let read = Request::RequestRange(pb::RangeRequest {
+            key,
+            ..pb::RangeRequest::default()
+        });
+        let op = |request| pb::RequestOp {
+            request: Some(request),
+        };
+        pb::TxnRequest {
+            compare: vec![compare],
+            success: vec![op(write)],
+            failure: vec![op(read)],
+        }
+    }
+
     fn txn_op(
         &mut self,
         state: &State,

@@ -9,6 +9,7 @@
 
 pub mod generate;
 mod generate_txn;
+pub mod kubernetes;
 pub mod normalise;
 pub mod op;
 pub mod rng;
@@ -24,6 +25,7 @@ use etcd_api::mvccpb::Event;
 use crate::kube::store::Store;
 use crate::kube::{Result, fail};
 use generate::Generator;
+use kubernetes::Objects;
 use op::{Answer, Op, STREAMS, State};
 use side::Side;
 
@@ -51,6 +53,8 @@ pub struct Pair {
     tolerated: usize,
     /// Whether each operation is printed.
     shown: bool,
+    /// Keys and values as kube-apiserver's.
+    objects: Option<Objects>,
 }
 
 /// What a run did.
@@ -79,6 +83,7 @@ impl Pair {
             new_watch: false,
             tolerated: 0,
             shown: false,
+            objects: None,
         };
         let everything = pb::RangeRequest {
             key: Bytes::from_static(b"\0"),
@@ -101,6 +106,9 @@ impl Pair {
     /// answering.
     pub async fn run(&mut self, seed: u64, steps: usize, expiries: usize) -> Result<Summary> {
         let mut generator = Generator::new(seed);
+        if let Some(objects) = &self.objects {
+            generator = generator.on(objects.clone());
+        }
         let mut summary = Summary::default();
         let expiry_every = steps / (expiries + 1) + 1;
         for step in 0..steps {
@@ -147,6 +155,11 @@ impl Pair {
     /// once. What follows the first one may follow from it.
     pub fn tolerate(&mut self, differences: usize) {
         self.tolerated = differences;
+    }
+
+    /// Works on Kubernetes' keys and objects from now on.
+    pub fn work_on(&mut self, objects: Objects) {
+        self.objects = Some(objects);
     }
 
     /// Prints each operation.

@@ -144,6 +144,9 @@ pub struct State {
     pub compacting: bool,
     /// Leases that exist.
     pub leases: BTreeSet<i64>,
+    /// At which revision keys were seen last, as far as that is cheap to know: it may have
+    /// changed since.
+    pub read_at: BTreeMap<Bytes, i64>,
     /// Open watches of each stream, by id.
     pub watches: [BTreeMap<i64, OpenWatch>; STREAMS],
 }
@@ -188,8 +191,34 @@ impl State {
                 self.watches[*stream].remove(watch_id);
             }
             (Op::StreamReset { stream }, _) => self.watches[*stream].clear(),
+            (Op::Put(request), [Answer::Put(response)]) => {
+                let at = response.header.as_ref().map_or(0, |h| h.revision);
+                self.read_at.insert(request.key.clone(), at);
+            }
+            (Op::Txn(request), [Answer::Txn(response)]) => self.learn_txn(request, response),
             _ => {}
         }
+    }
+
+    /// Learns from a guarded write (see the generator) where its key is now.
+    fn learn_txn(&mut self, request: &pb::TxnRequest, response: &pb::TxnResponse) {
+        use pb::request_op::Request;
+        use pb::response_op::Response;
+
+        let ([compare], [write]) = (&request.compare[..], &request.success[..]) else {
+            return;
+        };
+        let at = response.header.as_ref().map_or(0, |h| h.revision);
+        let answer = response.responses.first().and_then(|r| r.response.as_ref());
+        let at = match (&write.request, answer) {
+            (Some(Request::RequestPut(_)), _) if response.succeeded => at,
+            (Some(Request::RequestDeleteRange(_)), _) if response.succeeded => 0,
+            (_, Some(Response::ResponseRange(found))) => {
+                found.kvs.first().map_or(0, |kv| kv.mod_revision)
+            }
+            _ => return,
+        };
+        self.read_at.insert(compare.key.clone(), at);
     }
 }
 
