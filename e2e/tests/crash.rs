@@ -4,7 +4,9 @@
 //! background task grants leases, compacts, and has snapshots of the journal written. At
 //! the end everything that anybody was told must fit together (`e2e::recorder`).
 //!
-//! `ORLOP_CRASH_ROUNDS=N` kills N times (default 12), `ORLOP_CRASH_SEED=S` begins at
+//! A killed process loses nothing of any class: so the same is asked under every profile.
+//!
+//! `ORLOP_CRASH_ROUNDS=N` kills N times in each test, `ORLOP_CRASH_SEED=S` begins at
 //! another seed. The moments of the kills are not replayable; what clients ask for is.
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use e2e::kube::{Result, ensure, eventually, fail};
 use e2e::recorder::check::check;
 use e2e::recorder::client::Client;
 use e2e::recorder::observer::{Observer, Seen};
+use e2e::recorder::world::World;
 use e2e::recorder::{Recorder, Start};
 use etcd_api::etcdserverpb as pb;
 use pb::kv_client::KvClient;
@@ -50,11 +53,31 @@ const LONG_TTL_S: i64 = 3600;
 /// How long watchers may take to see the last revision.
 const CATCH_UP: Duration = Duration::from_secs(20);
 
+/// How a server is started and used.
+struct Case {
+    /// Flags besides [`FLAGS`].
+    flags: Vec<String>,
+    world: World,
+    /// Kills, unless the environment says otherwise.
+    rounds: u64,
+    /// Whether writes become volatile.
+    volatile: bool,
+}
+
+async fn killed(dir: tempfile::TempDir, case: Case) {
+    let result = kills(dir.path(), &case).await;
+    conclude(dir, result);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_by_kills() {
-    let dir = tempfile::tempdir().unwrap();
-    let result = kills(dir.path(), &FLAGS).await;
-    conclude(dir, result);
+    let case = Case {
+        flags: Vec::new(),
+        world: World::Plain,
+        rounds: 8,
+        volatile: false,
+    };
+    killed(tempfile::tempdir().unwrap(), case).await;
 }
 
 /// Some keys volatile by their name, some only when they come or go, whatever that does to
@@ -65,10 +88,39 @@ async fn nothing_volatile_is_lost_by_kills() {
     let dir = tempfile::tempdir().unwrap();
     let rules = dir.path().join("rules.toml");
     std::fs::write(&rules, RULES).unwrap();
-    let rules = format!("--rules={}", rules.display());
-    let flags = [FLAGS[0], FLAGS[1], &rules];
-    let result = kills(dir.path(), &flags).await;
-    conclude(dir, result);
+    let case = Case {
+        flags: vec![format!("--rules={}", rules.display())],
+        world: World::Plain,
+        rounds: 6,
+        volatile: true,
+    };
+    killed(dir, case).await;
+}
+
+/// The same under a profile as it ships, with keys and objects that its rules are about.
+async fn killed_under(profile: &str) {
+    let case = Case {
+        flags: vec![format!("--profile={profile}")],
+        world: World::Kubernetes,
+        rounds: 5,
+        volatile: profile != "strict",
+    };
+    killed(tempfile::tempdir().unwrap(), case).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_by_kills_under_strict() {
+    killed_under("strict").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_by_kills_under_balanced() {
+    killed_under("balanced").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_by_kills_under_ephemeral() {
+    killed_under("ephemeral").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -92,21 +144,19 @@ async fn revision(node: &Node) -> Result<i64> {
     Ok(reply.header.unwrap_or_default().revision)
 }
 
-async fn kills(dir: &std::path::Path, flags: &[&str]) -> Result<()> {
-    let rounds = number("ORLOP_CRASH_ROUNDS")?.unwrap_or(12);
+async fn kills(dir: &std::path::Path, case: &Case) -> Result<()> {
+    let rounds = number("ORLOP_CRASH_ROUNDS")?.unwrap_or(case.rounds);
     let seed = number("ORLOP_CRASH_SEED")?.unwrap_or(1);
     let mut random = Rng::new(seed);
     let recorder = Recorder::default();
-    let mut node = Node::start("orlop", dir, flags).await?;
+    let own = case.flags.iter().map(String::as_str);
+    let flags: Vec<&str> = FLAGS.into_iter().chain(own).collect();
+    let mut node = Node::start("orlop", dir, &flags).await?;
     let everything = Observer::start(node.channel()?, "\0", b"\0", 2);
     let mut others: Vec<(Observer, i64, &str)> = Vec::new();
-    for prefix in ["k1", "k", "k3"] {
-        let end = [
-            &prefix.as_bytes()[..prefix.len() - 1],
-            &[prefix.as_bytes()[prefix.len() - 1] + 1],
-        ]
-        .concat();
-        others.push((Observer::start(node.channel()?, prefix, &end, 2), 2, prefix));
+    for prefix in case.world.prefixes() {
+        let watch = Observer::start(node.channel()?, prefix, &prefix_end(prefix), 2);
+        others.push((watch, 2, prefix));
     }
     let stop = Arc::new(AtomicBool::new(false));
     let mut tasks = Vec::new();
@@ -118,6 +168,7 @@ async fn kills(dir: &std::path::Path, flags: &[&str]) -> Result<()> {
         let channel = channels[n % CONNECTIONS].clone();
         let seed = seed * 1000 + n as u64;
         let mut client = Client::new(channel, recorder.clone(), seed, format!("c{n}"), KEYS);
+        client.world = case.world;
         let (stop, kept) = (stop.clone(), kept.clone());
         tasks.push(tokio::spawn(async move {
             while !stop.load(Ordering::Relaxed) {
@@ -162,7 +213,9 @@ async fn kills(dir: &std::path::Path, flags: &[&str]) -> Result<()> {
         let from = random
             .between(everything.next().min(revision) - 1, revision + 1)
             .max(2);
-        others.push((Observer::start(node.channel()?, "k", b"l", from), from, "k"));
+        let all = case.world.prefixes()[1];
+        let watch = Observer::start(node.channel()?, all, &prefix_end(all), from);
+        others.push((watch, from, all));
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, Ordering::Relaxed);
@@ -178,13 +231,12 @@ async fn kills(dir: &std::path::Path, flags: &[&str]) -> Result<()> {
     }
     final_state(&node, &events).await?;
     kept.lock().await.check(&node).await?;
-    if flags.len() > FLAGS.len() {
-        let volatile = node
-            .metrics()
-            .await?
-            .sum("orlop_writes_total", &["class=\"volatile\""]);
-        ensure(volatile > 0.0, || format!("volatile writes: {volatile:?}"))?;
-    }
+    let written = node.metrics().await?;
+    let writes = |class: &str| written.sum("orlop_writes_total", &[class]);
+    let (volatile, durable) = (writes("class=\"volatile\""), writes("class=\"durable\""));
+    ensure(durable > 0.0 && (volatile > 0.0) == case.volatile, || {
+        format!("since the last start {durable} durable writes, {volatile} volatile ones")
+    })?;
     ensure(node.stop()?.success(), || "the last stop failed".to_owned())?;
     println!(
         "{rounds} kills, {} watches, slowest start {slowest_start:?}; {summary:?}; {}",
@@ -194,6 +246,15 @@ async fn kills(dir: &std::path::Path, flags: &[&str]) -> Result<()> {
     ensure(summary.acknowledged > 100 * rounds as usize, || {
         format!("too little happened: {summary:?}")
     })
+}
+
+/// The end of the range of all keys with this prefix.
+fn prefix_end(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
 }
 
 /// What background work must still be there.

@@ -8,6 +8,7 @@ use pb::request_op::Request;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use super::world::World;
 use super::{Answer, Asked, Entry, Recorder};
 use crate::differential::rng::Rng;
 
@@ -23,6 +24,8 @@ pub struct Client {
     name: String,
     count: u64,
     keys: usize,
+    /// What its keys and values look like.
+    pub world: World,
     /// Leases to attach.
     pub leases: Vec<i64>,
 }
@@ -39,26 +42,28 @@ impl Client {
             name,
             count: 0,
             keys,
+            world: World::default(),
             leases: Vec::new(),
         }
     }
 
-    fn value(&mut self) -> String {
+    fn value(&mut self, key: &str) -> String {
         self.count += 1;
         let pad = match self.random.below(20) {
             0 => 20_000,
             1..4 => 3_000,
             _ => 40,
         };
-        format!("{}/{}/{:pad$}", self.name, self.count, "", pad = pad)
+        let text = format!("{}/{}/{:pad$}", self.name, self.count, "", pad = pad);
+        self.world.value(key, text)
     }
 
     /// Does one operation.
     pub async fn step(&mut self) {
-        let key = format!("k{}", self.random.below(self.keys));
+        let key = self.world.key(self.random.below(self.keys));
         let asked = match self.random.below(10) {
             0..4 => Asked::Put {
-                value: self.value(),
+                value: self.value(&key),
                 lease: match self.random.below(4) {
                     0 if !self.leases.is_empty() => self.random.pick(&self.leases),
                     _ => 0,
@@ -72,7 +77,7 @@ impl Client {
                 };
                 Asked::Cas {
                     expected,
-                    value: self.value(),
+                    value: self.value(&key),
                 }
             }
             7 => Asked::Delete,

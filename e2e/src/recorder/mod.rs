@@ -10,6 +10,7 @@
 pub mod check;
 pub mod client;
 pub mod observer;
+pub mod world;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
