@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::hostile::node::Node;
-use e2e::kube::proc::conclude;
+use e2e::kube::http::Client;
+use e2e::kube::pki::{Authority, Pair};
+use e2e::kube::proc::{conclude, free_port};
 use e2e::kube::store::Kind;
 use e2e::kube::{Result, ensure, fail};
 use etcd_api::etcdserverpb as pb;
@@ -364,5 +366,95 @@ async fn slow_disk(dir: &Path) -> Result<()> {
     ensure(status["unsynced"]["bytes"].is_u64(), || status.to_string())?;
     let text = told(&node, &["status"])?;
     ensure(text.contains("every watcher would list again"), || text)?;
+    ensure(node.stop()?.success(), || "the stop failed".to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_tcp_only_certificates_of_its_own_authority_administer() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = over_tcp(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn over_tcp(dir: &Path) -> Result<()> {
+    let [servers, clients, admins] =
+        ["servers", "clients", "admins"].map(|name| Authority::new(dir, name));
+    let (servers, clients, admins) = (servers?, clients?, admins?);
+    let server = servers.sign("server")?;
+    let (client, admin) = (clients.sign("client")?, admins.sign("admin")?);
+    let port = free_port()?;
+    let url = format!("https://127.0.0.1:{port}");
+    let mut node = Node::new("orlop", dir, &["--client-cert-auth"])?;
+    node.scheme = "https";
+    for (flag, file) in [
+        ("cert-file", &server.cert),
+        ("key-file", &server.key),
+        ("trusted-ca-file", &clients.cert),
+        ("admin-trusted-ca-file", &admins.cert),
+    ] {
+        node.args.push(format!("--{flag}={}", file.display()));
+    }
+    node.args.push(format!("--listen-admin-urls={url}"));
+    node.run().await?;
+
+    // Who asks, and whom they take the server for.
+    let by = |who: &Pair, authority: &Authority, words: &[&str]| {
+        let file = |path: &Path| path.display().to_string();
+        let (ca, cert, key) = (file(&authority.cert), file(&who.cert), file(&who.key));
+        let tls = [
+            "--admin-url",
+            &url,
+            "--cacert",
+            &ca,
+            "--cert",
+            &cert,
+            "--key",
+            &key,
+        ];
+        orlop(&[words, &tls].concat())
+    };
+    let admin_says = |words: &[&str]| {
+        by(&admin, &servers, words)?.or_else(|text| fail(format!("{words:?}: {text}")))
+    };
+    let status: Value = serde_json::from_str(&admin_says(&["status", "-w", "json"])?)?;
+    ensure(status["profile"]["name"] == "strict", || status.to_string())?;
+    admin_says(&["profile", "set", "ephemeral"])?;
+    ensure(profile(&node)? == ("ephemeral".to_owned(), true), || {
+        "set over TCP, and not seen on the socket".to_owned()
+    })?;
+    let said = node.said();
+    ensure(said.contains("asked to change the storage rules"), || {
+        "it was not logged".to_owned()
+    })?;
+
+    // Who may write keys may not administer, and nobody may without a certificate.
+    for words in [&["status"][..], &["profile", "set", "strict"]] {
+        match by(&client, &servers, words)? {
+            Ok(text) => return fail(format!("a client's certificate was taken: {text}")),
+            Err(text) => ensure(text.contains(&url), || text)?,
+        }
+    }
+    let nobody = Client::tls(port, &servers.cert, "")?;
+    let answer = nobody.page("/v1/status").await;
+    ensure(answer.is_err(), || format!("without one: {answer:?}"))?;
+    let answer = Client::plain(port).page("/v1/status").await;
+    ensure(!matches!(answer, Ok((200, _))), || {
+        format!("without TLS: {answer:?}")
+    })?;
+    // Nor does an administrator talk to any server.
+    match by(&admin, &clients, &["status"])? {
+        Ok(text) => return fail(format!("an unknown server was trusted: {text}")),
+        Err(text) => ensure(text.contains("no TLS connection"), || text)?,
+    }
+    ensure(profile(&node)? == ("ephemeral".to_owned(), true), || {
+        "somebody changed the profile".to_owned()
+    })?;
+    let rules = rules_file(dir, RULES);
+    admin_says(&["rules", "apply", &rules])?;
+    ensure(profile(&node)?.0 == "rules.toml", || {
+        "not applied".to_owned()
+    })?;
+    let text = admin_says(&["profile", "reset"])?;
+    ensure(text.starts_with("strict"), || text)?;
     ensure(node.stop()?.success(), || "the stop failed".to_owned())
 }

@@ -1,12 +1,21 @@
-//! Asks a running server's admin endpoint, over its Unix socket.
+//! Asks a running server's admin endpoint: over its Unix socket, or over TCP with a client
+//! certificate.
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::Uri;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 /// An answer is some kilobytes.
 const LIMIT_BYTES: usize = 4 << 20;
@@ -22,13 +31,19 @@ pub(crate) struct Target {
     /// Its admin socket, if that is not in the data directory.
     #[arg(long, conflicts_with = "data_dir")]
     admin_socket: Option<PathBuf>,
-}
-
-impl Target {
-    fn socket(&self) -> PathBuf {
-        let own = || self.data_dir.join(server::ADMIN_SOCKET);
-        self.admin_socket.clone().unwrap_or_else(own)
-    }
+    /// Its admin endpoint on TCP (the server's --listen-admin-urls), as in
+    /// https://HOST:PORT; then it may run on another machine.
+    #[arg(long, conflicts_with = "admin_socket", requires_all = ["cacert", "cert", "key"])]
+    admin_url: Option<Uri>,
+    /// Verify the server at --admin-url by this CA bundle (PEM).
+    #[arg(long, requires = "admin_url")]
+    cacert: Option<PathBuf>,
+    /// Identify there by this client certificate (PEM).
+    #[arg(long, requires = "admin_url")]
+    cert: Option<PathBuf>,
+    /// The client certificate's key (PEM).
+    #[arg(long, requires = "admin_url")]
+    key: Option<PathBuf>,
 }
 
 /// What to ask for.
@@ -40,31 +55,130 @@ pub(crate) struct Ask<'a> {
 
 /// Asks; returns the body, or a sentence on why there is none.
 pub(crate) fn ask(target: &Target, ask: &Ask<'_>) -> Result<String, String> {
-    let socket = target.socket();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start: {e}"))?;
     runtime.block_on(async {
-        match tokio::time::timeout(PATIENCE, exchange(&socket, ask)).await {
+        match tokio::time::timeout(PATIENCE, target.ask(ask)).await {
             Ok(answer) => answer,
             Err(_) => Err(format!(
-                "no answer on {} for {} s: the server's disk may stand still",
-                socket.display(),
+                "no answer from {} for {} s: the server's disk may stand still",
+                target.place(),
                 PATIENCE.as_secs()
             )),
         }
     })
 }
 
-async fn exchange(socket: &Path, ask: &Ask<'_>) -> Result<String, String> {
-    let failed = |e: &dyn std::fmt::Display| format!("cannot talk to {}: {e}", socket.display());
-    let stream = UnixStream::connect(socket).await.map_err(|e| {
-        format!(
-            "no server answers on {}: {e}; is it running, and is this its data directory (--data-dir, --admin-socket)?",
-            socket.display()
-        )
-    })?;
+impl Target {
+    fn socket(&self) -> PathBuf {
+        let own = || self.data_dir.join(server::ADMIN_SOCKET);
+        self.admin_socket.clone().unwrap_or_else(own)
+    }
+
+    /// Where the endpoint is, for messages.
+    fn place(&self) -> String {
+        match &self.admin_url {
+            Some(url) => url.to_string(),
+            None => self.socket().display().to_string(),
+        }
+    }
+
+    async fn ask(&self, ask: &Ask<'_>) -> Result<String, String> {
+        let place = self.place();
+        if let Some(url) = &self.admin_url {
+            let (host, port) = address(url)?;
+            let connector = TlsConnector::from(Arc::new(self.tls()?));
+            let name = ServerName::try_from(host.clone())
+                .map_err(|_| format!("{url}: {host} is neither a name nor an address"))?;
+            let stream = TcpStream::connect((host, port))
+                .await
+                .map_err(|e| format!("no server answers on {place}: {e}"))?;
+            let stream = connector
+                .connect(name, stream)
+                .await
+                .map_err(|e| format!("no TLS connection to {place}: {e}"))?;
+            return exchange(stream, &place, ask).await;
+        }
+        let stream = UnixStream::connect(self.socket()).await.map_err(|e| {
+            format!(
+                "no server answers on {place}: {e}; is it running, and is this its data directory (--data-dir, --admin-socket)?"
+            )
+        })?;
+        exchange(stream, &place, ask).await
+    }
+
+    /// Who the server must be, and who we are.
+    fn tls(&self) -> Result<ClientConfig, String> {
+        let (Some(cacert), Some(cert), Some(key)) = (&self.cacert, &self.cert, &self.key) else {
+            return Err("--admin-url needs --cacert, --cert and --key".to_owned());
+        };
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(cacert)? {
+            roots
+                .add(authority)
+                .map_err(|e| format!("{}: {e}", cacert.display()))?;
+        }
+        let secret = PrivateKeyDer::from_pem_file(key)
+            .map_err(|e| format!("cannot read a private key from {}: {e}", key.display()))?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| e.to_string())?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(certificates(cert)?, secret)
+            .map_err(|e| format!("{} and {}: {e}", cert.display(), key.display()))?;
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(tls)
+    }
+}
+
+/// Host and port of an admin URL.
+fn address(url: &Uri) -> Result<(String, u16), String> {
+    let bad = |why: &str| format!("--admin-url {url}: {why}, as in https://HOST:PORT");
+    if url.scheme_str() != Some("https") {
+        return Err(bad("it must begin with https"));
+    }
+    let host = url.host().ok_or_else(|| bad("it must name a host"))?;
+    let port = url.port_u16().ok_or_else(|| bad("it must name a port"))?;
+    // An IPv6 address is in brackets there.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), port))
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let bad =
+        |why: &dyn Display| format!("cannot read certificates from {}: {why}", file.display());
+    let found = CertificateDer::pem_file_iter(file)
+        .map_err(|e| bad(&e))?
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| bad(&e))?;
+    if found.is_empty() {
+        return Err(bad(&"there is none in PEM"));
+    }
+    Ok(found)
+}
+
+/// An error and what is below it, where TLS faults hide.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text = format!("{text}: {part}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+async fn exchange<S>(stream: S, place: &str, ask: &Ask<'_>) -> Result<String, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let failed = |e: &dyn std::error::Error| format!("cannot talk to {place}: {}", whole(e));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failed(&e))?;
@@ -80,7 +194,7 @@ async fn exchange(socket: &Path, ask: &Ask<'_>) -> Result<String, String> {
     let answer = sender.send_request(request).await.map_err(|e| failed(&e))?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), LIMIT_BYTES);
-    let body = body.collect().await.map_err(|e| failed(&e))?.to_bytes();
+    let body = body.collect().await.map_err(|e| failed(&*e))?.to_bytes();
     let text = String::from_utf8_lossy(&body).into_owned();
     if status.is_success() {
         return Ok(text);
@@ -88,4 +202,43 @@ async fn exchange(socket: &Path, ask: &Ask<'_>) -> Result<String, String> {
     let told: Option<Value> = serde_json::from_str(&text).ok();
     let told = told.as_ref().and_then(|v| v.get("error")?.as_str());
     Err(told.map_or_else(|| format!("the server answered {status}"), str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        target: Target,
+    }
+
+    #[test]
+    fn a_url_comes_with_certificates_and_names_a_port() {
+        let files = ["--cacert=a", "--cert=b", "--key=c"];
+        let parsed = |url: &str, files: &[&str]| {
+            let line: Vec<&str> = ["orlop", "--admin-url", url]
+                .into_iter()
+                .chain(files.iter().copied())
+                .collect();
+            Cli::try_parse_from(line).map(|cli| cli.target)
+        };
+        assert!(parsed("https://a:1", &files[..2]).is_err());
+        assert!(Cli::try_parse_from(["orlop", "--cert=b"]).is_err());
+        let address = |url: &str| {
+            let target = parsed(url, &files).unwrap_or_else(|e| panic!("{e}"));
+            target.admin_url.as_ref().map(super::address)
+        };
+        assert_eq!(address("https://a:1"), Some(Ok(("a".to_owned(), 1))));
+        assert_eq!(address("https://[::1]:2"), Some(Ok(("::1".to_owned(), 2))));
+        for url in ["http://a:1", "https://a", "a:1"] {
+            let told = address(url);
+            assert!(
+                matches!(&told, Some(Err(text)) if text.contains("https://HOST:PORT")),
+                "{told:?}"
+            );
+        }
+    }
 }
