@@ -1,5 +1,6 @@
 //! The rules on the writes of a real control plane: a Deployment, a Job, a StatefulSet, a
-//! DaemonSet and a custom resource on Kubernetes 1.37, every write judged under every profile.
+//! DaemonSet and a custom resource on Kubernetes 1.37, every write judged under every profile;
+//! and what the API server prints of these objects, judged as what it stores.
 //!
 //! `ORLOP_E2E_RULES_SET=kube-1.30` takes another pinned release.
 
@@ -8,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use e2e::kube::api::{Api, items};
+use e2e::kube::api::{Api, items, revision};
 use e2e::kube::control_plane::ControlPlane;
 use e2e::kube::node::Nodes;
 use e2e::kube::proc::conclude;
+use e2e::kube::reflector::watch;
 use e2e::kube::store::{Kind, Store};
 use e2e::kube::{Error, Result, ensure, eventually, fail, scenarios};
 use etcd_api::etcdserverpb as pb;
@@ -30,6 +32,9 @@ const RENEWALS: Duration = Duration::from_secs(6);
 /// A write to one key.
 struct Write {
     key: String,
+    /// Mod revisions of the values.
+    old_at: i64,
+    new_at: i64,
     old: Option<Bytes>,
     new: Option<Bytes>,
 }
@@ -84,6 +89,8 @@ async fn collect(store: &Store) -> Result<Writes> {
                 let kv = event.kv.unwrap_or_default();
                 collected.push(Write {
                     key: String::from_utf8_lossy(&kv.key).into_owned(),
+                    old_at: event.prev_kv.as_ref().map_or(0, |old| old.mod_revision),
+                    new_at: kv.mod_revision,
                     old: event.prev_kv.map(|old| old.value),
                     new: is_put.then_some(kv.value),
                 });
@@ -91,6 +98,81 @@ async fn collect(store: &Store) -> Result<Writes> {
         }
     });
     Ok(writes)
+}
+
+/// What the API server prints of objects, by their revision.
+type Printed = Arc<Mutex<BTreeMap<i64, Value>>>;
+
+/// Kinds that rules look into, and another.
+const PRINTED: [&str; 7] = [
+    "/api/v1/pods",
+    "/api/v1/nodes",
+    "/apis/apps/v1/deployments",
+    "/apis/apps/v1/replicasets",
+    "/apis/apps/v1/daemonsets",
+    "/apis/batch/v1/jobs",
+    "/apis/coordination.k8s.io/v1/leases",
+];
+
+/// Collects what the API server prints of each version of each object, as kubectl shows it.
+fn collect_printed(api: &Arc<Api>) -> Printed {
+    let printed = Printed::default();
+    for path in PRINTED {
+        let (api, printed) = (Arc::clone(api), Arc::clone(&printed));
+        tokio::spawn(async move {
+            let query = format!("{path}?watch=true&resourceVersion=0");
+            let seen = |kind: &str, mut object: Value| {
+                let at = revision(&object);
+                if let Some(metadata) = object["metadata"].as_object_mut() {
+                    metadata.remove("managedFields");
+                }
+                if kind != "DELETED" {
+                    let mut printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
+                    printed.insert(at, object);
+                }
+            };
+            // Its end is seen by the number of versions.
+            let _ = watch(&api, &query, seen).await;
+        });
+    }
+    printed
+}
+
+/// The printed values have the classes of the stored ones.
+fn judge_printed(writes: &[Write], printed: &BTreeMap<i64, Value>) -> Result<()> {
+    let stored = |at: i64| match printed.get(&at) {
+        Some(object) => policy::as_stored(object)
+            .map(Some)
+            .map_err(|error| Error::Failed(format!("{error}: {object}"))),
+        None => Ok(None),
+    };
+    let (mut compared, mut volatile) = (0, 0);
+    for profile in [Profile::Balanced, Profile::Ephemeral] {
+        let policy = Policy::profile(profile, None).map_err(|e| Error::Failed(e.to_string()))?;
+        for write in writes {
+            let old = stored(write.old_at)?.filter(|_| write.old.is_some());
+            let new = stored(write.new_at)?.filter(|_| write.new.is_some());
+            if old.is_some() != write.old.is_some() || new.is_some() != write.new.is_some() {
+                continue;
+            }
+            let change = Change {
+                old: old.as_deref(),
+                new: new.as_deref(),
+            };
+            let key = write.key.as_bytes();
+            let (told, expected) = (policy.explain(key, change), write.class(&policy));
+            ensure(told.class() == expected, || {
+                let stored = policy.explain(key, write.change());
+                format!("{}: printed: {told}stored: {stored}", write.key)
+            })?;
+            compared += 1;
+            volatile += usize::from(!expected.is_durable());
+        }
+    }
+    println!("{compared} writes judged by what is printed, {volatile} of them volatile");
+    ensure(compared > 60 && volatile > 30, || {
+        format!("{compared} writes compared, {volatile} of them volatile")
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,6 +187,7 @@ async fn control_plane(dir: &std::path::Path) -> Result<()> {
     let store = Store::start(Kind::under_test()?, "store", dir, None, &[]).await?;
     let writes = collect(&store).await?;
     let mut plane = ControlPlane::start(dir, &set, &store, &[]).await?;
+    let printed = collect_printed(&plane.api());
     let result = async {
         plane.start_component("kube-controller-manager", "kube-controller-manager")?;
         plane.start_component("kube-scheduler", "kube-scheduler")?;
@@ -113,7 +196,9 @@ async fn control_plane(dir: &std::path::Path) -> Result<()> {
     .await;
     plane.explain(result)?;
     let writes = std::mem::take(&mut *writes.lock().unwrap_or_else(PoisonError::into_inner));
-    judge(&writes)
+    judge(&writes)?;
+    let printed = printed.lock().unwrap_or_else(PoisonError::into_inner);
+    judge_printed(&writes, &printed)
 }
 
 /// Everything is created, comes to rest, and is deleted.
