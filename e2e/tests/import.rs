@@ -87,6 +87,24 @@ async fn there_and_back(dir: &Path, set: &str, seed: u64) -> Result<()> {
     ])?
     .well()?;
 
+    // Status says the same of a directory, etcd's and orlop's.
+    let of_file = orlop(&["snapshot", "status", text(&saved)])?.well()?;
+    for data in [&stopped, &ours] {
+        let of_dir = orlop(&["snapshot", "status", text(data)])?.well()?;
+        for label in ["revision", "compacted", "keys"] {
+            let value = |said: &str| {
+                let line = said.lines().find(|line| line.trim().starts_with(label));
+                line.map(|line| line.split(", in").next().unwrap_or_default().to_owned())
+            };
+            ensure(
+                value(&of_file).is_some() && value(&of_file) == value(&of_dir),
+                || format!("{of_file}\n{of_dir}"),
+            )?;
+        }
+    }
+    let json = ["snapshot", "status", text(&ours), "-w", "json"];
+    orlop(&json)?.refused(&["orlop export --data-dir"])?;
+
     // And back.
     for (data, name) in [(&ours, "back"), (&from_dir, "back-from-dir")] {
         let exported = dir.join(format!("{name}.db"));
