@@ -69,6 +69,24 @@ async fn static_pod(dir: &Path) -> Result<()> {
         })?;
     }
 
+    // What tells a killed process from a power loss is in the host's memory.
+    let entry = |list: &Value, path: &str| {
+        let named = list.as_sequence().into_iter().flatten();
+        let mut found = named.filter(|entry| entry["name"] == "orlop-run");
+        found.next().and_then(|entry| {
+            let value = path.split('.').fold(entry, |value, key| &value[key]);
+            value.as_str().map(String::from)
+        })
+    };
+    for place in [
+        entry(&own["volumeMounts"], "mountPath"),
+        entry(&ours["spec"]["volumes"], "hostPath.path"),
+    ] {
+        ensure(place.as_deref() == Some("/run/orlop"), || {
+            format!("{place:?}")
+        })?;
+    }
+
     let ports = Ports::free()?;
     let command: Vec<_> = ports
         .command(own)

@@ -84,6 +84,10 @@ fn sandbox(dir: &Path) -> Result<()> {
     ensure(start == ["/usr/local/bin/orlop serve"], || {
         format!("{start:?}")
     })?;
+    // Else a killed process would be taken for a power loss: /dev/shm is emptied.
+    let kept = ["RuntimeDirectory", "RuntimeDirectoryPreserve", "RemoveIPC"];
+    let kept = kept.map(|name| values(&settings, name).concat());
+    ensure(kept == ["orlop", "yes", "yes"], || format!("{kept:?}"))?;
     std::fs::create_dir(dir.join("state"))?;
     let file = std::fs::read_to_string(repo("packaging/systemd/orlop.env"))?;
     let file = file.lines().filter(|line| !line.starts_with('#'));
