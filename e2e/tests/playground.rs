@@ -1,6 +1,7 @@
 //! `orlop playground` and `orlop bench kube` as a newcomer runs them, and that they leave
 //! nothing behind.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,13 +16,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A playground with its files in `dir`, ready.
-fn playground(dir: &Path) -> Result<(Process, PathBuf)> {
+fn playground(dir: &Path, args: &[&str]) -> Result<(Process, PathBuf)> {
     let files = dir.join("files");
     std::fs::create_dir_all(&files)?;
     let mut command = Command::new(Kind::Orlop.program()?);
     command
         .args(["playground", "--nodes=2"])
-        .arg(format!("--dir={}", files.display()));
+        .arg(format!("--dir={}", files.display()))
+        .args(args);
     let mut process = Process::start("playground", dir, &mut command)?;
     let began = Instant::now();
     loop {
@@ -77,7 +79,7 @@ fn nothing_left(dir: &Path) -> Result<()> {
 
 fn runs_pods_and_goes(dir: &Path) -> Result<()> {
     let files = dir.join("files");
-    let (mut process, kubeconfig) = playground(dir)?;
+    let (mut process, kubeconfig) = playground(dir, &[])?;
     kubectl(
         &kubeconfig,
         &[
@@ -136,10 +138,17 @@ fn measures(kubeconfig: &Path, dir: &Path) -> Result<()> {
 
 fn dies_whole(dir: &Path) -> Result<()> {
     let files = dir.join("files");
-    let (mut process, _) = playground(dir)?;
+    let (mut process, kubeconfig) = playground(dir, &["--profile=ephemeral"])?;
     ensure(!users_of(&files).is_empty(), || "nothing runs".into())?;
+    // The store tells in memory how far its log was visible; the name is its directory's.
+    let data = std::fs::metadata(kubeconfig.with_file_name("orlop-data"))?;
+    let marker = format!("orlop-{:x}-{:x}.marker", data.dev(), data.ino());
+    let markers = ["/run/orlop", "/dev/shm"].map(|dir| Path::new(dir).join(&marker));
+    let marked = || markers.iter().any(|path| path.exists());
+    ensure(marked(), || format!("there is no {marker}"))?;
     process.kill();
-    nothing_left(&files)
+    nothing_left(&files)?;
+    ensure(!marked(), || format!("left behind: {marker}"))
 }
 
 #[test]

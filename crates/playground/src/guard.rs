@@ -3,8 +3,9 @@
 //! A parent that ends in order stops its children itself. One that is killed cannot; its
 //! children would run on, and its temporary directory would stay. The guard is this same
 //! program, started first. It holds the reading end of a pipe from the parent and leads a
-//! process group of its own that all children join. When the pipe closes it kills what is
-//! left in the group and removes the directories that it was told of.
+//! process group of its own that all children join. When the pipe closes it asks what is
+//! left in the group to end, kills what does not, and removes the directories that it was
+//! told of.
 
 use std::fs;
 use std::io::{BufRead, Write};
@@ -17,7 +18,10 @@ use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process};
 
 use crate::Result;
 
-/// How long killed processes may take to disappear.
+/// How long processes may take to end by themselves: a store then removes what it has outside
+/// of its directory.
+const TERM_LIMIT: Duration = Duration::from_secs(2);
+/// How long all of them may take to disappear.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The guard of this process, as its parent sees it. Dropped, it finds nothing to do and
@@ -77,15 +81,19 @@ pub fn run() {
         }
     }
     let began = Instant::now();
-    loop {
-        let left = members();
-        if left.is_empty() || began.elapsed() > KILL_LIMIT {
-            break;
+    let send = |to: &[Pid], signal| {
+        for pid in to {
+            let _ = kill_process(*pid, signal);
         }
-        for pid in left {
-            let _ = kill_process(pid, Signal::KILL);
+    };
+    let mut left = members();
+    send(&left, Signal::TERM);
+    while !left.is_empty() && began.elapsed() < KILL_LIMIT {
+        if began.elapsed() > TERM_LIMIT {
+            send(&left, Signal::KILL);
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(20));
+        left = members();
     }
     for dir in dirs {
         let _ = fs::remove_dir_all(dir);

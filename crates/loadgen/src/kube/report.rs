@@ -267,12 +267,12 @@ impl fmt::Display for Report {
         }
         for found in &self.limits {
             let rate = match (found.per_s, found.interval_ms) {
-                (Some(rate), Some(ms)) => format!("{rate:.1} requests/s (every {ms:.1} ms)"),
-                _ => "not even the longest interval".into(),
+                (Some(rate), Some(ms)) => format!("up to {rate:.1} requests/s (every {ms:.1} ms)"),
+                _ => "not even at the longest interval".into(),
             };
             writeln!(
                 f,
-                "{} {}, syncs {} ms slower: bound within {} ms (p99) up to {rate}; {} attempts",
+                "{} {}, syncs {} ms slower: bound within {} ms (p99) {rate}; {} attempts",
                 found.store,
                 found.mode,
                 found.disk_delay_ms,
