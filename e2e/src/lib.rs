@@ -4,5 +4,6 @@ pub mod differential;
 pub mod env;
 pub mod hostile;
 pub mod kube;
+pub mod power_loss;
 pub mod recorder;
 pub mod static_pod;

@@ -98,29 +98,29 @@ async fn nothing_volatile_is_lost_by_kills() {
 }
 
 /// The same under a profile as it ships, with keys and objects that its rules are about.
-async fn killed_under(profile: &str) {
+async fn killed_under(dir: tempfile::TempDir, profile: &str) {
     let case = Case {
         flags: vec![format!("--profile={profile}")],
         world: World::Kubernetes,
         rounds: 5,
         volatile: profile != "strict",
     };
-    killed(tempfile::tempdir().unwrap(), case).await;
+    killed(dir, case).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_by_kills_under_strict() {
-    killed_under("strict").await;
+    killed_under(tempfile::tempdir().unwrap(), "strict").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_by_kills_under_balanced() {
-    killed_under("balanced").await;
+    killed_under(tempfile::tempdir().unwrap(), "balanced").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_by_kills_under_ephemeral() {
-    killed_under("ephemeral").await;
+    killed_under(tempfile::tempdir().unwrap(), "ephemeral").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

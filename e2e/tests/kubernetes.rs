@@ -1,8 +1,12 @@
-//! Kubernetes 1.37 and 1.30, as released, on orlop: nothing lost, nothing stuck.
+//! Kubernetes 1.37 and 1.30, as released, on orlop: nothing lost, nothing stuck. 1.37 also under
+//! the profile `ephemeral`, where it converges by itself after power losses of the store.
 //!
 //! `ORLOP_E2E_STORE=etcd` runs the same on a real etcd. `ORLOP_E2E_SOAK_S` makes
 //! the load of the first test last that much longer; after 7.5 minutes every
 //! resource's consistency checker has run.
+
+#[path = "kubernetes/power_loss.rs"]
+mod power_loss;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -189,7 +193,6 @@ async fn kubernetes_1_30_loses_nothing() {
 }
 
 async fn kubernetes_1_30(dir: &std::path::Path) -> Result<()> {
-    let mut steps = Steps::start();
     // With certificates on both sides, as kubeadm sets it up.
     let authority = Authority::new(dir, "store")?;
     let tls = Tls {
@@ -199,22 +202,52 @@ async fn kubernetes_1_30(dir: &std::path::Path) -> Result<()> {
     };
     let mut store = Store::start(Kind::under_test()?, "store", dir, Some(tls), &[]).await?;
     let mut plane = ControlPlane::start(dir, "kube-1.30", &store, &[]).await?;
-    let result = the_same_shorter(&mut store, &mut plane, &mut steps).await;
+    let result = the_same_shorter(&mut store, &mut plane).await;
     plane.explain(result)
 }
 
-async fn the_same_shorter(
-    store: &mut Store,
-    plane: &mut ControlPlane,
-    steps: &mut Steps,
-) -> Result<()> {
+/// What `kubernetes/power_loss.rs` does not do under `ephemeral`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "by hand: the tests of power losses have a kill -9 under ephemeral too"]
+async fn kubernetes_1_37_loses_nothing_under_ephemeral() {
+    let _turn = TURN.lock().await;
+    let dir = tempfile::tempdir().unwrap();
+    let result = under(dir.path(), "ephemeral").await;
+    conclude(dir, result);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "by hand: ephemeral has all of its rules"]
+async fn kubernetes_1_37_loses_nothing_under_balanced() {
+    let _turn = TURN.lock().await;
+    let dir = tempfile::tempdir().unwrap();
+    let result = under(dir.path(), "balanced").await;
+    conclude(dir, result);
+}
+
+async fn under(dir: &std::path::Path, profile: &str) -> Result<()> {
+    let flag = format!("--profile={profile}");
+    let mut store = Store::start(Kind::Orlop, "store", dir, None, &[&flag]).await?;
+    let mut plane = ControlPlane::start(dir, "kube-1.37", &store, &[]).await?;
+    let result = async {
+        the_same_shorter(&mut store, &mut plane).await?;
+        let metrics = store.metrics().await?;
+        let volatile = metrics.sum("orlop_writes_total", &["class=\"volatile\""]);
+        ensure(volatile > 50.0, || format!("{volatile} volatile writes"))
+    }
+    .await;
+    plane.explain(result)
+}
+
+async fn the_same_shorter(store: &mut Store, plane: &mut ControlPlane) -> Result<()> {
+    let mut steps = Steps::start();
     plane.start_component("kube-controller-manager", "kube-controller-manager")?;
     plane.start_component("kube-scheduler", "kube-scheduler")?;
     let api = plane.api();
     let nodes = Nodes::start(Arc::clone(&api), 2).await?;
     scenarios::create_namespace(&api, "load").await?;
     let load = Ledger::start(&[Arc::clone(&api)], "load", 2, Duration::from_millis(40));
-    steps.done("Kubernetes 1.30 is up");
+    steps.done("Kubernetes is up");
     tokio::try_join!(
         scenarios::deployments(Arc::clone(&api), "deployments"),
         scenarios::jobs(Arc::clone(&api), "jobs"),
@@ -264,7 +297,7 @@ fn no_relists(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> 
         .collect();
     ensure(again.is_empty(), || {
         format!(
-            "a clean restart made {} watch caches list again:\n{}",
+            "a restart made {} watch caches list again:\n{}",
             again.len(),
             again.join("\n")
         )
