@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Result;
 use super::load::Shape;
 use super::result::Run;
 use super::run::Bench;
 use super::stores::StoreSpec;
 use super::track::Stage;
+use super::{Result, ms};
 use crate::Error;
 
 /// The interval is found to within this factor.
@@ -65,8 +65,8 @@ impl Bench {
         let mut found = Found {
             store: store.name.clone(),
             mode: shape.mode(),
-            disk_delay_ms: self.disk_delay.as_secs_f64() * 1e3,
-            limit_ms: search.limit.as_secs_f64() * 1e3,
+            disk_delay_ms: ms(self.disk_delay),
+            limit_ms: ms(search.limit),
             interval_ms: None,
             per_s: None,
             attempts: Vec::new(),
@@ -96,7 +96,7 @@ impl Bench {
                 bad = middle;
             }
         }
-        found.interval_ms = Some(good.as_secs_f64() * 1e3);
+        found.interval_ms = Some(ms(good));
         found.per_s = Some(1.0 / good.as_secs_f64());
         Ok(found)
     }
@@ -112,7 +112,7 @@ impl Bench {
         let shape = Shape { interval, ..*shape };
         let round = found.attempts.len() + 1;
         let mut attempt = Attempt {
-            interval_ms: interval.as_secs_f64() * 1e3,
+            interval_ms: ms(interval),
             p99_ms: None,
             passed: false,
             note: String::new(),
@@ -120,11 +120,14 @@ impl Bench {
         match self.load(store, round, &shape).await {
             Ok(run) => {
                 let p99_ms = run.stage(Stage::Bound).map(|l| l.p99_ms);
-                let within = p99_ms.is_some_and(|p99| p99 <= search.limit.as_secs_f64() * 1e3);
+                let within = p99_ms.is_some_and(|p99| p99 <= ms(search.limit));
                 attempt.p99_ms = p99_ms;
                 attempt.passed = within && run.kept_up;
                 if !run.kept_up {
-                    attempt.note = format!("it grew {:.1} times over the run", run.growth);
+                    attempt.note = format!(
+                        "did not keep up, at the end it took {:.1} times as long",
+                        run.growth
+                    );
                 }
                 found.runs.push(run);
             }
@@ -134,16 +137,14 @@ impl Bench {
         let p99 = attempt
             .p99_ms
             .map_or_else(|| "-".into(), |p99| format!("{p99:.0}"));
+        let verdict = match (attempt.passed, attempt.note.as_str()) {
+            (true, _) => "kept up",
+            (false, "") => "too much",
+            (false, note) => note,
+        };
         self.progress.done(&format!(
-            "{} T={:.1} ms: p99 to bound {p99} ms: {} {}",
-            store.name,
-            attempt.interval_ms,
-            if attempt.passed {
-                "kept up"
-            } else {
-                "too much"
-            },
-            attempt.note
+            "{} T={} ms: p99 to bound {p99} ms: {verdict}",
+            store.name, attempt.interval_ms
         ));
         let passed = attempt.passed;
         found.attempts.push(attempt);

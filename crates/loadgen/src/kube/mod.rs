@@ -29,7 +29,23 @@ pub use cli::{Args, run};
 /// Result of everything here.
 pub(crate) type Result<T> = std::result::Result<T, crate::Error>;
 
+/// In milliseconds. Divided from a whole number, so that 27.4 ms are shown as that.
+pub(crate) fn ms(duration: std::time::Duration) -> f64 {
+    duration.as_nanos() as f64 / 1e6
+}
+
 /// The store's name among the components.
 pub(crate) const STORE: &str = "store";
 /// The benchmark's own name among them.
 pub(crate) const LOAD_GENERATOR: &str = "load generator";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    #[test]
+    fn tenths_of_a_millisecond_read_well() {
+        let text = super::ms(Duration::from_micros(27_400)).to_string();
+        assert_eq!(text, "27.4");
+    }
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::load::{Outcome, Shape};
+use super::ms;
 use super::sample::{Sample, StoreLatency};
 use super::track::Stage;
 
@@ -167,10 +168,6 @@ impl Run {
     pub(crate) fn stage(&self, stage: Stage) -> Option<&Latencies> {
         self.stages.get(stage.name())
     }
-}
-
-fn ms(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 /// Growth of a latency over a run, and whether it stays as it is.

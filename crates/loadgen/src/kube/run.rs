@@ -10,7 +10,6 @@ use playground::store::Setup;
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::Result;
 use super::client::Target;
 use super::load::{self, Shape};
 use super::manifest::Manifest;
@@ -18,6 +17,7 @@ use super::progress::Progress;
 use super::result::Run;
 use super::sample::Subjects;
 use super::stores::{self, Delay, StoreSpec};
+use super::{Result, ms};
 use crate::{Error, Interrupt};
 
 /// How long an idle control plane is left alone before it is looked at: informers, leader
@@ -80,7 +80,7 @@ impl Bench {
             "round {round} {} {} T={} ms",
             store.name,
             shape.mode(),
-            shape.interval.as_secs_f64() * 1e3
+            ms(shape.interval)
         ));
         let started = self.start(store).await?;
         let outcome = load::run(
@@ -197,7 +197,7 @@ impl Bench {
         self.progress.title(format!("syncs of {}", store.name));
         Ok(Delay {
             store: store.name.clone(),
-            asked_ms: self.disk_delay.as_secs_f64() * 1e3,
+            asked_ms: ms(self.disk_delay),
             put_ms: self.put_ms(store, Duration::ZERO).await?,
             delayed_put_ms: self.put_ms(store, self.disk_delay).await?,
         })
@@ -207,7 +207,7 @@ impl Bench {
         self.progress.say("putting");
         let place = self.place(store, delay)?;
         tokio::select! {
-            ms = stores::put_ms(place.setup, place.dir.path()) => ms,
+            took = stores::put_ms(place.setup, place.dir.path()) => took,
             () = interrupted(&self.interrupt) => Err(Error::Interrupted),
         }
     }

@@ -91,7 +91,7 @@ fn use_of(pid: u32) -> Option<Use> {
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or_default();
     Some(Use {
-        cpu_ms: (cpu.user + cpu.kernel).as_secs_f64() * 1e3,
+        cpu_ms: super::ms(cpu.user + cpu.kernel),
         rss_bytes: now,
         rss_peak_bytes: peak,
         written_bytes: written,

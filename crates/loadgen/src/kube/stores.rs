@@ -10,7 +10,7 @@ use playground::store::{Kind, Setup, Store};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::Result;
+use super::{Result, ms};
 use crate::Error;
 use crate::report::median;
 use crate::rpc::{Call, Connection};
@@ -170,7 +170,7 @@ pub(crate) async fn put_ms(setup: Setup, dir: &Path) -> Result<f64> {
     let mut store = Store::start_as(setup, "store", dir, None).await?;
     let url = store.url();
     let connection = Connection::open(url.trim_start_matches("http://")).await?;
-    let mut ms = Vec::new();
+    let mut took = Vec::new();
     for n in 0..PROBES {
         let put = PutRequest {
             key: format!("/probe/{n}").into(),
@@ -186,8 +186,8 @@ pub(crate) async fn put_ms(setup: Setup, dir: &Path) -> Result<f64> {
             });
         };
         answer?;
-        ms.push(began.elapsed().as_secs_f64() * 1e3);
+        took.push(ms(began.elapsed()));
     }
     store.stop()?;
-    Ok(median(ms).unwrap_or_default())
+    Ok(median(took).unwrap_or_default())
 }
