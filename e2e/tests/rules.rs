@@ -281,19 +281,24 @@ const EVENT: Class = Class::Volatile {
 /// Compares the classes of all writes with what the contract says of them.
 fn judge(writes: &[Write]) -> Result<()> {
     let profile = |p| Policy::profile(p, None).map_err(|e| Error::Failed(e.to_string()));
-    let [strict, balanced, ephemeral] =
-        [Profile::Strict, Profile::Balanced, Profile::Ephemeral].map(profile);
-    let (strict, balanced, ephemeral) = (strict?, balanced?, ephemeral?);
+    let [strict, balanced, ephemeral, ci] = [
+        Profile::Strict,
+        Profile::Balanced,
+        Profile::Ephemeral,
+        Profile::Ci,
+    ]
+    .map(profile);
+    let (strict, balanced, ephemeral, ci) = (strict?, balanced?, ephemeral?, ci?);
     let what_if = WhatIf::new(None).map_err(|e| Error::Failed(e.to_string()))?;
     let mut by_key: BTreeMap<&str, Vec<&Write>> = BTreeMap::new();
-    let mut shares = [0_u64; 2];
+    let mut shares = [0_u64; 3];
     for write in writes {
         by_key.entry(&write.key).or_default().push(write);
         ensure(write.class(&strict) == D, || {
             format!("{} under strict", write.key)
         })?;
         let spared = what_if.volatile_in(write.key.as_bytes(), write.change());
-        for (i, policy) in [&balanced, &ephemeral].into_iter().enumerate() {
+        for (i, policy) in [&balanced, &ephemeral, &ci].into_iter().enumerate() {
             let class = write.class(policy);
             shares[i] += u64::from(!class.is_durable());
             ensure(spared.contains(i) != class.is_durable(), || {
@@ -318,10 +323,11 @@ fn judge(writes: &[Write]) -> Result<()> {
         }
     }
     println!(
-        "{} writes; volatile under balanced {}, under ephemeral {}",
+        "{} writes; volatile under balanced {}, under ephemeral {}, under ci {}",
         writes.len(),
         shares[0],
-        shares[1]
+        shares[1],
+        shares[2]
     );
     let marks = Policy::parse("marks", MARKS, None).map_err(|e| Error::Failed(e.to_string()))?;
     let check = Check {

@@ -14,18 +14,19 @@ pub struct WhatIf {
 
 impl WhatIf {
     /// The profiles that are asked.
-    pub const PROFILES: [Profile; 2] = [Profile::Balanced, Profile::Ephemeral];
+    pub const PROFILES: [Profile; 3] = [Profile::Balanced, Profile::Ephemeral, Profile::Ci];
 
     /// Compiles the profiles; see [`Policy::profile`].
     ///
     /// # Errors
     /// Those of [`Policy::profile`].
     pub fn new(kube_prefix: Option<&str>) -> Result<WhatIf, RuleErrors> {
-        let [a, b] = Self::PROFILES;
+        let [a, b, c] = Self::PROFILES;
         Ok(WhatIf {
             policies: [
                 Policy::profile(a, kube_prefix)?,
                 Policy::profile(b, kube_prefix)?,
+                Policy::profile(c, kube_prefix)?,
             ],
         })
     }

@@ -97,8 +97,8 @@ impl InForce {
 pub(crate) struct Spared {
     pub(crate) writes: AtomicU64,
     pub(crate) syncs: AtomicU64,
-    pub(crate) writes_in: [AtomicU64; 2],
-    pub(crate) syncs_in: [AtomicU64; 2],
+    pub(crate) writes_in: [AtomicU64; WhatIf::PROFILES.len()],
+    pub(crate) syncs_in: [AtomicU64; WhatIf::PROFILES.len()],
 }
 
 /// The write was looked at for [`Spared`].
