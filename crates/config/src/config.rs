@@ -217,7 +217,7 @@ pub struct Config {
     pub feature_gates: BTreeMap<String, bool>,
     /// How many bytes old revisions may take. 0: the server decides.
     pub history_budget_bytes: u64,
-    /// How many threads serve clients. 0: one a core.
+    /// How many threads serve clients. 0: one every two cores.
     pub threads: usize,
     /// How many client connections may be open.
     pub max_connections: usize,
