@@ -141,7 +141,8 @@ async fn power_losses(dir: &Path, store: &mut Store, plane: &mut ControlPlane) -
     let restamped = writer.finish(&api, &mirrors).await?;
     println!("{restamped} durable writes had their revision taken, and have another");
     plane.check_running()?;
-    store.check_running()
+    // Else its marker would stay in memory.
+    store.stop()
 }
 
 /// A killed process is no power loss: nothing is missing, of any class, and nobody lists again.
