@@ -105,7 +105,7 @@ async fn same_after_a_kill(profile: &str, left: &Store, right: &mut Store) -> Re
     println!("{profile}: {durable} durable writes, {volatile} volatile ones");
     let right_classes = match profile {
         "strict" => volatile == 0.0,
-        _ => volatile > 50.0,
+        _ => volatile > 20.0,
     };
     ensure(right_classes && durable > 50.0, || {
         format!("{profile}: {durable} durable writes, {volatile} volatile ones")
