@@ -423,13 +423,6 @@ async fn wait_for_watchers(side: &Side, count: usize) -> Result<()> {
     .await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn leases() {
-    let dir = tempfile::tempdir().unwrap();
-    let result = lease(dir.path()).await;
-    conclude(dir, result);
-}
-
 async fn lease(dir: &Path) -> Result<()> {
     let mut pair = Pair::start(dir, None).await?;
     pair.succeed(&["lease", "list"])?;
@@ -507,13 +500,6 @@ async fn lease(dir: &Path) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(5)).await;
     pair.succeed(&["get", "kept"])?;
     Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn locks_and_elections() {
-    let dir = tempfile::tempdir().unwrap();
-    let result = concurrency(dir.path()).await;
-    conclude(dir, result);
 }
 
 async fn concurrency(dir: &Path) -> Result<()> {
@@ -683,16 +669,16 @@ fn refusals(side: &Side) -> Result<()> {
     Ok(())
 }
 
+/// etcdctl's own judgement runs for a minute whatever the server. Leases and locks, whose
+/// tests mostly wait, too, are tested meanwhile on servers of their own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn check_perf_passes() {
+async fn leases_locks_elections_and_check_perf() {
     let dir = tempfile::tempdir().unwrap();
-    let result = check_perf(dir.path()).await;
+    let result = while_perf_is_checked(dir.path()).await;
     conclude(dir, result);
 }
 
-/// etcdctl's own judgement at its small load. It runs for a minute whatever the
-/// server.
-async fn check_perf(dir: &Path) -> Result<()> {
+async fn while_perf_is_checked(dir: &Path) -> Result<()> {
     let store = Store::start(Kind::under_test()?, "store", dir, None, &[]).await?;
     let etcdctl = store.etcdctl()?;
     let _check = etcdctl.background(
@@ -700,6 +686,11 @@ async fn check_perf(dir: &Path) -> Result<()> {
         dir,
         &["check", "perf", "--load=s", "--auto-compact"],
     )?;
+    let [leases, locks] = ["leases", "locks"].map(|name| dir.join(name));
+    std::fs::create_dir(&leases)?;
+    std::fs::create_dir(&locks)?;
+    lease(&leases).await?;
+    concurrency(&locks).await?;
     let out = wait_for_text(
         &dir.join("perf.log"),
         "Slowest request",
