@@ -270,12 +270,15 @@ impl fmt::Display for Report {
                 (Some(rate), Some(ms)) => format!("up to {rate:.1} requests/s (every {ms:.1} ms)"),
                 _ => "not even at the longest interval".into(),
             };
+            let slower = match found.disk_delay_ms {
+                ms if ms > 0.0 => format!(", syncs {ms} ms slower"),
+                _ => String::new(),
+            };
             writeln!(
                 f,
-                "{} {}, syncs {} ms slower: bound within {} ms (p99) {rate}; {} attempts",
+                "{} {}{slower}: bound within {} ms (p99) {rate}; {} attempts",
                 found.store,
                 found.mode,
-                found.disk_delay_ms,
                 found.limit_ms,
                 found.attempts.len()
             )?;
