@@ -1,6 +1,6 @@
 //! Damage to what was known to be on disk.
 
-use super::{DIR, Feed, limits, options};
+use super::{DIR, limits, options};
 use bytes::Bytes;
 use e2e::differential::rng::Rng;
 use engine::Engine;
@@ -17,11 +17,11 @@ pub(crate) fn damage_is_noticed(seed: u64, mark: bool) -> Result<bool, String> {
         mark,
         ..Guards::default()
     };
-    let open = |fs: &SimFs, feed: &mut Feed| {
-        Journal::open(fs.shared(), Path::new(DIR), options(65_536, guards), feed)
+    let open = |fs: &SimFs, engine: &mut Engine<u64>| {
+        Journal::open(fs.shared(), Path::new(DIR), options(65_536, guards), engine)
     };
-    let mut feed = Feed(Engine::new(limits()));
-    let (mut journal, _) = open(&fs, &mut feed).map_err(|e| e.to_string())?;
+    let mut engine = Engine::<u64>::new(limits());
+    let (mut journal, _) = open(&fs, &mut engine).map_err(|e| e.to_string())?;
     let commits = random.between(1, 6);
     for n in 0..commits {
         let key = Bytes::from(format!("k{n}"));
@@ -60,7 +60,7 @@ pub(crate) fn damage_is_noticed(seed: u64, mark: bool) -> Result<bool, String> {
         random.below(8) as u8,
     )
     .map_err(|e| e.to_string())?;
-    match open(&fs, &mut Feed(Engine::new(limits()))) {
+    match open(&fs, &mut Engine::new(limits())) {
         Err(OpenError::Damaged(_)) => Ok(true),
         Err(error) => Err(format!("seed {seed}: {error}")),
         Ok(_) => Ok(false),

@@ -10,13 +10,13 @@ use bytes::Bytes;
 use e2e::differential::rng::Rng;
 use engine::hash::KvHash;
 use engine::op::{KeyRange, RangeOp, VOLATILE, Write};
-use engine::record::{Record, SnapshotItem, SnapshotMeta};
+use engine::record::{Record, SnapshotItem};
 use engine::sequencer::{Answers, Batch};
 use engine::snapshot::SnapshotCursor;
 use engine::{Engine, Error, Limits};
 use journal::fs::sim::{Lies, MEMORY, SimFs};
 use journal::{
-    Guards, Journal, Lsn, NewDirectory, OpenError, Options, Position, Replay, SnapshotWriter,
+    Guards, Journal, Lsn, NewDirectory, OpenError, Options, Position, SnapshotWriter,
     VolatileWriter,
 };
 use std::collections::{BTreeMap, VecDeque};
@@ -78,34 +78,6 @@ impl Tally {
     pub(crate) fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         WHAT.iter()
             .map(|what| (*what, self.0.get(what).copied().unwrap_or(0)))
-    }
-}
-
-/// Recovery's target: what the server does with a journal's contents.
-struct Feed(Engine<u64>);
-
-impl Replay for Feed {
-    fn snapshot(&mut self, meta: SnapshotMeta) -> Result<(), String> {
-        self.0.restore_begin(meta);
-        Ok(())
-    }
-    fn item(&mut self, item: SnapshotItem) -> Result<(), String> {
-        self.0.restore_item(item);
-        Ok(())
-    }
-    fn end_of_snapshot(&mut self) -> Result<(), String> {
-        self.0.restore_end();
-        Ok(())
-    }
-    fn record(&mut self, record: Record) -> Result<(), String> {
-        self.0.apply(record);
-        Ok(())
-    }
-    fn jump(&mut self, revision: i64) -> Result<(), String> {
-        self.0.jump(revision)
-    }
-    fn revision(&self) -> i64 {
-        self.0.revision()
     }
 }
 
@@ -316,12 +288,12 @@ impl World {
             self.fs.crash_after(1 + self.random.below(25) as u64);
         }
         let segment_bytes = self.random.pick(&[16, 32, 64]) * 1024;
-        let mut feed = Feed(Engine::new(limits()));
+        let mut engine = Engine::new(limits());
         let opened = Journal::open(
             self.fs.shared(),
             Path::new(DIR),
             options(segment_bytes, self.without.guards),
-            &mut feed,
+            &mut engine,
         );
         let (journal, report) = match opened {
             Ok(opened) => opened,
@@ -340,7 +312,6 @@ impl World {
         if report.snapshot_lsn > 0 {
             self.tally.count("starts from a snapshot");
         }
-        let mut engine = feed.0;
         let jumped = match &report.epoch {
             Some(epoch) if !epoch.trusted => Some(epoch.jumped_to.ok_or("it did not jump")?),
             // A start that was cut off has seen to it.
