@@ -17,8 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use e2e::kube::binaries;
 use e2e::kube::pki::Authority;
-use e2e::kube::store::{Kind, Store, Tls};
+use e2e::kube::store::{Kind, Setup, Store, Tls};
 use support::{
     ETCDS, Result, Said, Writer, conclude, data_dir, ensure, equal, etcd, etcdutl, etcdutl_restore,
     fail, orlop, save, serve, text, until_hash, view,
@@ -393,7 +394,12 @@ async fn damaged_and_foreign_files_are_refused() {
 }
 
 async fn damaged(dir: &Path) -> Result<()> {
-    let mut source = etcd("etcd", "source", dir).await?;
+    let setup = Setup {
+        // etcd commits its database each 100 ms, and so could do before it is killed.
+        flags: vec!["--backend-batch-interval=10m".to_owned()],
+        ..Setup::new(Kind::Etcd, binaries("etcd")?.join("etcd"))
+    };
+    let mut source = Store::start_as(setup, "source", dir, None).await?;
     Writer::new(&source, 1).await?.steps(STEPS).await?;
     let saved = dir.join("saved.db");
     save(&source, &saved)?;
