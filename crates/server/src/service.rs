@@ -1,5 +1,6 @@
 //! One worker's view of the server: which method goes where.
 
+use crate::kv::long::Beside;
 use crate::shared::Shared;
 use crate::status;
 use crate::store::Answer;
@@ -74,7 +75,7 @@ pub(crate) struct Service {
     pub(crate) shared: Arc<Shared>,
     pub(crate) slots: Slots<Answer>,
     pub(crate) hub: Rc<RefCell<Hub>>,
-    pub(crate) large_answers: tokio::sync::Semaphore,
+    pub(crate) beside: Beside,
 }
 
 impl Service {
@@ -84,7 +85,7 @@ impl Service {
             shared,
             slots,
             hub,
-            large_answers: tokio::sync::Semaphore::new(crate::kv::LARGE_ANSWERS_AT_ONCE),
+            beside: Beside::default(),
         }
     }
 

@@ -231,12 +231,8 @@ impl Read {
         self.cursor.is_done()
     }
 
-    /// Reads to the end, letting others run between slices.
-    pub(crate) async fn finish(mut self) -> (i64, RangeReply) {
-        while !self.cursor.is_done() {
-            self.step();
-            tokio::task::yield_now().await;
-        }
+    /// What was read, and the revision of the answer's header.
+    pub(crate) fn finish(self) -> (i64, RangeReply) {
         (self.cursor.header_revision, self.cursor.finish())
     }
 }

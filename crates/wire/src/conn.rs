@@ -224,6 +224,7 @@ where
     };
     let mut told = false;
     let ended = std::future::poll_fn(|cx| {
+        io.begin_turn();
         if !told && closing.is_raised() {
             told = true;
             shut(conn.as_mut());

@@ -5,8 +5,9 @@
 //! task keeps the promise at the end of each of its turns ([`Io::poll_drain`]).
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -17,6 +18,11 @@ use crate::pings::{PingPolicy, TOO_MANY_PINGS};
 
 /// Bytes that wait for the socket at most; above it a writer has to wait.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes that a connection hands to its socket before its worker's other connections get their
+/// turn: some tenths of a millisecond. A client that reads a long answer as fast as it comes
+/// would keep the worker for milliseconds.
+const TURN_BYTES_MAX: usize = 256 * 1024;
 
 thread_local! {
     /// An empty buffer to reuse. A connection that keeps up holds it for one turn only, so one is
@@ -36,6 +42,8 @@ struct Inner<S> {
     pending: Vec<u8>,
     /// Of `pending`, what the socket has taken.
     written: usize,
+    /// What the socket has taken in this turn of the connection's task.
+    turn_bytes: usize,
 }
 
 impl<S> Clone for Io<S> {
@@ -54,7 +62,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
             pings,
             pending: Vec::new(),
             written: 0,
+            turn_bytes: 0,
         })))
+    }
+
+    /// Tells that the connection's task has its turn.
+    pub(crate) fn begin_turn(&self) {
+        self.0.borrow_mut().turn_bytes = 0;
     }
 
     /// Hands everything that was written to the socket. If it is not ready for all, the task is
@@ -76,6 +90,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.written += taken;
+            self.turn_bytes += taken;
         }
         self.written = 0;
         let mut spare = std::mem::take(&mut self.pending);
@@ -91,6 +106,12 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.pending.len() >= PENDING_BYTES_MAX {
+            if self.turn_bytes >= TURN_BYTES_MAX {
+                // Wakes the task once the runtime has looked what else there is to do, which a
+                // plain wake would not wait for.
+                let later = pin!(tokio::task::yield_now());
+                ready!(later.poll(cx));
+            }
             ready!(self.poll_drain(cx))?;
         }
         if self.pending.capacity() == 0 {
@@ -170,5 +191,68 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         let inner = &mut *self.0.borrow_mut();
         ready!(inner.poll_drain(cx))?;
         Pin::new(&mut inner.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket whose client reads everything at once.
+    #[derive(Default)]
+    struct Fast(usize);
+
+    impl AsyncRead for Fast {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            _buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Fast {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.0 += buf.len();
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_takes_turns() {
+        let io = Io::new(Fast::default(), Vec::new(), None);
+        let (mut hyper, mut left, mut turns) = (io.clone(), 100 * PENDING_BYTES_MAX, 0);
+        let bytes = vec![7; PENDING_BYTES_MAX];
+        std::future::poll_fn(|cx| {
+            io.begin_turn();
+            turns += 1;
+            while left > 0 {
+                let some = &bytes[..left.min(bytes.len())];
+                match Pin::new(&mut hyper).poll_write(cx, some) {
+                    Poll::Ready(taken) => left -= taken.unwrap(),
+                    Poll::Pending => break,
+                }
+            }
+            assert!(io.poll_drain(cx).is_ready());
+            // Woken again without the socket: the turn ended by itself.
+            (left == 0).then_some(()).map_or(Poll::Pending, Poll::Ready)
+        })
+        .await;
+        assert_eq!(io.0.borrow().stream.0, 100 * PENDING_BYTES_MAX);
+        let least = 100 * PENDING_BYTES_MAX / (TURN_BYTES_MAX + 2 * PENDING_BYTES_MAX);
+        assert!(turns > least, "{turns} turns");
     }
 }

@@ -44,7 +44,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// etcd's default of 2 GiB is too near.
 const QUOTA: &str = "--quota-backend-bytes=8589934592";
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let mut number = |default: usize| match args.next() {
@@ -121,10 +121,10 @@ struct Saved {
     memory: Memory,
     /// Puts beside nothing.
     idle: Latency,
-    /// Puts beside etcdctl.
-    saving: Latency,
     /// Puts beside a client that throws away what it is sent.
     sending: Latency,
+    /// Puts beside etcdctl.
+    saving: Latency,
 }
 
 impl Saved {
@@ -151,8 +151,8 @@ impl Saved {
         let ms = |latency: &Latency, share| latency.quantile(share).as_secs_f64() * 1e3;
         let watched = [
             ("nothing", &self.idle),
-            ("etcdctl", &self.saving),
             ("sending", &self.sending),
+            ("etcdctl", &self.saving),
         ];
         let line = |(beside, latency): (&str, &Latency)| {
             format!(
@@ -187,10 +187,11 @@ async fn saved(
         Ok(())
     })
     .await?;
+    // Before etcdctl, whose files the disk has to do with for a while.
+    let (_, sending) = beside(&node, value_bytes, async || receive(&node).await).await?;
     let watch = Watch::start(node.id()?)?;
     let (times, saving) = beside(&node, value_bytes, async || save(&node, file).await).await?;
     let memory = watch.finish()?;
-    let (_, sending) = beside(&node, value_bytes, async || receive(&node).await).await?;
     node.stop()?;
     std::fs::remove_dir_all(&node.data)?;
     Ok(Saved {
@@ -198,8 +199,8 @@ async fn saved(
         file_bytes: std::fs::metadata(file)?.len(),
         memory,
         idle,
-        saving,
         sending,
+        saving,
     })
 }
 

@@ -216,6 +216,39 @@ pub async fn measure(node: &Node, scale: Scale) -> Result<Vec<Row>> {
         .await?,
     );
 
+    rows.push(
+        beside(node, "a stream of all keys", scale.time, || async {
+            let (key, range_end) = range("data");
+            let request = pb::RangeRequest {
+                key,
+                range_end,
+                ..Default::default()
+            };
+            let mut pieces = failed(kv().range_stream(request).await, "stream")?;
+            let mut keys = 0;
+            while let Some(piece) = pieces.message().await.transpose() {
+                let piece = failed(piece.map(Response::new), "stream")?;
+                keys += piece.range_response.unwrap_or_default().kvs.len();
+            }
+            ensure(keys == scale.keys, || format!("a stream of {keys} keys"))
+        })
+        .await?,
+    );
+    rows.push(
+        beside(node, "a snapshot for a client", scale.time, || async {
+            let request = pb::SnapshotRequest {};
+            let mut pieces = failed(maintenance().snapshot(request).await, "snapshot")?;
+            let mut bytes = 0;
+            while let Some(piece) = pieces.message().await.transpose() {
+                bytes += failed(piece.map(Response::new), "snapshot")?.blob.len();
+            }
+            ensure(bytes > scale.keys * VALUE_BYTES, || {
+                format!("a snapshot of {bytes} bytes")
+            })
+        })
+        .await?,
+    );
+
     load(&channel, "churn", scale.revisions, 1000, 64, 0).await?;
     let put = pb::PutRequest {
         key: "last".into(),

@@ -2,28 +2,22 @@
 
 mod check;
 mod convert;
+pub(crate) mod long;
 mod slow;
 
 use crate::encode::{self, Ids};
-use crate::pace::Pace;
 use crate::service::Service;
 use crate::status;
 use bytes::Bytes;
 use engine::op::{RangeOp, RangeReply, SortTarget, Write};
 use engine::tail::KeyValue;
 use etcd_api::etcdserverpb as pb;
+use long::LARGE_ANSWER_BYTES;
 use metrics::{ApplyOp, RequestType};
 use prost::Message;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use wire::{Call, Frame, LocalFuture, Outbound, Reply, Status};
-
-/// An answer above this is encoded on a thread of its own, so that its worker's other
-/// connections do not wait for the copying.
-const LARGE_ANSWER_BYTES: usize = 1 << 20;
-
-/// So many large answers are encoded at once for one worker's connections.
-pub(crate) const LARGE_ANSWERS_AT_ONCE: usize = 2;
 
 /// A piece of a RangeStream is sent when it holds about so many bytes.
 const STREAM_PIECE_BYTES: usize = 512 << 10;
@@ -67,27 +61,15 @@ impl Service {
         let (this, unread) = (self.clone(), call.unread());
         Reply::Later(Box::pin(async move {
             let op = read.cursor.op().clone();
-            let (revision, reply) = read.finish().await;
+            let finished = this.beside.finish(read).await;
             // As in etcd, without what it takes to hand the answer over.
-            let took = this.range_done(started, true);
+            let took = this.range_done(started, finished.is_ok());
+            let (revision, reply) = finished?;
             if this.is_slow(took) {
                 this.warn_slow_range(took, &slow::range(&op), revision, &reply);
             }
-            // Few at a time, so that the processors are not theirs alone; none for a client
-            // that leaves much unread, and none that holds up others meanwhile.
-            let _turn = loop {
-                unread.room().await;
-                let turn = this.large_answers.acquire().await;
-                if unread.has_room() {
-                    break turn;
-                }
-            };
             let ids = this.shared.ids;
-            off_thread(move || {
-                let mut pace = Pace::start();
-                encode::large_range(&ids, revision, &reply, &mut || pace.rest())
-            })
-            .await
+            this.beside.encode(ids, revision, reply, unread).await
         }))
     }
 
@@ -139,7 +121,7 @@ impl Service {
         let mut read = self.shared.store.read(op).map_err(status::of)?;
         if sorted {
             // As in a Range, where no order means ascending; it is known when all is read.
-            let (revision, mut reply) = read.finish().await;
+            let (revision, mut reply) = self.beside.finish(read).await?;
             let kvs = std::mem::take(&mut reply.kvs);
             pieces.push(kvs).await?;
             let header = (&self.shared.ids, revision);
@@ -358,13 +340,4 @@ impl Pieces<'_> {
         };
         send_piece(self.outbound, encode::stream_piece(Some(header), &piece)).await
     }
-}
-
-/// Runs CPU-heavy work beside the worker.
-pub(crate) async fn off_thread(
-    work: impl FnOnce() -> Frame + Send + 'static,
-) -> Result<Frame, Status> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| status::stopped())
 }
