@@ -245,6 +245,15 @@ fn group(title: &str, stores: &BTreeMap<&str, Vec<&Run>>) -> String {
         lines("s", "MiB", &course(&memory), false),
     );
     text += &figure(
+        "Writes of the store by its own clock",
+        lines(
+            "s",
+            "ms, mean of a second",
+            &course_with_gaps(&|c| c.store_write_ms.clone()),
+            false,
+        ),
+    );
+    text += &figure(
         "Syncs of the store",
         lines(
             "s",

@@ -79,6 +79,9 @@ pub(crate) struct Course {
     pub(crate) rss_bytes: BTreeMap<String, Vec<u64>>,
     /// Of the store, since the point before; none where it did not tell.
     pub(crate) syncs_per_s: Vec<Option<f64>>,
+    /// Mean of the store's writes since the point before, by its own clock; none where it did
+    /// not tell, or had none.
+    pub(crate) store_write_ms: Vec<Option<f64>>,
     pub(crate) written_bytes_per_s: Vec<f64>,
 }
 
@@ -140,7 +143,7 @@ impl Run {
         let last = outcome.samples.last().map_or(load_end, |s| s.at);
         let first = outcome.samples.first();
         let used = used(&outcome.samples, outcome.requests);
-        let syncs = |sample: Option<&Sample>| sample.and_then(|s| s.syncs);
+        let syncs = |sample: Option<&Sample>| Some(sample?.store?.syncs);
         let syncs = syncs(outcome.samples.last())
             .zip(syncs(first))
             .map(|(after, before)| after - before);
@@ -238,15 +241,21 @@ fn course(samples: &[Sample], began: Instant, creations: &[(Instant, Option<Inst
                 course.written_bytes_per_s.push(written as f64 / seconds);
             }
         }
-        let syncs = now.syncs.zip(before.syncs);
-        let rate = syncs.map(|(now, before)| (now - before) / seconds);
+        let store = now.store.zip(before.store);
+        let rate = store.map(|(now, before)| (now.syncs - before.syncs) / seconds);
         course.syncs_per_s.push(rate);
+        let mean = store.and_then(|(now, before)| {
+            let writes = now.writes - before.writes;
+            (writes > 0.0).then(|| (now.writes_s - before.writes_s) / writes * 1e3)
+        });
+        course.store_write_ms.push(mean);
     }
     course
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::sample::StoreUse;
     use super::*;
 
     #[test]
@@ -263,18 +272,29 @@ mod tests {
     #[test]
     fn a_course_has_all_its_points() {
         let began = Instant::now();
-        let samples: Vec<Sample> = [Some(5.0), None, Some(9.0), Some(15.0)]
+        let told = [Some((5.0, 4.0)), None, Some((9.0, 4.0)), Some((15.0, 8.0))];
+        let mut samples: Vec<Sample> = told
             .into_iter()
             .enumerate()
-            .map(|(n, syncs)| Sample {
+            .map(|(n, told)| Sample {
                 at: began + Duration::from_secs(2 * n as u64),
                 uses: BTreeMap::new(),
-                syncs,
+                store: told.map(|(syncs, writes)| StoreUse {
+                    syncs,
+                    writes,
+                    writes_s: writes / 100.0,
+                }),
             })
             .collect();
+        let last = samples[3].clone();
+        samples.push(Sample {
+            at: last.at + Duration::from_secs(1),
+            ..last
+        });
         let course = course(&samples, began, &[]);
-        assert_eq!(course.seconds, [2.0, 4.0, 6.0]);
-        assert_eq!(course.syncs_per_s, [None, None, Some(3.0)]);
+        assert_eq!(course.seconds, [2.0, 4.0, 6.0, 7.0]);
+        assert_eq!(course.syncs_per_s, [None, None, Some(3.0), Some(0.0)]);
+        assert_eq!(course.store_write_ms, [None, None, Some(10.0), None]);
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl Bench {
         }
         .await;
         let (before, after) = started.end(looked)?;
-        let (Some(syncs_before), Some(syncs_after)) = (before.syncs, after.syncs) else {
+        let (Some(store_before), Some(store_after)) = (before.store, after.store) else {
             return Err(Error::Argument(format!(
                 "{} did not answer with its metrics: its syncs are not known",
                 store.name
@@ -182,7 +182,7 @@ impl Bench {
             store: store.name.clone(),
             nodes: self.nodes,
             seconds,
-            syncs_per_hour: (syncs_after - syncs_before) / seconds * HOUR_S,
+            syncs_per_hour: (store_after.syncs - store_before.syncs) / seconds * HOUR_S,
             written_bytes_per_hour: (written(&after) - written(&before)) / seconds * HOUR_S,
             store_cpu_ms_per_s: cpu(Some(super::STORE)),
             all_cpu_ms_per_s: cpu(None),

@@ -38,8 +38,18 @@ pub(crate) struct Use {
 pub(crate) struct Sample {
     pub(crate) at: Instant,
     pub(crate) uses: BTreeMap<String, Use>,
-    /// Syncs of the store since its start.
-    pub(crate) syncs: Option<f64>,
+    /// None where the store did not tell.
+    pub(crate) store: Option<StoreUse>,
+}
+
+/// What the store did since its start, as it counts itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct StoreUse {
+    pub(crate) syncs: f64,
+    /// Puts, deletions and transactions that may write.
+    pub(crate) writes: f64,
+    /// From their arrival to their answers, all together.
+    pub(crate) writes_s: f64,
 }
 
 impl Subjects {
@@ -57,14 +67,32 @@ impl Subjects {
         Sample {
             at: Instant::now(),
             uses,
-            syncs: self.syncs().await,
+            store: self.store_use().await,
         }
     }
 
-    async fn syncs(&self) -> Option<f64> {
+    async fn store_use(&self) -> Option<StoreUse> {
         let (kind, port) = self.store?;
         let (status, text) = Pages::plain(port).page("/metrics").await.ok()?;
-        (status == 200).then(|| syncs(kind, &Metrics::new(text)))
+        (status == 200).then(|| store_use(kind, &Metrics::new(text)))
+    }
+}
+
+fn store_use(kind: Kind, metrics: &Metrics) -> StoreUse {
+    const NAME: &str = "etcd_server_request_duration_seconds";
+    let of_writes = |part: &str| -> f64 {
+        ["put", "deleterange", "txn"]
+            .iter()
+            .map(|kind| {
+                let label = format!("type=\"{kind}\"");
+                metrics.sum(&format!("{NAME}_{part}"), &[&label])
+            })
+            .sum()
+    };
+    StoreUse {
+        syncs: syncs(kind, metrics),
+        writes: of_writes("count"),
+        writes_s: of_writes("sum"),
     }
 }
 
@@ -226,7 +254,21 @@ mod tests {
         let page = "etcd_disk_wal_fsync_duration_seconds_count 10\n\
                     etcd_disk_backend_commit_duration_seconds_count 3\n";
         let metrics = Metrics::new(page.to_owned());
-        assert_eq!(syncs(Kind::Etcd, &metrics), 16.0);
-        assert_eq!(syncs(Kind::Orlop, &metrics), 10.0);
+        assert_eq!(store_use(Kind::Etcd, &metrics).syncs, 16.0);
+        assert_eq!(store_use(Kind::Orlop, &metrics).syncs, 10.0);
+    }
+
+    #[test]
+    fn writes_are_counted_without_reads() {
+        let page: String = ["put", "txn", "range", "readonlytxn", "lease_grant"]
+            .iter()
+            .map(|kind| {
+                let name = "etcd_server_request_duration_seconds";
+                let labels = format!("success=\"true\",type=\"{kind}\"");
+                format!("{name}_sum{{{labels}}} 0.5\n{name}_count{{{labels}}} 7\n")
+            })
+            .collect();
+        let used = store_use(Kind::Orlop, &Metrics::new(page));
+        assert_eq!((used.writes, used.writes_s), (14.0, 1.0));
     }
 }
