@@ -1,5 +1,6 @@
 //! TLS as clients meet it: handshakes, client certificates, reload, clear errors.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,13 +8,13 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use wire::{Address, Config, Error, ListenerConfig, TlsConfig, TlsVersion};
 
 use crate::certs::{Authority, Pair};
-use crate::common::{Client, Running, start_on};
+use crate::common::{Answer, Client, Running, start_on};
 
 fn client_config(authority: &Authority, client: Option<&Pair>) -> ClientConfig {
     let mut roots = RootCertStore::empty();
@@ -247,4 +248,51 @@ fn errors_name_the_file_and_the_fault() {
         error.to_string().contains("another process serves there"),
         "{error}"
     );
+}
+
+/// Where to connect to have a server's answers come slowly: its socket stays full.
+async fn slow_way(to: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let server = TcpSocket::new_v4().unwrap();
+        server.set_recv_buffer_size(16 << 10).unwrap();
+        let server = server.connect(to).await.unwrap();
+        let (mut asks, mut gets) = client.into_split();
+        let (mut answers, mut questions) = server.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut asks, &mut questions).await });
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = answers.read(&mut piece).await {
+            gets.write_all(&piece[..read]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn the_end_of_an_answer_is_not_kept_back() {
+    let authority = Authority::new();
+    let server = authority.issue("server", "server", &["localhost"], 1);
+    let running = start_tls(TlsConfig::new(&server.cert, &server.key));
+    let way = slow_way(running.address).await;
+    let socket = TcpStream::connect(way).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = TlsConnector::from(Arc::new(client_config(&authority, None)));
+    let stream = connector.connect(name, socket).await.unwrap();
+    let client = Client::try_over(stream).await.unwrap();
+    for round in 0..2 {
+        // More than the socket takes; nothing comes after the end of the last.
+        let payload = vec![7; (2 << 20) - round * 3_000];
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..12 {
+            let (mut client, payload) = (client.clone(), payload.clone());
+            calls.spawn(async move { client.unary("Echo", &payload).await });
+        }
+        let all = tokio::time::timeout(Duration::from_secs(60), calls.join_all()).await;
+        let all = all.unwrap_or_else(|_| panic!("round {round} did not come to its end"));
+        let whole = |answer: &Answer| answer.body.len() == payload.len() + 5;
+        assert!(all.iter().all(whole), "round {round}");
+    }
 }
