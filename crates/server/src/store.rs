@@ -224,6 +224,8 @@ impl Read {
         if let Some(pin) = &self.pin {
             let engine = pin.store.lock();
             engine.range_step(&mut self.cursor, SLICE_KEYS);
+            // The next slice may follow at once, and others wait.
+            MutexGuard::unlock_fair(engine);
         }
         if self.cursor.is_done() {
             self.pin = None;

@@ -81,7 +81,7 @@ impl Subjects {
 fn store_use(kind: Kind, metrics: &Metrics) -> StoreUse {
     const NAME: &str = "etcd_server_request_duration_seconds";
     let of_writes = |part: &str| -> f64 {
-        ["put", "deleterange", "txn"]
+        ["Put", "DeleteRange", "Txn"]
             .iter()
             .map(|kind| {
                 let label = format!("type=\"{kind}\"");
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn writes_are_counted_without_reads() {
-        let page: String = ["put", "txn", "range", "readonlytxn", "lease_grant"]
+        let page: String = ["Put", "Txn", "Range", "ReadonlyTxn", "LeaseGrant"]
             .iter()
             .map(|kind| {
                 let name = "etcd_server_request_duration_seconds";

@@ -8,6 +8,7 @@ mod slow;
 use crate::encode::{self, Ids};
 use crate::service::Service;
 use crate::status;
+use crate::store::Read;
 use bytes::Bytes;
 use engine::op::{RangeOp, RangeReply, SortTarget, Write};
 use engine::tail::KeyValue;
@@ -43,45 +44,56 @@ impl Service {
         let read = match self.shared.store.read(convert::range(request)) {
             Ok(r) => r,
             Err(e) => {
-                self.range_done(started, false);
+                self.range_done(None, started);
                 return Reply::Now(Err(status::of(e)));
             }
         };
         if read.cursor.is_done() && read.cursor.bytes() < LARGE_ANSWER_BYTES {
-            let revision = read.cursor.header_revision;
-            let took = self.range_done(started, true);
-            let request = self.is_slow(took).then(|| slow::range(read.cursor.op()));
-            let reply = read.cursor.finish();
-            if let Some(request) = request {
-                self.warn_slow_range(took, &request, revision, &reply);
-            }
-            let reply = engine::op::Reply::Range(reply);
-            return Reply::Now(Ok(encode::reply(&self.shared.ids, revision, &reply)));
+            return Reply::Now(Ok(self.answer_read(started, read)));
         }
         let (this, unread) = (self.clone(), call.unread());
         Reply::Later(Box::pin(async move {
-            let op = read.cursor.op().clone();
-            let finished = this.beside.finish(read).await;
-            // As in etcd, without what it takes to hand the answer over.
-            let took = this.range_done(started, finished.is_ok());
-            let (revision, reply) = finished?;
-            if this.is_slow(took) {
-                this.warn_slow_range(took, &slow::range(&op), revision, &reply);
+            let mut read = read;
+            if long::short(&mut read).await {
+                return Ok(this.answer_read(started, read));
             }
-            let ids = this.shared.ids;
-            this.beside.encode(ids, revision, reply, unread).await
+            // Read again: what is kept while others are served would have no limit.
+            let op = read.cursor.op().clone();
+            drop(read);
+            let (store, ids) = (&this.shared.store, this.shared.ids);
+            let answer = this.beside.answer(store, ids, op.clone(), &unread).await;
+            // As in etcd, without what it takes to hand the answer over.
+            this.range_done(answer.as_ref().map(|a| a.took).ok(), started);
+            let answer = answer?;
+            if this.is_slow(answer.took) {
+                let bytes = answer.frame.message().len();
+                this.warn_slow_range(answer.took, &slow::range(&op), answer.keys, bytes);
+            }
+            Ok(answer.frame)
         }))
     }
 
-    /// Counts a range that has been read, or refused; returns how long that took.
-    fn range_done(&self, started: Instant, success: bool) -> Duration {
+    /// The answer of a short range.
+    fn answer_read(&self, started: Instant, read: Read) -> Frame {
+        let took = self.range_done(Some(started.elapsed()), started);
+        let request = self.is_slow(took).then(|| slow::range(read.cursor.op()));
+        let (revision, reply) = read.finish();
+        if let Some(request) = request {
+            let bytes = encode::range_bytes(&self.shared.ids, revision, &reply);
+            self.warn_slow_range(took, &request, reply.kvs.len(), bytes);
+        }
+        let reply = engine::op::Reply::Range(reply);
+        encode::reply(&self.shared.ids, revision, &reply)
+    }
+
+    /// Counts a range that took so long, or was refused; returns how long it took.
+    fn range_done(&self, took: Option<Duration>, started: Instant) -> Duration {
         let m = &self.shared.metrics;
-        let h = if success {
-            &m.range_duration.success
-        } else {
-            &m.range_duration.failure
+        let (h, success) = match took {
+            Some(_) => (&m.range_duration.success, true),
+            None => (&m.range_duration.failure, false),
         };
-        let took = started.elapsed();
+        let took = took.unwrap_or_else(|| started.elapsed());
         h.observe(took);
         m.request_duration
             .get(RequestType::Range, success)
@@ -118,15 +130,15 @@ impl Service {
         } else {
             usize::MAX
         };
-        let mut read = self.shared.store.read(op).map_err(status::of)?;
         if sorted {
             // As in a Range, where no order means ascending; it is known when all is read.
-            let (revision, mut reply) = self.beside.finish(read).await?;
+            let (revision, mut reply) = self.beside.read(&self.shared.store, op).await?;
             let kvs = std::mem::take(&mut reply.kvs);
             pieces.push(kvs).await?;
             let header = (&self.shared.ids, revision);
             return pieces.end(header, reply.more, reply.count).await;
         }
+        let mut read = self.shared.store.read(op).map_err(status::of)?;
         let mut more = false;
         loop {
             let mut kvs = read.cursor.take_collected();

@@ -2,7 +2,7 @@
 
 use crate::encode;
 use crate::service::Service;
-use engine::op::{Op, RangeOp, RangeReply, Reply, TxnOp};
+use engine::op::{Op, RangeOp, Reply, TxnOp};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -15,15 +15,8 @@ impl Service {
     }
 
     /// Warns of a slow range; `request` is what [`range`] made of it.
-    pub(super) fn warn_slow_range(
-        &self,
-        took: Duration,
-        request: &str,
-        revision: i64,
-        reply: &RangeReply,
-    ) {
-        let bytes = encode::range_bytes(&self.shared.ids, revision, reply);
-        let response = format!("range_response_count:{} size:{bytes}", reply.kvs.len());
+    pub(super) fn warn_slow_range(&self, took: Duration, request: &str, keys: usize, bytes: usize) {
+        let response = format!("range_response_count:{keys} size:{bytes}");
         self.shared
             .warn_slow_read("read-only range ", took, request, &response);
     }
