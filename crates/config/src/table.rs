@@ -188,7 +188,7 @@ pub static FLAGS: &[Flag] = &[
     flag("backend-batch-limit", Int, "0", Member, Accepted, BBOLT),
     flag("max-txn-ops", UINT, "128", Member, Same, "How many operations a transaction may have."),
     flag("max-request-bytes", UINT, "1572864", Member, Same, "How large a request may be."),
-    flag("max-concurrent-streams", UINT32, "4294967295", Member, Same, "How many streams a client may have open on one connection."),
+    flag("max-concurrent-streams", UINT32, "4294967295", Member, Same, "How many streams a client may have open on one connection; above 100,000 calls are refused."),
     flag("grpc-keepalive-min-time", Duration, "5s", Member, Same, "How long a client should wait between pings."),
     flag("grpc-keepalive-interval", Duration, "2h", Member, Same, "After how long without traffic a client is pinged; 0 for never."),
     flag("grpc-keepalive-timeout", Duration, "20s", Member, Same, "How long a ping may remain unanswered before the connection is closed."),

@@ -34,7 +34,7 @@ pub enum OpenError {
     /// An etcd has its data here.
     #[error(
         "{path} is an etcd data directory; orlop neither reads nor changes it: choose another \
-         --data-dir (moving in from etcd comes in a later version)"
+         --data-dir (to take its data over: orlop import, or orlop snapshot restore)"
     )]
     EtcdDirectory {
         /// The directory.

@@ -77,8 +77,10 @@ impl Server {
         let peer = format!("http://127.0.0.1:{}", free_port()?);
         let mut command = Command::new(&program.path);
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ETCD_") {
-                command.env_remove(name);
+            let text = name.to_string_lossy();
+            // The user's own server's, which would make this one something else.
+            if text.starts_with("ETCD_") || text.starts_with("ORLOP_") {
+                command.env_remove(&name);
             }
         }
         let client = format!("http://{authority}");

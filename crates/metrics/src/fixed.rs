@@ -143,7 +143,7 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         "etcd_mvcc_db_total_size_in_use_in_bytes",
         Equivalent,
         |i| i.db_in_use_bytes as f64,
-        "Those bytes without what is only waiting to be reused; the same as Status.dbSizeInUse.",
+        "The same as etcd_mvcc_db_total_size_in_bytes and Status.dbSizeInUse: nothing is kept apart to be reused.",
     );
     r.input(
         "etcd_mvcc_db_open_read_transactions",

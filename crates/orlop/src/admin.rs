@@ -26,10 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(clap::Args)]
 pub(crate) struct Target {
     /// The data directory of the server, which must run on this machine.
-    #[arg(long, default_value = "default.orlop", env = "ORLOP_DATA_DIR")]
+    #[arg(long, default_value = "default.orlop", env = "ETCD_DATA_DIR")]
     data_dir: PathBuf,
     /// Its admin socket, if that is not in the data directory.
-    #[arg(long, conflicts_with = "data_dir")]
+    #[arg(long)]
     admin_socket: Option<PathBuf>,
     /// Its admin endpoint on TCP (the server's --listen-admin-urls), as in
     /// https://HOST:PORT; then it may run on another machine.

@@ -2,7 +2,7 @@
 
 use crate::failure::{Failure, say};
 use crate::import_endpoints::TlsArgs;
-use crate::import_source::{Source, private_file};
+use crate::import_source::{Source, new_private_file, private_file};
 use crate::{snapshot_feed, snapshot_restore};
 use engine::Engine;
 use snapshot::{Encoder, Origin, Snapshot, StorageVersion, human_bytes, write_file};
@@ -51,10 +51,13 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 struct Partial(PathBuf);
 
 impl Partial {
-    fn beside(output: &Path) -> Self {
+    /// Makes it, under a name that no other export has.
+    fn beside(output: &Path) -> Result<Self, Failure> {
         let mut name = output.as_os_str().to_owned();
-        name.push(".part");
-        Partial(name.into())
+        name.push(format!(".{}.part", std::process::id()));
+        let path = PathBuf::from(name);
+        new_private_file(&path).map_err(Failure::io("create", &path))?;
+        Ok(Partial(path))
     }
 }
 
@@ -66,7 +69,7 @@ impl Drop for Partial {
 }
 
 fn export(args: &Args) -> Result<(), Failure> {
-    let partial = Partial::beside(&args.output);
+    let partial = Partial::beside(&args.output)?;
     match (&args.endpoint, &args.data_dir) {
         (Some(endpoint), _) => {
             let runtime = tokio::runtime::Builder::new_current_thread()

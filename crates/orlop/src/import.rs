@@ -93,13 +93,15 @@ impl Signals {
 /// A directory beside the target, removed unless the import was finished.
 struct Workplace {
     dir: PathBuf,
+    target: PathBuf,
 }
 
 impl Workplace {
     fn new(target: &Path) -> Result<Self, Failure> {
         use std::os::unix::fs::MetadataExt;
+        let target = resolved(target)?;
         let device = |path: &Path| fs::metadata(path).map(|m| m.dev());
-        if let (Ok(own), Ok(above)) = (device(target), device(&target.join("..")))
+        if let (Ok(own), Ok(above)) = (device(&target), device(&target.join("..")))
             && own != above
         {
             return Err(Failure::Refused(format!(
@@ -121,7 +123,7 @@ impl Workplace {
             }
             other => other
                 .map_err(Failure::io("create", &dir))
-                .map(|()| Workplace { dir }),
+                .map(|()| Workplace { dir, target }),
         }
     }
 
@@ -134,16 +136,32 @@ impl Workplace {
     }
 
     /// Gives the finished directory its name.
-    fn finish(self, target: &Path) -> Result<(), Failure> {
-        fs::rename(self.data(), target).map_err(|error| {
+    fn finish(self) -> Result<(), Failure> {
+        fs::rename(self.data(), &self.target).map_err(|error| {
             Failure::Refused(format!(
                 "cannot rename {} to {}: {error}",
                 self.data().display(),
-                target.display()
+                self.target.display()
             ))
         })?;
-        sync_parent(target)
+        sync_parent(&self.target)
     }
+}
+
+/// A path that the finished copy can be renamed to: no link, no `.`, no slash at its end.
+fn resolved(target: &Path) -> Result<PathBuf, Failure> {
+    let path = match fs::canonicalize(target) {
+        Ok(path) => path,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => target.components().collect(),
+        Err(error) => return Err(Failure::io("look at", target)(error)),
+    };
+    if path.file_name().is_none() {
+        return Err(Failure::Refused(format!(
+            "--data-dir {} is no directory that an import could make",
+            target.display()
+        )));
+    }
+    Ok(path)
 }
 
 impl Drop for Workplace {
@@ -156,8 +174,6 @@ impl Drop for Workplace {
 async fn import(args: &Args) -> Result<(), Failure> {
     let began = Instant::now();
     ready_for(&args.data_dir)?;
-    let mut signals =
-        Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
     let (source, status) = Source::connect(&args.from, &args.tls).await?;
     say!(
         "source: etcd {} at {}, {}, revision {}",
@@ -167,6 +183,9 @@ async fn import(args: &Args) -> Result<(), Failure> {
         status.header.as_ref().map_or(0, |h| h.revision)
     );
     check_source(&source).await?;
+    // Until here a signal may just end the program.
+    let mut signals =
+        Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
     let work = Workplace::new(&args.data_dir)?;
     let mut round = 1;
     let (follower, hash) = loop {
@@ -190,7 +209,7 @@ async fn import(args: &Args) -> Result<(), Failure> {
     };
     let (keys, leases, last_step) = (follower.keys(), follower.leases(), follower.last_step());
     follower.close()?;
-    work.finish(&args.data_dir)?;
+    work.finish()?;
     say!(
         "verified: HashKV {:08x} at revision {} ({}) on both sides",
         hash.hash,
@@ -409,4 +428,31 @@ async fn print_next(args: &Args, source: &Source, revision: i64) {
     say!(
         "Back before step 4: start etcd again. After it: orlop export (docs/operating/migrate.md)."
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_may_be_written_in_any_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("empty")).unwrap();
+        fs::create_dir(path("real")).unwrap();
+        std::os::unix::fs::symlink(path("real"), path("link")).unwrap();
+        for (name, becomes) in [
+            ("empty/", "empty"),
+            ("absent/", "absent"),
+            ("link", "real"),
+            ("real/../plain", "plain"),
+        ] {
+            let work = Workplace::new(&path(name)).unwrap();
+            fs::create_dir(work.data()).unwrap();
+            fs::write(work.data().join("format"), b"").unwrap();
+            work.finish().unwrap();
+            assert!(path(becomes).join("format").exists(), "{name}");
+            assert!(!path(&format!("{becomes}.import")).exists(), "{name}");
+        }
+    }
 }

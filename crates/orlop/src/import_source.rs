@@ -529,6 +529,16 @@ pub(crate) fn private_file(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
+/// The same, if there is none yet.
+pub(crate) fn new_private_file(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
 /// Whether the same call may do better in a while.
 fn is_passing(status: &Status) -> bool {
     matches!(

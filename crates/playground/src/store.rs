@@ -213,7 +213,8 @@ impl Store {
         };
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if name.starts_with("ETCD_") {
+            // The user's own server's, which would make this one something else.
+            if name.starts_with("ETCD_") || name.starts_with("ORLOP_") {
                 command.env_remove(&*name);
             }
         }

@@ -184,16 +184,19 @@ impl Service {
         let revision = cursor.header_revision;
         let store = store.clone();
         // Gigabytes may go through the CRC: on a thread of its own, the store in slices.
-        let hash = tokio::task::spawn_blocking(move || {
+        let hash = self.beside.run(None, move |unwanted| {
             let mut pace = Pace::start();
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
                 cursor.settle();
+                if unwanted() {
+                    return Err(status::stopped());
+                }
                 pace.rest();
             }
             drop(pin);
-            cursor.finish_hash(&mut || pace.rest())
+            Ok(cursor.finish_hash(&mut || pace.rest()))
         });
-        Ok((hash.await.map_err(|_| status::stopped())?, revision))
+        Ok((hash.await?, revision))
     }
 
     pub(crate) fn move_leader(&self, message: Bytes) -> Result<Frame, Status> {

@@ -180,8 +180,12 @@ impl Shared {
     }
 
     pub(crate) fn set_disk_full(&self, full: bool) {
-        let was = self.disk_full.swap(full, Ordering::AcqRel);
-        self.store.lock().set_disk_full(full);
+        let was = {
+            // Both at once: committer and volatile writer may find different things.
+            let mut engine = self.store.lock();
+            engine.set_disk_full(full);
+            self.disk_full.swap(full, Ordering::AcqRel)
+        };
         if was && !full {
             tracing::info!("the journal has room again: writes are accepted");
         }

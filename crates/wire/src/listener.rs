@@ -3,8 +3,8 @@
 use std::fs::Permissions;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdTcpListener, ToSocketAddrs};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener as StdUnixListener;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -93,12 +93,24 @@ pub(crate) enum BoundSocket {
 
 /// Removes a socket's file when its listener goes.
 #[derive(Debug)]
-struct UnixPath(PathBuf);
+struct UnixPath {
+    path: PathBuf,
+    /// What was made there: another server's file may take its place.
+    file: Option<(u64, u64)>,
+}
+
+/// Device and inode.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
-        // Nothing to do about a failure: the next start replaces the file.
-        let _ = std::fs::remove_file(&self.0);
+        if self.file.is_some() && self.file == file_at(&self.path) {
+            // Nothing to do about a failure: the next start replaces the file.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -107,7 +119,7 @@ impl BoundListener {
     pub fn url(&self) -> String {
         let secure = if self.tls.is_some() { "s" } else { "" };
         match (&self.unix_path, self.local_addr()) {
-            (Some(path), _) => format!("unix{secure}://{}", path.0.display()),
+            (Some(path), _) => format!("unix{secure}://{}", path.path.display()),
             (None, Some(address)) => format!("http{secure}://{address}"),
             (None, None) => format!("http{secure}://?"),
         }
@@ -142,7 +154,10 @@ fn bind_one(config: ListenerConfig) -> Result<BoundListener, Error> {
         Address::Tcp(address) => (bind_tcp(address, &config)?, None),
         Address::Unix(path) => (
             bind_unix(path, config.unix_mode)?,
-            Some(UnixPath(path.clone())),
+            Some(UnixPath {
+                path: path.clone(),
+                file: file_at(path),
+            }),
         ),
     };
     Ok(BoundListener {
@@ -197,9 +212,15 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> Result<BoundSocket, Error> {
         source,
     };
     match std::fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => {
-            std::fs::remove_file(path).map_err(failed)?;
-        }
+        Ok(found) if found.file_type().is_socket() => match StdUnixStream::connect(path) {
+            // Left behind by a server that is gone.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
+            _ => return Err(failed(io::ErrorKind::AddrInUse.into())),
+        },
         Ok(_) => {
             let reason = "a file that is not a socket is there; move it away".to_owned();
             return Err(Error::Address {

@@ -4,7 +4,7 @@
 //! in one go. The worker is woken once (one write to its event fd), takes the whole batch and wakes
 //! the local futures, which costs no system call.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -64,7 +64,6 @@ impl<T: Send + 'static> Mailboxes<T> {
             mailboxes: Arc::clone(self),
             entries: RefCell::default(),
             free: RefCell::default(),
-            seen_nudges: Cell::new(0),
             nudge_waiters: WakerSet::default(),
         }));
         tokio::task::spawn_local(drain(slots.clone()));
@@ -101,7 +100,6 @@ struct Shared<T> {
     mailboxes: Arc<Mailboxes<T>>,
     entries: RefCell<Vec<Entry<T>>>,
     free: RefCell<Vec<u32>>,
-    seen_nudges: Cell<u64>,
     nudge_waiters: WakerSet,
 }
 
@@ -217,10 +215,9 @@ async fn drain<T: Send + 'static>(slots: Slots<T>) {
         for (id, value) in batch.drain(..) {
             slots.complete(id, value);
         }
-        let nudges = slots.nudges();
-        if slots.0.seen_nudges.replace(nudges) != nudges {
-            slots.0.nudge_waiters.wake_all();
-        }
+        // Always: a poster counts its nudge before it takes back what was asked for. A waiter
+        // that saw the one and asked anew between the two has to ask once more.
+        slots.0.nudge_waiters.wake_all();
         slots.inbox().wake.notified().await;
     }
 }
@@ -344,6 +341,33 @@ mod tests {
                     .expect("a nudge was lost");
             }
             poster.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_poster_that_is_held_up_between_its_steps_makes_nobody_sleep() {
+        on_worker(async {
+            let mailboxes = Mailboxes::<()>::new(1);
+            let slots = mailboxes.open(0).unwrap();
+            let inbox = slots.inbox();
+            let turns = || tokio::time::sleep(std::time::Duration::from_millis(10));
+            let waits = slots.clone();
+            let waiter = tokio::task::spawn_local(async move {
+                let seen = waits.nudged(0).await;
+                waits.nudged(seen).await
+            });
+            turns().await;
+            // It counted, and something else wakes the worker: the waiter sees it, and asks anew.
+            inbox.nudges.fetch_add(1, Ordering::SeqCst);
+            inbox.wake.notify_one();
+            turns().await;
+            // Then it goes on, and takes back what was asked for.
+            assert!(inbox.wants_nudge.swap(false, Ordering::SeqCst));
+            inbox.wake.notify_one();
+            turns().await;
+            mailboxes.post_and_nudge(&mut []);
+            let woken = tokio::time::timeout(std::time::Duration::from_secs(5), waiter).await;
+            assert_eq!(woken.expect("the waiter sleeps").unwrap(), 2);
         });
     }
 }

@@ -1,5 +1,7 @@
 //! The stores that can be compared, by name.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -81,10 +83,7 @@ impl StoreSpec {
             let this = || std::env::current_exe().map_err(Error::system("finding this executable"));
             let program = programs.orlop.clone().map_or_else(this, Ok)?;
             let mut setup = Setup::new(Kind::Orlop, program);
-            // What orlop is without being told.
-            if base != "strict" {
-                setup.flags.push(format!("--profile={base}"));
-            }
+            setup.flags.push(format!("--profile={base}"));
             setup
         };
         Ok(StoreSpec {
@@ -141,6 +140,8 @@ impl StoreSpec {
 pub(crate) fn directory_in(parent: &Path) -> Result<TempDir> {
     tempfile::Builder::new()
         .prefix("orlop-bench-")
+        // There are keys and tokens in it.
+        .permissions(Permissions::from_mode(0o700))
         .tempdir_in(parent)
         .map_err(Error::file(parent))
 }

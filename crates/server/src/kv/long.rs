@@ -22,7 +22,7 @@ pub(super) const LARGE_ANSWER_BYTES: usize = 1 << 20;
 /// of a millisecond.
 const SLICES_ON_WORKER: usize = 16;
 
-/// So many ranges are read and encoded at once beside a worker.
+/// So many ranges and hashes are made at once beside a worker.
 const AT_ONCE: usize = 2;
 
 /// Keys freed between two rests.
@@ -100,7 +100,7 @@ impl Beside {
 
     /// Runs `work` on a thread of its own, when there is one and the client has room. It is
     /// told whether it is still wanted.
-    async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         unread: Option<&Unread>,
         work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Status> + Send + 'static,

@@ -27,6 +27,8 @@ async fn unix_sockets_replace_stale_ones_and_clean_up() {
     let mut client = Client::try_over(socket).await.unwrap();
     let answer = client.unary("Who", b"").await;
     assert_eq!(answer.body, wire_bytes(b"nobody@@#0"));
+    let second = wire::bind(vec![ListenerConfig::new(Address::Unix(path.clone()), None)]);
+    assert!(matches!(second, Err(Error::Bind { .. })) && path.exists());
     running.server.shutdown(Duration::ZERO);
     assert!(!path.exists());
 
