@@ -200,7 +200,7 @@ fn http2_builder(config: &Config) -> http2::Builder<LocalExecutor> {
         .adaptive_window(false)
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.connection_window_bytes)
-        .max_concurrent_streams(config.max_concurrent_streams)
+        .max_concurrent_streams(config.max_concurrent_streams.min(max_streams(config)))
         .max_send_buf_size(config.max_send_buffer_bytes)
         .max_header_list_size(config.max_header_bytes)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
@@ -210,6 +210,14 @@ fn http2_builder(config: &Config) -> http2::Builder<LocalExecutor> {
         builder.keep_alive_interval(config.keepalive_interval);
     }
     builder
+}
+
+/// A call ends with its answer, a stream when the client has read it or gone: of answers too
+/// small to be counted as unread this bounds the number. Twice the calls, so that the limit on
+/// those refuses first, with a reason.
+fn max_streams(config: &Config) -> u32 {
+    let twice = config.max_calls_per_connection.saturating_mul(2);
+    u32::try_from(twice).unwrap_or(u32::MAX)
 }
 
 /// Runs a connection; once the worker closes, asks it to finish what is under way.

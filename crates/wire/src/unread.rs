@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// Smaller answers are not counted: the number of calls bounds them well enough.
+/// Smaller answers are not counted: the number of a connection's streams bounds them.
 const COUNTED_BYTES: usize = 4096;
 
 /// What all connections of a worker have unread.
