@@ -481,7 +481,7 @@ impl Metrics {
             scheduled_snapshot_last_unix_s: r.gauge(
                 "orlop_scheduled_snapshot_last_success_timestamp_seconds",
                 Orlop,
-                "When the newest snapshot in --snapshot-dir was complete, in Unix seconds, also if an earlier process saved it; 0 if there is none.",
+                "When the newest complete snapshot in --snapshot-dir was begun (the time in its name), in Unix seconds, also if an earlier process saved it; 0 if there is none.",
             ),
             scheduled_snapshot_failures: r.counter(
                 "orlop_scheduled_snapshot_failures_total",
