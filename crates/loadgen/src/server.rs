@@ -76,13 +76,7 @@ impl Server {
         let authority = format!("127.0.0.1:{}", free_port()?);
         let peer = format!("http://127.0.0.1:{}", free_port()?);
         let mut command = Command::new(&program.path);
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            // The user's own server's, which would make this one something else.
-            if text.starts_with("ETCD_") || text.starts_with("ORLOP_") {
-                command.env_remove(&name);
-            }
-        }
+        playground::store::without_own_variables(&mut command);
         let client = format!("http://{authority}");
         let child = command
             .args(&program.before)

@@ -518,25 +518,22 @@ pub(crate) struct SourceHash {
     pub(crate) hash: u32,
 }
 
-/// A new file that only its owner may read: it may hold Secrets.
-pub(crate) fn private_file(path: &Path) -> std::io::Result<File> {
+/// For files that only their owner may read: they may hold Secrets.
+fn private() -> std::fs::OpenOptions {
     use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).mode(0o600);
+    options
+}
+
+/// An empty private file.
+pub(crate) fn private_file(path: &Path) -> std::io::Result<File> {
+    private().create(true).truncate(true).open(path)
 }
 
 /// The same, if there is none yet.
 pub(crate) fn new_private_file(path: &Path) -> std::io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
+    private().create_new(true).open(path)
 }
 
 /// Whether the same call may do better in a while.

@@ -1,7 +1,5 @@
 //! The arguments of `orlop playground`, and its run.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -11,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cluster::{Cluster, Options, Programs, etcd_program};
 use crate::guard::Guard;
+use crate::pki::private_dir;
 use crate::store::{Kind, Setup};
 use crate::{Result, fail};
 
@@ -193,13 +192,9 @@ impl Args {
     }
 
     fn new_dir(&self) -> Result<TempDir> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix("orlop-playground-");
-        // There are keys and tokens in it.
-        builder.permissions(Permissions::from_mode(0o700));
         // The control plane's files name each other by absolute paths.
         let parent = std::path::absolute(self.dir.clone().unwrap_or_else(std::env::temp_dir))?;
-        builder.tempdir_in(&parent).map_err(|error| {
+        private_dir("orlop-playground-", &parent).map_err(|error| {
             crate::Error::Failed(format!(
                 "no directory can be made in {}: {error}",
                 parent.display()

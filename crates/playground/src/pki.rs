@@ -1,5 +1,7 @@
 //! Certificates for one test: an authority, and what it signs.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -88,6 +90,18 @@ impl Authority {
         std::fs::write(&pair.key, key.serialize_pem())?;
         Ok(pair)
     }
+}
+
+/// A directory in `parent` for keys and tokens, that nobody else may look into; it goes when it
+/// is dropped.
+///
+/// # Errors
+/// Those of the file system.
+pub fn private_dir(prefix: &str, parent: &Path) -> std::io::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(parent)
 }
 
 /// Writes a fresh private key (ECDSA P-256, PKCS#8 PEM) to `path` and its public

@@ -92,6 +92,17 @@ pub struct Setup {
     pub port: u16,
 }
 
+/// Keeps the variables of the user's own server from one that is started: they would make it
+/// something else.
+pub fn without_own_variables(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("ETCD_") || text.starts_with("ORLOP_") {
+            command.env_remove(&name);
+        }
+    }
+}
+
 impl Setup {
     /// `program` as it is, with a free port and no flags.
     #[must_use]
@@ -211,13 +222,7 @@ impl Store {
                 command
             }
         };
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            // The user's own server's, which would make this one something else.
-            if name.starts_with("ETCD_") || name.starts_with("ORLOP_") {
-                command.env_remove(&*name);
-            }
-        }
+        without_own_variables(&mut command);
         if self.setup.kind == Kind::Orlop {
             command.arg("serve");
         }

@@ -10,6 +10,7 @@
 
 mod admin;
 mod backup;
+mod beside;
 mod durability;
 mod encode;
 mod error;

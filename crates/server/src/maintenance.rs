@@ -174,17 +174,16 @@ impl Service {
 
     /// The hash at a revision (0: now), and the store's revision.
     async fn hash_at(&self, revision: i64) -> Result<(KvHash, i64), Status> {
-        let store = &self.shared.store;
-        let (mut cursor, pin) = {
-            let mut engine = store.lock();
-            let cursor = engine.hash_open(revision).map_err(status::of)?;
-            let pin = Pin::new(store, &mut engine, cursor.pin());
-            (cursor, pin)
-        };
-        let revision = cursor.header_revision;
-        let store = store.clone();
+        let store = self.shared.store.clone();
         // Gigabytes may go through the CRC: on a thread of its own, the store in slices.
-        let hash = self.beside.run(None, move |unwanted| {
+        let hash = move |unwanted: &dyn Fn() -> bool| {
+            let (mut cursor, pin) = {
+                let mut engine = store.lock();
+                let cursor = engine.hash_open(revision).map_err(status::of)?;
+                let pin = Pin::new(&store, &mut engine, cursor.pin());
+                (cursor, pin)
+            };
+            let revision = cursor.header_revision;
             let mut pace = Pace::start();
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
                 cursor.settle();
@@ -194,9 +193,9 @@ impl Service {
                 pace.rest();
             }
             drop(pin);
-            Ok(cursor.finish_hash(&mut || pace.rest()))
-        });
-        Ok((hash.await?, revision))
+            Ok((cursor.finish_hash(&mut || pace.rest()), revision))
+        };
+        self.beside.run(None, hash).await
     }
 
     pub(crate) fn move_leader(&self, message: Bytes) -> Result<Frame, Status> {

@@ -1,6 +1,6 @@
 //! One worker's view of the server: which method goes where.
 
-use crate::kv::long::Beside;
+use crate::beside::Beside;
 use crate::shared::Shared;
 use crate::status;
 use crate::store::Answer;

@@ -218,8 +218,8 @@ fn bind_unix(path: &Path, mode: Option<u32>) -> Result<BoundSocket, Error> {
                 std::fs::remove_file(path).map_err(failed)?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
-            _ => return Err(failed(io::ErrorKind::AddrInUse.into())),
+            Err(error) => return Err(failed(error)),
+            Ok(_) => return Err(failed(io::ErrorKind::AddrInUse.into())),
         },
         Ok(_) => {
             let reason = "a file that is not a socket is there; move it away".to_owned();

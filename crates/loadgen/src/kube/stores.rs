@@ -1,13 +1,12 @@
 //! The stores that can be compared, by name.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use etcd_api::etcdserverpb::{PutRequest, PutResponse};
 use playground::cluster::etcd_program;
+use playground::pki::private_dir;
 use playground::store::{Kind, Setup, Store};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -138,12 +137,7 @@ impl StoreSpec {
 
 /// A directory for a run's files, gone when it is dropped.
 pub(crate) fn directory_in(parent: &Path) -> Result<TempDir> {
-    tempfile::Builder::new()
-        .prefix("orlop-bench-")
-        // There are keys and tokens in it.
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .map_err(Error::file(parent))
+    private_dir("orlop-bench-", parent).map_err(Error::file(parent))
 }
 
 /// Fails, with what to do, if the program that slows etcd's syncs down is not there.

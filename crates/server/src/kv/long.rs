@@ -1,10 +1,6 @@
 //! Ranges of many keys or many bytes: read and encoded beside the worker.
-//!
-//! What takes milliseconds would keep the worker's processor from others for as long: its own
-//! connections could have their turns in between, but the committer, woken on that processor,
-//! would wait. The threads here rest as long as they work (a sort aside, which is one piece).
-//! They are few; what waits for one holds nothing yet, and what nobody waits for any more ends.
 
+use crate::beside::Beside;
 use crate::encode::{self, Ids};
 use crate::pace::Pace;
 use crate::status;
@@ -12,7 +8,6 @@ use crate::store::{Read, Store};
 use engine::op::{RangeOp, RangeReply};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use wire::{Frame, Status, Unread};
 
 /// An answer above this is made beside the worker.
@@ -22,14 +17,8 @@ pub(super) const LARGE_ANSWER_BYTES: usize = 1 << 20;
 /// of a millisecond.
 const SLICES_ON_WORKER: usize = 16;
 
-/// So many ranges and hashes are made at once beside a worker.
-const AT_ONCE: usize = 2;
-
 /// Keys freed between two rests.
 const FREED_KEYS: usize = 1024;
-
-/// What goes on beside one worker.
-pub(crate) struct Beside(Arc<Semaphore>);
 
 /// A range's answer that was made beside the worker.
 pub(super) struct Answer {
@@ -37,12 +26,6 @@ pub(super) struct Answer {
     pub(super) keys: usize,
     /// How long it took to read.
     pub(super) took: Duration,
-}
-
-impl Default for Beside {
-    fn default() -> Self {
-        Beside(Arc::new(Semaphore::new(AT_ONCE)))
-    }
 }
 
 /// Goes on with a read on the worker, with turns for others. True if that was all of it, and
@@ -58,76 +41,45 @@ pub(super) async fn short(read: &mut Read) -> bool {
     read.cursor.is_done() && read.cursor.bytes() < LARGE_ANSWER_BYTES
 }
 
-impl Beside {
-    /// Reads a range from its beginning, and encodes it; not for a client that leaves much
-    /// unread, and none that does holds up others meanwhile.
-    pub(super) async fn answer(
-        &self,
-        store: &Arc<Store>,
-        ids: Ids,
-        op: RangeOp,
-        unread: &Unread,
-    ) -> Result<Answer, Status> {
-        let store = store.clone();
-        self.run(Some(unread), move |unwanted| {
-            let began = Instant::now();
-            let mut pace = Pace::start();
-            let (revision, mut reply) = read(&store, op, &mut pace, unwanted)?;
-            let took = began.elapsed();
-            let keys = reply.kvs.len();
-            let frame = encode::large_range(&ids, revision, &reply, &mut || pace.rest());
-            while let left @ 1.. = reply.kvs.len() {
-                reply.kvs.truncate(left.saturating_sub(FREED_KEYS));
-                pace.rest();
-            }
-            Ok(Answer { frame, keys, took })
-        })
-        .await
-    }
-
-    /// Reads a range from its beginning: its header's revision, and what it holds.
-    pub(super) async fn read(
-        &self,
-        store: &Arc<Store>,
-        op: RangeOp,
-    ) -> Result<(i64, RangeReply), Status> {
-        let store = store.clone();
-        self.run(None, move |unwanted| {
-            read(&store, op, &mut Pace::start(), unwanted)
-        })
-        .await
-    }
-
-    /// Runs `work` on a thread of its own, when there is one and the client has room. It is
-    /// told whether it is still wanted.
-    pub(crate) async fn run<T: Send + 'static>(
-        &self,
-        unread: Option<&Unread>,
-        work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Status> + Send + 'static,
-    ) -> Result<T, Status> {
-        let permit = loop {
-            if let Some(unread) = unread {
-                unread.room().await;
-            }
-            let permit = self.0.clone().acquire_owned().await;
-            if unread.is_none_or(Unread::has_room) {
-                break permit.map_err(|_| status::stopped())?;
-            }
-        };
-        let wanted = Arc::new(());
-        let asked = Arc::downgrade(&wanted);
-        // The permit comes back with the result: if nobody takes that, it goes first.
-        let thread = tokio::task::spawn_blocking(move || {
-            let result = work(&|| asked.strong_count() == 0);
-            (result, permit)
-        });
-        let (result, _permit) = thread.await.map_err(|_| status::stopped())?;
-        drop(wanted);
-        result
-    }
+/// Reads a range from its beginning, and encodes it.
+pub(super) async fn answer(
+    beside: &Beside,
+    store: &Arc<Store>,
+    ids: Ids,
+    op: RangeOp,
+    unread: &Unread,
+) -> Result<Answer, Status> {
+    let store = store.clone();
+    let work = move |unwanted: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        let mut pace = Pace::start();
+        let (revision, mut reply) = read_all(&store, op, &mut pace, unwanted)?;
+        let took = began.elapsed();
+        let keys = reply.kvs.len();
+        let frame = encode::large_range(&ids, revision, &reply, &mut || pace.rest());
+        while let left @ 1.. = reply.kvs.len() {
+            reply.kvs.truncate(left.saturating_sub(FREED_KEYS));
+            pace.rest();
+        }
+        Ok(Answer { frame, keys, took })
+    };
+    beside.run(Some(unread), work).await
 }
 
-fn read(
+/// Reads a range from its beginning: its header's revision, and what it holds.
+pub(super) async fn read(
+    beside: &Beside,
+    store: &Arc<Store>,
+    op: RangeOp,
+) -> Result<(i64, RangeReply), Status> {
+    let store = store.clone();
+    let work =
+        move |unwanted: &dyn Fn() -> bool| read_all(&store, op, &mut Pace::start(), unwanted);
+    beside.run(None, work).await
+}
+
+/// With rests, a sort at the end aside: that is one piece.
+fn read_all(
     store: &Arc<Store>,
     op: RangeOp,
     pace: &mut Pace,

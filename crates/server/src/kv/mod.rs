@@ -2,7 +2,7 @@
 
 mod check;
 mod convert;
-pub(crate) mod long;
+mod long;
 mod slow;
 
 use crate::encode::{self, Ids};
@@ -44,7 +44,7 @@ impl Service {
         let read = match self.shared.store.read(convert::range(request)) {
             Ok(r) => r,
             Err(e) => {
-                self.range_done(None, started);
+                self.range_done(started.elapsed(), false);
                 return Reply::Now(Err(status::of(e)));
             }
         };
@@ -61,13 +61,16 @@ impl Service {
             let op = read.cursor.op().clone();
             drop(read);
             let (store, ids) = (&this.shared.store, this.shared.ids);
-            let answer = this.beside.answer(store, ids, op.clone(), &unread).await;
+            let answer = long::answer(&this.beside, store, ids, op.clone(), &unread).await;
             // As in etcd, without what it takes to hand the answer over.
-            this.range_done(answer.as_ref().map(|a| a.took).ok(), started);
+            let took = answer
+                .as_ref()
+                .map_or_else(|_| started.elapsed(), |a| a.took);
+            this.range_done(took, answer.is_ok());
             let answer = answer?;
-            if this.is_slow(answer.took) {
+            if this.is_slow(took) {
                 let bytes = answer.frame.message().len();
-                this.warn_slow_range(answer.took, &slow::range(&op), answer.keys, bytes);
+                this.warn_slow_range(took, &slow::range(&op), answer.keys, bytes);
             }
             Ok(answer.frame)
         }))
@@ -75,7 +78,8 @@ impl Service {
 
     /// The answer of a short range.
     fn answer_read(&self, started: Instant, read: Read) -> Frame {
-        let took = self.range_done(Some(started.elapsed()), started);
+        let took = started.elapsed();
+        self.range_done(took, true);
         let request = self.is_slow(took).then(|| slow::range(read.cursor.op()));
         let (revision, reply) = read.finish();
         if let Some(request) = request {
@@ -86,19 +90,17 @@ impl Service {
         encode::reply(&self.shared.ids, revision, &reply)
     }
 
-    /// Counts a range that took so long, or was refused; returns how long it took.
-    fn range_done(&self, took: Option<Duration>, started: Instant) -> Duration {
+    /// Counts a range that has been read, or refused.
+    fn range_done(&self, took: Duration, success: bool) {
         let m = &self.shared.metrics;
-        let (h, success) = match took {
-            Some(_) => (&m.range_duration.success, true),
-            None => (&m.range_duration.failure, false),
+        let h = match success {
+            true => &m.range_duration.success,
+            false => &m.range_duration.failure,
         };
-        let took = took.unwrap_or_else(|| started.elapsed());
         h.observe(took);
         m.request_duration
             .get(RequestType::Range, success)
             .observe(took);
-        took
     }
 
     pub(crate) fn range_stream(
@@ -132,7 +134,7 @@ impl Service {
         };
         if sorted {
             // As in a Range, where no order means ascending; it is known when all is read.
-            let (revision, mut reply) = self.beside.read(&self.shared.store, op).await?;
+            let (revision, mut reply) = long::read(&self.beside, &self.shared.store, op).await?;
             let kvs = std::mem::take(&mut reply.kvs);
             pieces.push(kvs).await?;
             let header = (&self.shared.ids, revision);
