@@ -36,6 +36,17 @@ enum Plan {
     Other(Record),
 }
 
+/// What a lane has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// Writes that no batch has taken yet.
+    pub open: usize,
+    /// Bytes of their records, about.
+    pub open_bytes: usize,
+    /// Batches that were taken and are not visible.
+    pub in_flight: usize,
+}
+
 /// A closed batch, for the journal.
 #[derive(Debug)]
 pub struct Batch {
@@ -316,6 +327,16 @@ impl<W> Engine<W> {
     /// Whether a lane has records that no batch has taken yet.
     pub fn has_open(&self, lane: usize) -> bool {
         !self.seq.lanes[lane].open.is_empty()
+    }
+
+    /// What a lane has to do now.
+    pub fn lane_load(&self, lane: usize) -> LaneLoad {
+        let l = &self.seq.lanes[lane];
+        LaneLoad {
+            open: l.open.len(),
+            open_bytes: l.open_bytes,
+            in_flight: l.in_flight.len(),
+        }
     }
 
     /// How many writes a lane has admitted so far, and how many of them are visible or have

@@ -463,19 +463,25 @@ pub(crate) fn sync_files(
     })
 }
 
-/// After a write that found no room: if all of the frame got there nevertheless (its padding
-/// did not), takes it back, for it is not to be found at the next start.
+/// After a write that found no room: takes back what got there nevertheless. It is not to be
+/// found at the next start: not if it is all of the frame (its padding was not written), nor if
+/// the next frame here is cut off, and what it left makes this one whole.
 fn withdraw(current: &Current, header: &FrameHeader, salt: u64) -> io::Result<()> {
     let offset = current.offset.max(PAGE);
     let mut frame = vec![0; HEADER + header.payload_bytes as usize];
-    let whole = read_full(&*current.file, &mut frame, offset)? == frame.len()
+    let n = read_full(&*current.file, &mut frame, offset)?;
+    if frame[..n.min(HEADER)].iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    let whole = n == frame.len()
         && frame::peek(&frame, current.id, u64::MAX).as_ref() == Some(header)
         && frame::verify(&frame, salt, true).is_some();
-    if whole {
-        current.file.write_at(&[0; HEADER], offset)?;
-        current.file.sync_data()?;
+    match current.file.write_at(&[0; HEADER], offset) {
+        // A part, as any crash may leave it.
+        Err(error) if !whole && is_no_space(&error) => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => current.file.sync_data(),
     }
-    Ok(())
 }
 
 pub(crate) fn micros(since: Instant) -> u64 {

@@ -48,7 +48,7 @@ pub use replay::Replay;
 pub use seed::{seed, seed_engine};
 pub use settle::EpochReport;
 pub use snapshot::{SnapshotInfo, SnapshotWriter};
-pub use volatile::{VolatileInfo, VolatileStatus, VolatileWriter};
+pub use volatile::{Turn, VolatileInfo, VolatileStatus, VolatileWriter};
 pub use writer::{CommitInfo, Journal};
 
 /// Log sequence number: frames count from 1, without gaps; 0 is before all of them.

@@ -6,7 +6,7 @@ use crate::chain::Link;
 use crate::dir::{self, Format, Identity, Layout, NewDirectory, Opened};
 use crate::end::{Behind, Content};
 use crate::error::{CommitError, OpenError};
-use crate::frame::{FLAG_PLACED, PAGE};
+use crate::frame::{FLAG_PLACED, HEADER, PAGE};
 use crate::fs::{FileSystem, Kind, read_full};
 use crate::marker;
 use crate::recovery::{self, Recovered};
@@ -393,17 +393,7 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
         total += link.end_offset;
         shared.add_closed(closed(link));
     }
-    // What is left of it would only take room: a process that starts often and writes
-    // little would fill the disk.
-    let punched = fs
-        .open(&last.path, true)
-        .and_then(|file| file.punch(last.end_offset));
-    match punched {
-        Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-            return Err(OpenError::io("cut off", &last.path)(error));
-        }
-        _ => {}
-    }
+    cut_off(fs, last).map_err(OpenError::io("cut off", &last.path))?;
     let last = closed(last);
     total += last.bytes;
     let spare_limit = shared.spare_limit();
@@ -456,6 +446,23 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
         file: None,
     });
     Ok(())
+}
+
+/// Takes away what the last segment holds behind the log's end, on disk. It would only take
+/// room: a process that starts often and writes little would fill the disk. And a frame that is
+/// no part of the log now must not be one later: after a failed sync the disk may hold one that
+/// the system shows as zeros, until it forgets what it shows.
+fn cut_off(fs: &dyn FileSystem, last: &Link) -> io::Result<()> {
+    let file = fs.open(&last.path, true)?;
+    match file.punch(last.end_offset) {
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+            if file.len()? >= last.end_offset + PAGE {
+                file.write_at(&[0; HEADER], last.end_offset)?;
+            }
+        }
+        result => result?,
+    }
+    file.sync_data()
 }
 
 /// Readies a segment for the first commit; true if there is no room for one.

@@ -7,13 +7,15 @@ use crate::frame::{FLAG_PLACED, FLAG_VOLATILE};
 use crate::log::Log;
 use engine::record::Record;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The shortest and longest time that records may be promised to be on disk within.
 const WITHIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(30));
 /// A waiting writer looks again after so long, whatever it was told.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A [`Turn`] is for so many revisions at most.
+const TURN_REVISIONS: i64 = 100_000;
 
 /// What a volatile write did and how long it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,82 @@ impl VolatileWriter {
             waited = true;
         };
         let waited_us = if waited { end::micros(began) } else { 0 };
+        let turn = Turn {
+            log,
+            end,
+            revision_before,
+        };
+        let (info, published) = turn.write(records, sync_within, publish)?;
+        Ok((VolatileInfo { waited_us, ..info }, published))
+    }
+
+    /// The log's end, if a write would go there now without waiting for another writer, an epoch,
+    /// an overdue sync, or a segment that is still to be made; for a thread that may not wait.
+    /// `revision` is the store's.
+    ///
+    /// Nobody else writes or makes anything visible until the turn is used or dropped: that has
+    /// to be soon.
+    pub fn turn(&self, revision: impl Fn() -> i64) -> Option<Turn<'_>> {
+        let log = &*self.log;
+        let mut end = log.try_end()?;
+        if end.closed || !end.epochs.accepting || log.shared.poison().is_some() {
+            return None;
+        }
+        let revision_before = revision();
+        if !may_go(log, &mut end, revision_before + TURN_REVISIONS) {
+            drop(end);
+            log.wake();
+            return None;
+        }
+        log.shared.has_ready().then_some(Turn {
+            log,
+            end,
+            revision_before,
+        })
+    }
+
+    /// Whether a write of these records would wait. For tests.
+    #[doc(hidden)]
+    pub fn would_wait(&self, records: &[Record], revision: i64) -> bool {
+        let Some(mut end) = self.log.try_end() else {
+            return true;
+        };
+        let refused = end.closed || !end.epochs.accepting || self.log.shared.poison().is_some();
+        !refused && !may_go(&self.log, &mut end, revision + end::revisions(records))
+    }
+
+    /// What a power loss would take now.
+    pub fn status(&self) -> VolatileStatus {
+        VolatileStatus::of(&self.log)
+    }
+}
+
+/// The log's end, and leave to write there.
+pub struct Turn<'a> {
+    log: &'a Log,
+    end: MutexGuard<'a, End>,
+    revision_before: i64,
+}
+
+impl Turn<'_> {
+    /// Puts records into the log's file and makes them visible, as [`VolatileWriter::write`]
+    /// does. They take 100,000 revisions at most.
+    ///
+    /// # Errors
+    /// As [`VolatileWriter::write`].
+    pub fn write<T>(
+        self,
+        records: &[Record],
+        sync_within: Duration,
+        publish: impl FnOnce() -> T,
+    ) -> Result<(VolatileInfo, T), CommitError> {
+        let Turn {
+            log,
+            mut end,
+            revision_before,
+        } = self;
+        end::check_size(records)?;
+        let taken = end::revisions(records);
         let written = end.append(Content {
             records,
             revision_before,
@@ -152,24 +230,9 @@ impl VolatileWriter {
             lsn: written.position.lsn,
             bytes: written.bytes,
             write_us,
-            waited_us,
+            waited_us: 0,
         };
         Ok((info, published))
-    }
-
-    /// Whether a write of these records would wait. For tests.
-    #[doc(hidden)]
-    pub fn would_wait(&self, records: &[Record], revision: i64) -> bool {
-        let Some(mut end) = self.log.try_end() else {
-            return true;
-        };
-        let refused = end.closed || !end.epochs.accepting || self.log.shared.poison().is_some();
-        !refused && !may_go(&self.log, &mut end, revision + end::revisions(records))
-    }
-
-    /// What a power loss would take now.
-    pub fn status(&self) -> VolatileStatus {
-        VolatileStatus::of(&self.log)
     }
 }
 

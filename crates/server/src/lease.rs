@@ -50,7 +50,7 @@ impl Service {
                     id,
                     ttl_s: request.ttl,
                 };
-                match this.shared.store.write(write, &this.slots).await {
+                match this.shared.write(write, &this.slots).await {
                     Err(Error::LeaseExists) if request.id == 0 && tries < ID_TRIES => tries += 1,
                     Err(e) => return Err(status::of(e)),
                     Ok(o) => {
@@ -76,7 +76,6 @@ impl Service {
             let write = Write::LeaseRevoke { id: request.id };
             let o = this
                 .shared
-                .store
                 .write(write, &this.slots)
                 .await
                 .map_err(status::of)?;

@@ -6,7 +6,8 @@
 //! through the journal's file system, or
 //! decide what etcd's semantics are: that is the engine's.
 //!
-//! A put goes `kv` → `store` → engine's sequencer → `durability` → journal, and back.
+//! A put goes `kv` → `write` → engine's sequencer → `durability` (or, if it is volatile,
+//! `volatile`) → journal, and back.
 
 mod admin;
 mod backup;
@@ -33,6 +34,7 @@ mod turns;
 mod upkeep;
 mod volatile;
 mod watch;
+mod write;
 
 pub use admin::ADMIN_SOCKET;
 pub use error::Error;

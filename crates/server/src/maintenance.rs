@@ -91,7 +91,6 @@ impl Service {
     async fn set_alarm(&self, alarm: i32, active: bool) -> Result<(), Status> {
         let write = Write::Alarm { alarm, active };
         self.shared
-            .store
             .write(write, &self.slots)
             .await
             .map_err(status::of)?;

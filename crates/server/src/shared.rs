@@ -50,8 +50,9 @@ pub(crate) struct Shared {
     pub(crate) allocator: Allocator,
     pub(crate) segment_bytes: u64,
     pub(crate) log_counters: Option<telemetry::LogCounters>,
-    /// For its state; the volatile writer's thread has its own.
+    /// For its state, and for workers; the volatile writer's thread has its own.
     pub(crate) volatile: VolatileWriter,
+    pub(crate) here: crate::volatile::Here,
     pub(crate) rates: crate::rates::Rates,
     orders: Mutex<Vec<Request>>,
     disk_full: AtomicBool,
@@ -120,6 +121,7 @@ impl Shared {
             segment_bytes: config.segment_bytes,
             log_counters: p.log_counters,
             volatile: p.volatile,
+            here: crate::volatile::Here::default(),
             rates: crate::rates::Rates::default(),
             orders: Mutex::new(Vec::new()),
             disk_full: AtomicBool::new(p.disk_full),

@@ -9,7 +9,7 @@ use engine::{Engine, Error};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Instant;
-use wire::mailbox::{Mailboxes, SlotId, Slots};
+use wire::mailbox::{Mailboxes, SlotId};
 
 /// What a write comes to.
 pub(crate) type Answer = Result<Outcome, Error>;
@@ -62,42 +62,6 @@ impl Store {
     /// The clock that the engine sees, in milliseconds since the start.
     pub(crate) fn now_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
-    }
-
-    /// Submits a write of a call; the answer comes at once or through the slot.
-    pub(crate) async fn write(&self, write: Write, slots: &Slots<Answer>) -> Answer {
-        self.write_classed(write, slots).await.0
-    }
-
-    /// The same, and whether the write asked to be volatile.
-    ///
-    /// The threads that write the log are told at the end of the worker's turn: what else
-    /// the turn brings shares their write. Told at once, they would take the first alone.
-    pub(crate) async fn write_classed(
-        &self,
-        write: Write,
-        slots: &Slots<Answer>,
-    ) -> (Answer, bool) {
-        let (slot, pending) = slots.slot();
-        let waiter = Waiter::Call(slots.worker(), slot);
-        let now_ms = self.now_ms();
-        let class = self.storage.classify(self, &write, now_ms);
-        let volatile = class.lane == VOLATILE;
-        let (answer, open) = {
-            let mut engine = self.lock();
-            let answer = engine.submit(write, class, waiter, now_ms);
-            (answer.map(|(_, a)| a), Open::of(&engine))
-        };
-        if let Some(answer) = answer {
-            self.raise(open);
-            return (answer, volatile);
-        }
-        if open.any() {
-            // Told also if the caller goes away meanwhile: the write is in the batch.
-            let _told = RaiseOnDrop(self, open);
-            tokio::task::yield_now().await;
-        }
-        (pending.await, volatile)
     }
 
     /// Submits a write of the server's own; it is durable.
@@ -165,8 +129,8 @@ impl Store {
 /// Which lanes have writes that no batch has taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Open {
-    durable: bool,
-    volatile: bool,
+    pub(crate) durable: bool,
+    pub(crate) volatile: bool,
 }
 
 impl Open {
@@ -177,16 +141,8 @@ impl Open {
         }
     }
 
-    fn any(self) -> bool {
+    pub(crate) fn any(self) -> bool {
         self.durable || self.volatile
-    }
-}
-
-struct RaiseOnDrop<'a>(&'a Store, Open);
-
-impl Drop for RaiseOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.raise(self.1);
     }
 }
 

@@ -42,7 +42,7 @@ pub use mailbox::{Mailboxes, Pending, SlotId, Slots};
 pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
 pub use tls::{TlsConfig, TlsVersion};
-pub use unread::Unread;
+pub use unread::{Room, Unread};
 pub use worker::current_worker;
 
 /// The number of a worker, from 0.

@@ -212,12 +212,13 @@ async fn drain<T: Send + 'static>(slots: Slots<T>) {
     let mut batch = Vec::new();
     loop {
         std::mem::swap(&mut *slots.inbox().posts.lock(), &mut batch);
+        // Always: a poster counts its nudge before it takes back what was asked for. A waiter
+        // that saw the one and asked anew between the two has to ask once more. First: the events
+        // of a write then leave with its answer, in one piece.
+        slots.0.nudge_waiters.wake_all();
         for (id, value) in batch.drain(..) {
             slots.complete(id, value);
         }
-        // Always: a poster counts its nudge before it takes back what was asked for. A waiter
-        // that saw the one and asked anew between the two has to ask once more.
-        slots.0.nudge_waiters.wake_all();
         slots.inbox().wake.notified().await;
     }
 }

@@ -19,6 +19,7 @@ use crate::handler::{Call, Event, Handler, LocalFuture, Reply};
 use crate::message::{Assembler, Parked};
 use crate::service::{Connection, Observed, OpenCall, grpc_response, trailers_only};
 use crate::stream::Body;
+use crate::unread::Room;
 
 pub(crate) struct Unary<H: Handler> {
     connection: OpenCall<H>,
@@ -33,7 +34,7 @@ enum Stage {
     /// The request's message is not complete.
     Reading(Call, Assembler, Incoming),
     /// The client has too much unread to be given more.
-    Ready(Call, Parked),
+    Ready(Call, Parked, Room),
     /// The handler's answer is not ready.
     Waiting(LocalFuture<Result<Frame, Status>>),
     Done,
@@ -95,23 +96,27 @@ impl<H: Handler> Unary<H> {
             self.observed.tell(Event::Received {
                 bytes: message.len(),
             });
-            if !self.connection.unread.poll_room(cx) {
+            if self.connection.unread.has_room() {
+                if let Some(result) = self.start(call, message) {
+                    return Poll::Ready(result);
+                }
+            } else {
                 let parked = match Parked::new(message, &self.connection.partial_budget) {
                     Ok(parked) => parked,
                     Err(status) => return Poll::Ready(Err(status)),
                 };
-                self.stage = Stage::Ready(call, parked);
-                return Poll::Pending;
+                self.stage = Stage::Ready(call, parked, self.connection.unread.room());
             }
-            if let Some(result) = self.start(call, message) {
+        }
+        if let Stage::Ready(_, _, room) = &mut self.stage {
+            ready!(Pin::new(room).poll(cx));
+            let Stage::Ready(call, parked, _) = std::mem::replace(&mut self.stage, Stage::Done)
+            else {
+                return Poll::Pending;
+            };
+            if let Some(result) = self.start(call, parked.message()) {
                 return Poll::Ready(result);
             }
-        } else if let Stage::Ready(..) = &self.stage
-            && self.connection.unread.poll_room(cx)
-            && let Stage::Ready(call, parked) = std::mem::replace(&mut self.stage, Stage::Done)
-            && let Some(result) = self.start(call, parked.message())
-        {
-            return Poll::Ready(result);
         }
         match &mut self.stage {
             Stage::Waiting(reply) => reply.as_mut().poll(cx),

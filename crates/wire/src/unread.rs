@@ -4,6 +4,8 @@
 //! connection with much unread is not asked for more: its further calls wait until it has
 //! read, and no other connection notices.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -18,7 +20,14 @@ const COUNTED_BYTES: usize = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct WorkerUnread {
     bytes: AtomicUsize,
-    waiters: Mutex<Vec<Waker>>,
+    waiters: Mutex<Waiters>,
+}
+
+/// Calls that wait, each with its connection.
+#[derive(Debug, Default)]
+struct Waiters {
+    entries: Vec<Option<(Arc<AtomicUsize>, Waker)>>,
+    free: Vec<usize>,
 }
 
 /// What one connection has unread of its unary calls' answers. Clones share the count.
@@ -52,26 +61,11 @@ impl Unread {
 
     /// Waits until another answer may be made. The transport does so before it hands a call to
     /// the handler; a handler whose answer is large and comes later asks again.
-    pub async fn room(&self) {
-        std::future::poll_fn(|cx| match self.poll_room(cx) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        })
-        .await;
-    }
-
-    /// Whether another answer may be made. If not, `cx` is woken when that may have changed.
-    pub(crate) fn poll_room(&self, cx: &Context<'_>) -> bool {
-        if self.has_room() {
-            return true;
+    pub fn room(&self) -> Room {
+        Room {
+            unread: self.clone(),
+            key: None,
         }
-        let mut waiters = self.worker.waiters.lock();
-        if !waiters.iter().any(|known| known.will_wake(cx.waker())) {
-            waiters.push(cx.waker().clone());
-        }
-        // Everything may have been read in between.
-        drop(waiters);
-        self.has_room()
     }
 
     /// Whether another answer may be made now. A connection that has read everything may always
@@ -110,9 +104,66 @@ impl Drop for Counted {
     fn drop(&mut self) {
         let Unread { worker, own, .. } = &self.unread;
         own.fetch_sub(self.bytes.len(), Ordering::SeqCst);
-        worker.bytes.fetch_sub(self.bytes.len(), Ordering::SeqCst);
-        let waiters = std::mem::take(&mut *worker.waiters.lock());
-        waiters.into_iter().for_each(Waker::wake);
+        let before = worker.bytes.fetch_sub(self.bytes.len(), Ordering::SeqCst);
+        let limit = self.unread.worker_limit_bytes;
+        // Room for all, or for this connection; who has none is not woken for nothing.
+        let all = before >= limit && before - self.bytes.len() < limit;
+        if !all && !self.unread.has_room() {
+            return;
+        }
+        let waiters = worker.waiters.lock();
+        for (waiter, waker) in waiters.entries.iter().flatten() {
+            if all || Arc::ptr_eq(waiter, own) {
+                waker.wake_by_ref();
+            }
+        }
+    }
+}
+
+/// Waits for room for another answer: see [`Unread::room`].
+#[derive(Debug)]
+pub struct Room {
+    unread: Unread,
+    key: Option<usize>,
+}
+
+impl Future for Room {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.unread.has_room() {
+            return Poll::Ready(());
+        }
+        let known = self.key;
+        let key = {
+            let mut guard = self.unread.worker.waiters.lock();
+            let Waiters { entries, free } = &mut *guard;
+            let key = known.or_else(|| free.pop()).unwrap_or_else(|| {
+                entries.push(None);
+                entries.len() - 1
+            });
+            match &mut entries[key] {
+                Some((_, waker)) => waker.clone_from(cx.waker()),
+                entry => *entry = Some((self.unread.own.clone(), cx.waker().clone())),
+            }
+            key
+        };
+        self.key = Some(key);
+        // Everything may have been read in between.
+        match self.unread.has_room() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let mut waiters = self.unread.worker.waiters.lock();
+            waiters.entries[key] = None;
+            waiters.free.push(key);
+        }
     }
 }
 
@@ -127,18 +178,77 @@ mod tests {
             Unread::new(&worker, 10_000, 15_000),
             Unread::new(&worker, 10_000, 15_000),
         );
-        let cx = Context::from_waker(Waker::noop());
         let first = one.count(Bytes::from(vec![1; 12_000]));
-        assert!(!one.poll_room(&cx) && other.poll_room(&cx));
+        assert!(!one.has_room() && other.has_room());
         let second = other.count(Bytes::from(vec![2; 5_000]));
-        assert!(!other.poll_room(&cx), "over the worker's limit");
+        assert!(!other.has_room(), "over the worker's limit");
         let slice = first.slice(11_000..);
         drop(first);
-        assert!(!one.poll_room(&cx) && !worker.waiters.lock().is_empty());
+        assert!(!one.has_room());
         drop(slice);
-        assert!(one.poll_room(&cx) && other.poll_room(&cx));
-        assert!(worker.waiters.lock().is_empty(), "all were woken");
+        assert!(one.has_room() && other.has_room());
         drop(second);
         assert_eq!(worker.bytes.load(Ordering::SeqCst), 0);
+    }
+
+    /// A waker that counts, and the future that it is polled with.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Woken {
+        fn polls(self: &Arc<Self>, room: &mut Room) -> bool {
+            let waker = Waker::from(self.clone());
+            Pin::new(room)
+                .poll(&mut Context::from_waker(&waker))
+                .is_ready()
+        }
+
+        fn times(&self) -> usize {
+            self.0.swap(0, Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn who_waits_is_woken_when_there_is_room_and_not_before() {
+        let worker = Arc::default();
+        let (one, other) = (
+            Unread::new(&worker, 10_000, 30_000),
+            Unread::new(&worker, 10_000, 30_000),
+        );
+        let (of_one, of_other) = (Arc::<Woken>::default(), Arc::<Woken>::default());
+        let large = |unread: &Unread, bytes| unread.count(Bytes::from(vec![0; bytes]));
+        let (a, b) = (large(&one, 8_000), large(&one, 6_000));
+        let c = large(&other, 12_000);
+        let (mut waits, mut others) = (one.room(), other.room());
+        assert!(!of_one.polls(&mut waits) && !of_one.polls(&mut waits));
+        assert!(!of_other.polls(&mut others));
+        drop(b);
+        assert_eq!((of_one.times(), of_other.times()), (1, 0));
+        assert!(of_one.polls(&mut waits));
+        drop(waits);
+        // One that has gone is not woken, and its place is used again.
+        drop((a, one.room()));
+        assert_eq!((of_one.times(), of_other.times()), (0, 0));
+        drop(c);
+        assert_eq!((of_one.times(), of_other.times()), (0, 1));
+        assert!(of_other.polls(&mut others));
+        // Over the limit of all, who has little unread waits, too, and is woken when others read.
+        let (small, _much) = (large(&one, 5_000), large(&other, 9_000));
+        let most = large(&other, 18_000);
+        let mut waits = one.room();
+        assert!(!of_one.polls(&mut waits));
+        drop(most);
+        assert_eq!(of_one.times(), 1);
+        assert!(of_one.polls(&mut waits));
+        drop((small, waits, others));
+        let waiters = worker.waiters.lock();
+        assert!(waiters.entries.iter().all(Option::is_none));
+        assert_eq!(waiters.entries.len(), 2);
     }
 }

@@ -578,12 +578,17 @@ fn write_batch(
         return None;
     }
     let mut answers = Answers::new();
-    let result = writer.write(
-        &batch.records,
-        WITHIN,
-        || locked(engine).revision(),
-        || complete(engine, batch.ticket, now, &mut answers),
-    );
+    let visible = || complete(engine, batch.ticket, now, &mut answers);
+    let revision = || locked(engine).revision();
+    // Some as a worker does it, some as the volatile writer's thread.
+    let turn = match batch.ticket % 2 {
+        0 => writer.turn(revision),
+        _ => None,
+    };
+    let result = match turn {
+        Some(turn) => turn.write(&batch.records, WITHIN, visible),
+        None => writer.write(&batch.records, WITHIN, revision, visible),
+    };
     Some(result.map(|(info, ())| -> Done {
         let lsn: Lsn = info.lsn;
         (lsn, batch.records.clone(), answers)

@@ -167,9 +167,10 @@ fn a_write_that_finds_the_disk_full_leaves_the_log_as_it_was() {
     let fs = SimFs::new(1);
     let (mut server, _) = Server::open(&fs).unwrap();
     server.put("p1", b"x");
-    fs.fail(Call::Write, 0, 2, ErrorKind::StorageFull);
-    for _ in 0..2 {
-        let result = server.commit(vec![put("pno", &[9; 9000])]);
+    // The second time, taking back what was written finds no room either.
+    for times in [1, 2] {
+        fs.fail(Call::Write, 0, times, ErrorKind::StorageFull);
+        let result = server.commit(vec![put("pno", &[9; 12_150])]);
         assert!(matches!(result, Err(CommitError::NoSpace { .. })));
     }
     server.put("p2", b"y");
@@ -232,6 +233,28 @@ fn what_a_failed_sync_left_readable_is_on_disk_before_it_is_served() {
         let served = server.store.clone();
         drop(server);
         let fs = fs.power_loss(seed);
+        let (server, _) = Server::open(&fs).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!(server.store, served, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_failed_sync_left_unreadable_does_not_come_back() {
+    for seed in 0..1000 {
+        let fs = SimFs::new(seed);
+        let (mut server, _) = Server::open(&fs).unwrap();
+        server.put("p1", b"x");
+        // All of a frame is written, and reported as without room; it is taken back, which the
+        // disk does not get.
+        fs.fail(Call::Write, 0, 1, ErrorKind::StorageFull);
+        fs.fail(Call::SyncData, 0, 1, ErrorKind::Other);
+        assert!(server.commit(vec![put("p2", &[3; 300])]).is_err());
+        drop(server);
+        let fs = fs.kill(seed);
+        let (server, _) = Server::open(&fs).unwrap();
+        let served = server.store.clone();
+        drop(server);
+        let fs = fs.lose_cache(seed);
         let (server, _) = Server::open(&fs).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         assert_eq!(server.store, served, "seed {seed}");
     }

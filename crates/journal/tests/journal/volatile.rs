@@ -583,16 +583,19 @@ fn volatile(known: &Mutex<Known>, writer: &VolatileWriter, random: &mut Random) 
         return true;
     }
     let range = std::cell::Cell::new((0, 0));
-    let result = writer.write(
-        &records,
-        LATER,
-        || revision,
-        || {
-            let mut known = known.lock().unwrap();
-            known.publish(&records, after, false, 0, false);
-            range.set((after, known.seen.len()));
-        },
-    );
+    let visible = || {
+        let mut known = known.lock().unwrap();
+        known.publish(&records, after, false, 0, false);
+        range.set((after, known.seen.len()));
+    };
+    let turn = match random.below(2) {
+        0 => writer.turn(|| revision),
+        _ => None,
+    };
+    let result = match turn {
+        Some(turn) => turn.write(&records, LATER, visible),
+        None => writer.write(&records, LATER, || revision, visible),
+    };
     match result {
         Ok((info, ())) => {
             let (from, to) = range.get();

@@ -217,7 +217,7 @@ impl Service {
             let write = Write::Compact {
                 revision: request.revision,
             };
-            let answer = this.shared.store.write(write, &this.slots).await;
+            let answer = this.shared.write(write, &this.slots).await;
             // Physical: answer when what compactions free has been freed, also if this one
             // comes too late to free anything.
             while request.physical && this.shared.store.compacting() {
@@ -265,7 +265,7 @@ impl Service {
         let this = self.clone();
         let started = call.started.into_std();
         Reply::Later(Box::pin(async move {
-            let (answer, volatile) = this.shared.store.write_classed(write, &this.slots).await;
+            let (answer, volatile) = this.shared.write_classed(write, &this.slots).await;
             let (m, took) = (&this.shared.metrics, started.elapsed());
             m.write_duration.get(volatile).observe(took);
             m.request_duration
