@@ -291,6 +291,13 @@ impl End {
         }
     }
 
+    /// Bytes that the segment in use has left.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        self.current
+            .as_ref()
+            .map_or(0, |c| c.bytes.saturating_sub(c.offset.max(PAGE)))
+    }
+
     /// Files with frames that are not synced, in log order.
     pub(crate) fn unsynced_files(&self) -> Vec<(u64, Arc<dyn File>)> {
         let behind = self
@@ -470,12 +477,10 @@ fn withdraw(current: &Current, header: &FrameHeader, salt: u64) -> io::Result<()
     let offset = current.offset.max(PAGE);
     let mut frame = vec![0; HEADER + header.payload_bytes as usize];
     let n = read_full(&*current.file, &mut frame, offset)?;
-    if frame[..n.min(HEADER)].iter().all(|byte| *byte == 0) {
+    let Some(there) = frame::peek(&frame[..n], current.id, u64::MAX) else {
         return Ok(());
-    }
-    let whole = n == frame.len()
-        && frame::peek(&frame, current.id, u64::MAX).as_ref() == Some(header)
-        && frame::verify(&frame, salt, true).is_some();
+    };
+    let whole = n == frame.len() && there == *header && frame::verify(&frame, salt, true).is_some();
     match current.file.write_at(&[0; HEADER], offset) {
         // A part, as any crash may leave it.
         Err(error) if !whole && is_no_space(&error) => Ok(()),

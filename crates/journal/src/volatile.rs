@@ -16,6 +16,8 @@ const WITHIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_s
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A [`Turn`] is for so many revisions at most.
 const TURN_REVISIONS: i64 = 100_000;
+/// What the segment in use has to have left for a [`Turn`] if there is no other.
+const TURN_ROOM_BYTES: u64 = 128 << 10;
 
 /// What a volatile write did and how long it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +154,9 @@ impl VolatileWriter {
             log.wake();
             return None;
         }
-        log.shared.has_ready().then_some(Turn {
+        // Without fsync, going on to the next segment syncs this one.
+        let goes_on = !log.no_fsync && log.shared.has_ready();
+        (goes_on || end.room_bytes() >= TURN_ROOM_BYTES).then_some(Turn {
             log,
             end,
             revision_before,
@@ -184,7 +188,7 @@ pub struct Turn<'a> {
 
 impl Turn<'_> {
     /// Puts records into the log's file and makes them visible, as [`VolatileWriter::write`]
-    /// does. They take 100,000 revisions at most.
+    /// does. They take 100,000 revisions at most, and should not take more than some 100 KiB.
     ///
     /// # Errors
     /// As [`VolatileWriter::write`].
