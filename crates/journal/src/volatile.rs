@@ -132,7 +132,7 @@ impl VolatileWriter {
             end,
             revision_before,
         };
-        let (info, published) = turn.write(records, sync_within, publish)?;
+        let (info, published) = turn.put(records, taken, sync_within, publish)?;
         Ok((VolatileInfo { waited_us, ..info }, published))
     }
 
@@ -145,7 +145,7 @@ impl VolatileWriter {
     pub fn turn(&self, revision: impl Fn() -> i64) -> Option<Turn<'_>> {
         let log = &*self.log;
         let mut end = log.try_end()?;
-        if end.closed || !end.epochs.accepting || log.shared.poison().is_some() {
+        if refuses(log, &end) {
             return None;
         }
         let revision_before = revision();
@@ -169,8 +169,8 @@ impl VolatileWriter {
         let Some(mut end) = self.log.try_end() else {
             return true;
         };
-        let refused = end.closed || !end.epochs.accepting || self.log.shared.poison().is_some();
-        !refused && !may_go(&self.log, &mut end, revision + end::revisions(records))
+        !refuses(&self.log, &end)
+            && !may_go(&self.log, &mut end, revision + end::revisions(records))
     }
 
     /// What a power loss would take now.
@@ -198,13 +198,23 @@ impl Turn<'_> {
         sync_within: Duration,
         publish: impl FnOnce() -> T,
     ) -> Result<(VolatileInfo, T), CommitError> {
+        end::check_size(records)?;
+        self.put(records, end::revisions(records), sync_within, publish)
+    }
+
+    /// The same for records that fit into a frame and take `taken` revisions.
+    fn put<T>(
+        self,
+        records: &[Record],
+        taken: i64,
+        sync_within: Duration,
+        publish: impl FnOnce() -> T,
+    ) -> Result<(VolatileInfo, T), CommitError> {
         let Turn {
             log,
             mut end,
             revision_before,
         } = self;
-        end::check_size(records)?;
-        let taken = end::revisions(records);
         let written = end.append(Content {
             records,
             revision_before,
@@ -238,6 +248,11 @@ impl Turn<'_> {
         };
         Ok((info, published))
     }
+}
+
+/// Whether a volatile write would fail.
+fn refuses(log: &Log, end: &End) -> bool {
+    end.closed || !end.epochs.accepting || log.shared.poison().is_some()
 }
 
 /// Whether a volatile write may show `revision` now. If an epoch is in the way, asks for one.

@@ -191,7 +191,7 @@ mod tests {
         assert_eq!(worker.bytes.load(Ordering::SeqCst), 0);
     }
 
-    /// A waker that counts, and the future that it is polled with.
+    /// A waker that counts.
     #[derive(Default)]
     struct Woken(AtomicUsize);
 

@@ -227,15 +227,20 @@ fn what_a_failed_sync_left_readable_is_on_disk_before_it_is_served() {
         fs.fail(Call::SyncData, 0, 1, ErrorKind::Other);
         assert!(server.commit(vec![put("p2", &[3; 9000])]).is_err());
         drop(server);
-        // The process restarts on the same machine, and reads what the cache shows.
-        let fs = fs.kill(seed);
-        let (server, _) = Server::open(&fs).unwrap();
-        let served = server.store.clone();
-        drop(server);
-        let fs = fs.power_loss(seed);
-        let (server, _) = Server::open(&fs).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-        assert_eq!(server.store, served, "seed {seed}");
+        what_was_served_stays(&fs, seed, SimFs::power_loss);
     }
+}
+
+/// The process restarts on the same machine, and reads what the cache shows; the start after
+/// the cache is lost finds the same.
+fn what_was_served_stays(fs: &SimFs, seed: u64, lose: impl Fn(&SimFs, u64) -> SimFs) {
+    let fs = fs.kill(seed);
+    let (server, _) = Server::open(&fs).unwrap();
+    let served = server.store.clone();
+    drop(server);
+    let fs = lose(&fs, seed);
+    let (server, _) = Server::open(&fs).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    assert_eq!(server.store, served, "seed {seed}");
 }
 
 #[test]
@@ -250,13 +255,7 @@ fn what_a_failed_sync_left_unreadable_does_not_come_back() {
         fs.fail(Call::SyncData, 0, 1, ErrorKind::Other);
         assert!(server.commit(vec![put("p2", &[3; 300])]).is_err());
         drop(server);
-        let fs = fs.kill(seed);
-        let (server, _) = Server::open(&fs).unwrap();
-        let served = server.store.clone();
-        drop(server);
-        let fs = fs.lose_cache(seed);
-        let (server, _) = Server::open(&fs).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-        assert_eq!(server.store, served, "seed {seed}");
+        what_was_served_stays(&fs, seed, SimFs::lose_cache);
     }
 }
 
