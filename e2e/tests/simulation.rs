@@ -14,8 +14,8 @@ mod model;
 #[path = "simulation/world.rs"]
 mod world;
 
+use files::sim::Lies;
 use journal::Guards;
-use journal::fs::sim::Lies;
 use world::{Tally, Without, run};
 
 fn number(name: &str) -> Option<u64> {

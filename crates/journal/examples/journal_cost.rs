@@ -6,8 +6,8 @@
 
 use bytes::Bytes;
 use engine::record::{Effect, PutItem, Record, Revision, SnapshotItem, SnapshotMeta, VersionItem};
-use journal::fs::FileSystem;
-use journal::fs::real::RealFs;
+use files::FileSystem;
+use files::real::RealFs;
 use journal::{Journal, NewDirectory, Options, Replay, SnapshotWriter};
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ fn open(dir: &Path, no_fsync: bool) -> Result<(Journal, Counter), Box<dyn Error>
         ..NewDirectory::default()
     });
     options.no_fsync = no_fsync;
-    options.marker_dir = journal::default_marker_dir();
+    options.marker_dir = files::real::memory_dir();
     let mut counter = Counter {
         revision: 1,
         ..Counter::default()
@@ -105,7 +105,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
     // Uncompressible, so that the snapshot's figures are honest.
-    let mut noise = journal::fs::sim::Random::new(1);
+    let mut noise = files::sim::Random::new(1);
     let batch: Vec<Record> = (0..100)
         .map(|n| {
             let value: Vec<u8> = (0..128)

@@ -8,9 +8,9 @@
 use crate::dir::{Layout, spare_path};
 use crate::error::CommitError;
 use crate::frame::PAGE;
-use crate::fs::{File, FileSystem, is_no_space};
 use crate::segment::{self, SegmentHeader};
 use crate::{Lsn, Position, snapshot};
+use files::{File, FileSystem, is_no_space};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

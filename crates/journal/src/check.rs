@@ -3,12 +3,12 @@
 use crate::Lsn;
 use crate::dir::{self, Identity};
 use crate::error::OpenError;
-use crate::fs::FileSystem;
 use crate::open::Guards;
 use crate::recovery;
 use crate::replay::Replay;
 use crate::settle::{self, EpochReport};
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
+use files::FileSystem;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -12,8 +12,8 @@
 //! Names ending in `.tmp` are unfinished, and removed at the next start.
 
 use crate::error::OpenError;
-use crate::fs::{FileSystem, Kind, Lock, LockError, LockMode, read_small, replace_small};
 use crate::segment;
+use files::{FileSystem, Kind, Lock, LockError, LockMode, read_small, replace_small};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -333,7 +333,7 @@ fn has_frames(fs: &dyn FileSystem, path: &Path) -> Result<bool, OpenError> {
     let read = || -> io::Result<bool> {
         let file = fs.open(path, false)?;
         let mut page = vec![0; 64];
-        let n = crate::fs::read_full(&*file, &mut page, crate::frame::PAGE)?;
+        let n = files::read_full(&*file, &mut page, crate::frame::PAGE)?;
         Ok(page[..n].iter().any(|byte| *byte != 0))
     };
     read().map_err(OpenError::io("read", path))

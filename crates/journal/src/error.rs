@@ -167,7 +167,7 @@ impl OpenError {
     ) -> impl FnOnce(io::Error) -> OpenError {
         let path = path.into();
         move |source| {
-            if crate::fs::is_no_space(&source) {
+            if files::is_no_space(&source) {
                 OpenError::NoSpace { path }
             } else {
                 OpenError::Io {

@@ -2,8 +2,8 @@
 //!
 //! It keeps records in the order given, and gives back after any crash all of those that it
 //! acknowledged, or says what is lost. It may not know what a record means (a store does:
-//! [`Replay`]), start threads, or touch files other than through [`fs::FileSystem`]. Calls block: the server gives the
-//! journal a thread. How files look is told in `docs/decisions/0002-journal-format.md` and
+//! [`Replay`]), start threads, or touch files other than
+//! through [`files::FileSystem`]. Calls block: the server gives the journal a thread. How files look is told in `docs/decisions/0002-journal-format.md` and
 //! in the modules here: [`dir`] the directory, `segment` and `frame` the log, `snapshot`,
 //! and `recovery` what a start makes of them.
 //!
@@ -18,7 +18,6 @@ pub mod dir;
 mod end;
 mod error;
 mod frame;
-pub mod fs;
 mod load;
 mod log;
 mod marker;
@@ -40,7 +39,6 @@ pub use allocator::{Allocator, Retired};
 pub use check::{CheckReport, check, read};
 pub use dir::{DirState, Identity, NewDirectory, inspect};
 pub use error::{CommitError, Damage, OpenError, SnapshotError};
-pub use fs::real::{default_marker_dir, fs_warning};
 pub use load::decode_block_items;
 pub use open::{Guards, OpenReport, Options};
 pub use record::{DecodeError, decode_record};

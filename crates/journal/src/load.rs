@@ -2,7 +2,6 @@
 
 use crate::error::OpenError;
 use crate::frame::{u32_at, u64_at};
-use crate::fs::{File, FileSystem, read_full};
 use crate::record::{self, Unit};
 use crate::replay::Replay;
 use crate::snapshot::{
@@ -10,6 +9,7 @@ use crate::snapshot::{
 };
 use crate::{Epoch, Lsn};
 use engine::record::{SnapshotItem, SnapshotMeta, VersionItem};
+use files::{File, FileSystem, read_full};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

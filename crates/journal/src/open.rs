@@ -7,12 +7,12 @@ use crate::dir::{self, Format, Identity, Layout, NewDirectory, Opened};
 use crate::end::{Behind, Content};
 use crate::error::{CommitError, OpenError};
 use crate::frame::{FLAG_PLACED, HEADER, PAGE};
-use crate::fs::{FileSystem, Kind, read_full};
 use crate::marker;
 use crate::recovery::{self, Recovered};
 use crate::replay::Replay;
 use crate::settle::{self, EpochReport, Settled};
 use crate::{Journal, Lsn, Position, segment, snapshot};
+use files::{FileSystem, Kind, read_full};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,8 +65,8 @@ pub struct Options {
     /// with etcd's `--unsafe-no-fsync`. Default false.
     pub no_fsync: bool,
     /// A directory in memory (tmpfs) for a marker of what was visible, see
-    /// [`default_marker_dir`](crate::default_marker_dir). Without one a start within an epoch
-    /// cannot tell a killed process from a power loss. Default none.
+    /// [`files::real::memory_dir`]. Without one a start within an epoch cannot tell
+    /// a killed process from a power loss. Default none.
     pub marker_dir: Option<PathBuf>,
     #[doc(hidden)]
     pub guards: Guards,

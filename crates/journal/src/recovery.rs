@@ -20,7 +20,6 @@ use crate::chain::{Headers, Link, check_chain, choose_snapshot, read_headers};
 use crate::dir::{self, Format, Layout};
 use crate::error::OpenError;
 use crate::frame::{self, FLAG_CLOSE, HEADER, PAGE};
-use crate::fs::{FileSystem, read_full};
 use crate::load::Snapshot;
 use crate::open::Guards;
 use crate::order::{Order, Refusal};
@@ -29,6 +28,7 @@ use crate::segment;
 use crate::snapshot;
 use crate::window::Window;
 use crate::{Lsn, Position};
+use files::{FileSystem, read_full};
 use std::io;
 use std::path::PathBuf;
 

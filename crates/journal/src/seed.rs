@@ -8,11 +8,11 @@
 use crate::Journal;
 use crate::dir;
 use crate::error::{OpenError, SnapshotError};
-use crate::fs::FileSystem;
 use crate::open::{self, Options};
 use crate::snapshot::{SnapshotInfo, SnapshotWriter};
 use engine::Engine;
 use engine::record::SnapshotMeta;
+use files::FileSystem;
 use std::path::Path;
 use std::sync::Arc;
 

@@ -3,13 +3,13 @@
 
 use crate::dir::{Format, Layout};
 use crate::error::OpenError;
-use crate::fs::FileSystem;
 use crate::marker::{self, Verdict};
 use crate::open::Guards;
 use crate::order::{Held, Refusal};
 use crate::record::Note;
 use crate::recovery::Recovered;
 use crate::replay::Replay;
+use files::FileSystem;
 use std::path::Path;
 
 /// The last process left an epoch open: it was killed, or the machine lost power.

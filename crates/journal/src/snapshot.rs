@@ -13,9 +13,9 @@
 
 use crate::dir::Layout;
 use crate::error::SnapshotError;
-use crate::fs::{File, FileSystem, is_no_space};
 use crate::{Lsn, Position, record};
 use engine::record::{SnapshotItem, SnapshotMeta};
+use files::{File, FileSystem, is_no_space};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

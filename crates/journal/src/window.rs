@@ -3,8 +3,8 @@
 use crate::Lsn;
 use crate::dir::Format;
 use crate::frame::{self, FrameHeader, HEADER, PAGE};
-use crate::fs::{File, read_full};
 use crate::open::Guards;
+use files::{File, read_full};
 use std::io;
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! `orlop check DATA_DIR`: offline verification.
 
-use journal::fs::real::RealFs;
+use files::real::RealFs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ pub(crate) struct Args {
 
 /// Exit code 0: a server can start from it; 1: it is damaged, or could not be checked.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let marker_dir = journal::default_marker_dir();
+    let marker_dir = files::real::memory_dir();
     match journal::check(
         Arc::new(RealFs::new()),
         &args.data_dir,

@@ -10,7 +10,7 @@ use crate::import_follow::{Follower, Progress};
 use crate::import_source::{Source, SourceError, SourceHash};
 use crate::snapshot_restore::{self, ALARM_CORRUPT, options, ready_for};
 use engine::Engine;
-use journal::fs::real::RealFs;
+use files::real::RealFs;
 use snapshot::{Snapshot, human_bytes};
 use std::fs;
 use std::path::{Path, PathBuf};

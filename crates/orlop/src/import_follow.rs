@@ -9,7 +9,7 @@ use crate::import_source::{Source, SourceError, SourceHash, Watching};
 use engine::record::{Effect, Record};
 use engine::{Engine, Limits};
 use etcd_api::mvccpb::{Event, event::EventType};
-use journal::fs::real::RealFs;
+use files::real::RealFs;
 use journal::{Journal, Options, Replay};
 use std::collections::VecDeque;
 use std::path::Path;

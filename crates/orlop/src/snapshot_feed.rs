@@ -2,8 +2,8 @@
 
 use crate::failure::Failure;
 use engine::{Engine, Limits};
+use files::real::RealFs;
 use journal::CheckReport;
-use journal::fs::real::RealFs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub(crate) struct Read {
 /// Reads all of a directory that no server has open.
 pub(crate) fn read(dir: &Path) -> Result<Read, Failure> {
     let mut engine: Engine<()> = Engine::new(Limits::default());
-    let marker_dir = journal::default_marker_dir();
+    let marker_dir = files::real::memory_dir();
     let files = Arc::new(RealFs::new());
     let report = journal::read(files, dir, marker_dir.as_deref(), &mut engine)?;
     Ok(Read { engine, report })

@@ -5,7 +5,7 @@ use crate::snapshot_feed;
 use crate::snapshot_status::alarm_name;
 use engine::restore::Restore;
 use engine::{Engine, Limits};
-use journal::fs::real::RealFs;
+use files::real::RealFs;
 use journal::{DirState, NewDirectory, Options};
 use snapshot::{Loaded, Snapshot, wal};
 use std::hash::{BuildHasher, RandomState};

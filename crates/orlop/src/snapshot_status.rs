@@ -3,8 +3,8 @@
 use crate::failure::{Failure, say};
 use crate::{snapshot_feed, snapshot_restore};
 use engine::Engine;
+use files::real::RealFs;
 use journal::DirState;
-use journal::fs::real::RealFs;
 use snapshot::{Snapshot, Status, human_bytes};
 use std::fmt::Write as _;
 use std::path::PathBuf;

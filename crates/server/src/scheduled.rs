@@ -8,7 +8,7 @@ use crate::backup::{self, Failure};
 use crate::pace::Pace;
 use crate::shared::{Shared, unix_ms};
 use config::ScheduledSnapshots;
-use journal::fs::{FileSystem, Kind};
+use files::{FileSystem, Kind};
 use snapshot::{Encoder, human_bytes};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -367,7 +367,7 @@ mod tests {
     use super::*;
     use engine::op::{Class, PutOp, Write};
     use engine::{Engine, Limits};
-    use journal::fs::sim::SimFs;
+    use files::sim::SimFs;
     use snapshot::{Origin, StorageVersion};
     use std::collections::BTreeSet;
 

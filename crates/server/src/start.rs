@@ -12,8 +12,8 @@ use crate::store::{Store, Waiter};
 use crate::upkeep::Upkeep;
 use config::{Config, Url};
 use engine::{Engine, Limits};
-use journal::fs::FileSystem;
-use journal::fs::real::RealFs;
+use files::FileSystem;
+use files::real::RealFs;
 use journal::{Journal, NewDirectory, OpenReport, Options};
 use metrics::Metrics;
 use std::hash::{BuildHasher, RandomState};
@@ -148,7 +148,7 @@ impl Server {
         if !storage.is_strict() {
             journal.allow_volatile();
         }
-        if let Some(w) = journal::fs_warning(&config.data_dir) {
+        if let Some(w) = files::real::fs_warning(&config.data_dir) {
             tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
         }
         engine.set_compaction_hashes(true);
@@ -396,7 +396,7 @@ fn options(config: &Config) -> Options {
     // What a snapshot frees is used again, instead of made anew.
     options.spare_segments = crate::shared::SNAPSHOT_MIN_SEGMENTS as usize;
     options.no_fsync = config.unsafe_no_fsync;
-    options.marker_dir = journal::default_marker_dir();
+    options.marker_dir = files::real::memory_dir();
     options
 }
 

@@ -5,7 +5,7 @@ use crate::store::Store;
 use config::Config;
 use engine::op::{Bound, Class, DeleteOp, Op, PutOp, TxnOp, VOLATILE, Write};
 use engine::tail;
-use journal::fs::{FileSystem, Kind, read_small, replace_small};
+use files::{FileSystem, Kind, read_small, replace_small};
 use parking_lot::{Mutex, RwLock};
 use policy::{Change, Policy, Profile, WhatIf};
 use std::fmt;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use e2e::differential::rng::Rng;
 use engine::Engine;
 use engine::record::Record;
-use journal::fs::sim::SimFs;
+use files::sim::SimFs;
 use journal::{Guards, Journal, OpenError};
 use std::path::Path;
 

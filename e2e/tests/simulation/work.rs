@@ -11,7 +11,7 @@ use engine::op::{
 use engine::record::Record;
 use engine::sequencer::Answers;
 use engine::tail;
-use journal::fs::sim::Call;
+use files::sim::Call;
 use journal::{CommitError, Lsn, SnapshotWriter, VolatileWriter};
 use std::io::ErrorKind;
 use std::path::Path;

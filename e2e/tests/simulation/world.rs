@@ -14,7 +14,7 @@ use engine::record::{Record, SnapshotItem};
 use engine::sequencer::{Answers, Batch};
 use engine::snapshot::SnapshotCursor;
 use engine::{Engine, Error, Limits};
-use journal::fs::sim::{Lies, MEMORY, SimFs};
+use files::sim::{Lies, MEMORY, SimFs};
 use journal::{
     Guards, Journal, Lsn, NewDirectory, OpenError, Options, Position, SnapshotWriter,
     VolatileWriter,

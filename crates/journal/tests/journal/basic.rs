@@ -1,7 +1,7 @@
 //! What goes in comes out: restarts, segments, snapshots, full disks, locks.
 
 use crate::support::*;
-use journal::fs::sim::{Call, SimFs};
+use files::sim::{Call, SimFs};
 use journal::{CommitError, DirState, OpenError, check, inspect};
 use std::io::ErrorKind;
 
@@ -87,7 +87,7 @@ fn a_snapshot_takes_the_place_of_segments_and_they_are_used_again() {
 fn a_key_with_many_versions_and_large_values_goes_through_a_snapshot() {
     let fs = SimFs::new(1);
     let (mut server, _) = Server::open(&fs).unwrap();
-    let mut noise = journal::fs::sim::Random::new(3);
+    let mut noise = files::sim::Random::new(3);
     let value: Vec<u8> = (0..90_000).map(|_| noise.next_u64() as u8).collect();
     let mut record = put("p", &value);
     if let engine::record::Record::Txn(effects) = &mut record
@@ -344,7 +344,7 @@ fn check_tells_what_a_start_would_find() {
 fn etcd_directories_are_refused_and_etcd_cannot_use_ours() {
     let fs = SimFs::new(1);
     assert_eq!(inspect(&fs, &dir()).unwrap(), DirState::Absent);
-    journal::fs::FileSystem::create_dir(&fs, &dir().join("member")).unwrap();
+    files::FileSystem::create_dir(&fs, &dir().join("member")).unwrap();
     assert_eq!(inspect(&fs, &dir()).unwrap(), DirState::Etcd);
     let error = Server::open(&fs).err().unwrap();
     assert!(matches!(error, OpenError::EtcdDirectory { .. }));

@@ -1,8 +1,8 @@
 //! Volatile beside durable records, one property at a time.
 
 use crate::support::*;
-use journal::fs::real::RealFs;
-use journal::fs::sim::{Call, MEMORY, SimFs};
+use files::real::RealFs;
+use files::sim::{Call, MEMORY, SimFs};
 use journal::{CommitError, Journal, OpenReport, check};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

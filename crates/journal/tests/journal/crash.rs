@@ -6,7 +6,7 @@
 
 use crate::support::*;
 use engine::record::{Effect, Record, SnapshotItem, SnapshotMeta};
-use journal::fs::sim::{Call, Lies, Random, SimFs};
+use files::sim::{Call, Lies, Random, SimFs};
 use journal::{CommitError, Guards, OpenError, Options, Position, SnapshotWriter};
 use std::io::ErrorKind;
 use std::path::Path;

@@ -2,7 +2,7 @@
 //! running directory. Each is refused with a sentence, or harms nothing acknowledged.
 
 use crate::support::*;
-use journal::fs::sim::{Random, SimFs};
+use files::sim::{Random, SimFs};
 use journal::{Guards, OpenError, check};
 use std::path::PathBuf;
 
@@ -335,7 +335,7 @@ fn a_copy_of_a_running_directory_starts_correctly_or_is_refused() {
         let mut history = vec![server.store.clone()];
         let copy = SimFs::new(seed);
         for sub in ["/data", "/data/log", "/data/snap"] {
-            journal::fs::FileSystem::create_dir(&copy, sub.as_ref()).unwrap();
+            files::FileSystem::create_dir(&copy, sub.as_ref()).unwrap();
         }
         let pace = 1 + random.below(30);
         let mut work = |server: &mut Server, random: &mut Random| {
@@ -361,7 +361,7 @@ fn a_copy_of_a_running_directory_starts_correctly_or_is_refused() {
         }
         for path in names {
             // A name that is gone by then fails the copy: cp and tar say so.
-            let Ok(file) = journal::fs::FileSystem::open(&fs, &path, false) else {
+            let Ok(file) = files::FileSystem::open(&fs, &path, false) else {
                 vanished = true;
                 continue;
             };

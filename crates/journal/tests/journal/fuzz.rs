@@ -4,7 +4,7 @@
 use crate::support::*;
 use bytes::Bytes;
 use engine::record::{Effect, Record};
-use journal::fs::sim::SimFs;
+use files::sim::SimFs;
 use journal::{check, decode_block_items, decode_record};
 use proptest::collection::vec;
 use proptest::prelude::*;

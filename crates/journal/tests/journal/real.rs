@@ -1,8 +1,8 @@
 //! The operating system's file system.
 
 use crate::support::*;
-use journal::fs::FileSystem;
-use journal::fs::real::RealFs;
+use files::FileSystem;
+use files::real::RealFs;
 use journal::{Journal, OpenError, SnapshotWriter, check};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -77,7 +77,7 @@ fn a_sync_delay_delays_syncs() {
 #[test]
 fn file_systems_that_forget_get_a_warning() {
     // /dev/shm is tmpfs wherever these tests run; /proc is neither disk nor in the list.
-    let warning = journal::fs_warning(Path::new("/dev/shm/not/there/yet")).unwrap();
+    let warning = files::real::fs_warning(Path::new("/dev/shm/not/there/yet")).unwrap();
     assert!(warning.contains("tmpfs"), "{warning}");
-    assert_eq!(journal::fs_warning(Path::new("/proc")), None);
+    assert_eq!(files::real::fs_warning(Path::new("/proc")), None);
 }

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use engine::record::{PutItem, Revision, SnapshotItem, SnapshotMeta, VersionItem};
-use journal::fs::sim::SimFs;
+use files::sim::SimFs;
 use journal::{OpenError, SnapshotInfo};
 use std::path::Path;
 

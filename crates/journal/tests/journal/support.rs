@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use engine::record::{Effect, PutItem, Record, Revision, SnapshotItem, SnapshotMeta, VersionItem};
-use journal::fs::sim::SimFs;
+use files::sim::SimFs;
 use journal::{
     CommitError, CommitInfo, Journal, NewDirectory, OpenError, OpenReport, Options, Position,
     Replay, SnapshotError, SnapshotWriter,

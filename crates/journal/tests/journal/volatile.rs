@@ -10,7 +10,7 @@
 use crate::support::*;
 use bytes::Bytes;
 use engine::record::{Effect, PutItem, Record, Revision, SnapshotItem, SnapshotMeta, VersionItem};
-use journal::fs::sim::{Call, MEMORY, Random, SimFs};
+use files::sim::{Call, MEMORY, Random, SimFs};
 use journal::{
     CommitError, CommitInfo, Guards, Journal, OpenReport, Options, Replay, SnapshotWriter,
     VolatileWriter,

@@ -232,10 +232,10 @@ fn is_memory(kind: u64) -> bool {
     matches!(kind & 0xffff_ffff, 0x0102_1994 | 0x8584_58f6)
 }
 
-/// A directory in memory for [`Options::marker_dir`](crate::Options::marker_dir):
-/// `/run/orlop` if there is one, else `/dev/shm`; `None` if this process may write to neither,
-/// or they are not in memory. Makes nothing, so that a reader finds what a server found.
-pub fn default_marker_dir() -> Option<PathBuf> {
+/// A directory in memory, for what is to outlive a process and nothing else: `/run/orlop` if
+/// there is one, else `/dev/shm`; `None` if this process may write to neither, or they are not
+/// in memory. Makes nothing, so that a reader finds what a server found.
+pub fn memory_dir() -> Option<PathBuf> {
     let usable = |dir: &Path| {
         RealFs::new().in_memory(dir).unwrap_or(false)
             && rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
@@ -247,7 +247,7 @@ pub fn default_marker_dir() -> Option<PathBuf> {
 }
 
 /// A sentence if `path` (or the nearest parent that exists) is on a file system that does
-/// not keep data through a power loss, or not under the rules that a journal needs.
+/// not keep data through a power loss, or not under the rules that a log needs.
 pub fn fs_warning(path: &Path) -> Option<String> {
     let mut probe = path;
     let kind = loop {

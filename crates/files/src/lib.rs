@@ -1,7 +1,7 @@
-//! The file system as the journal sees it.
+//! The file system, as whoever keeps data that must last sees it.
 //!
 //! A trait, so that the shipped code runs on a simulated one ([`sim`]) that loses, tears
-//! and reorders what was not synced. Paths are plain; a call either happens whole or
+//! and reorders what was not synced. It knows nothing of what the files hold. Paths are plain; a call either happens whole or
 //! reports an error, and nothing but a sync makes anything last.
 
 pub mod real;
@@ -83,7 +83,7 @@ pub enum LockMode {
     Shared,
 }
 
-/// The calls that the journal makes. All of them block.
+/// The calls that may be made. All of them block.
 pub trait FileSystem: Send + Sync {
     /// What `path` names, `None` if nothing.
     fn kind(&self, path: &Path) -> io::Result<Option<Kind>>;
@@ -112,7 +112,7 @@ pub trait FileSystem: Send + Sync {
 }
 
 /// Whether an error means that the disk or a disk quota is full.
-pub(crate) fn is_no_space(error: &io::Error) -> bool {
+pub fn is_no_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
@@ -120,7 +120,10 @@ pub(crate) fn is_no_space(error: &io::Error) -> bool {
 }
 
 /// Reads exactly `buffer.len()` bytes, or fewer if the file ends before; returns how many.
-pub(crate) fn read_full(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+///
+/// # Errors
+/// Those of the file system.
+pub fn read_full(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut done = 0;
     while done < buffer.len() {
         match file.read_at(&mut buffer[done..], offset + done as u64) {
