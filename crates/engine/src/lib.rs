@@ -10,6 +10,7 @@ pub mod error;
 pub mod hash;
 pub mod history;
 pub mod index;
+pub mod interval;
 pub mod lease;
 pub mod limits;
 pub mod lock;
