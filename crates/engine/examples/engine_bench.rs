@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use engine::op::{Class, Compare, KeyRange, Op, Operator, PutOp, Target, TxnOp, Write};
 use engine::record::{Effect, Record};
-use engine::{Engine, Limits};
+use engine::{Engine, Lane, Limits};
 use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
@@ -84,8 +84,8 @@ fn run(engine: &mut Engine<u64>, n: u64, batch: u64, write: impl Fn(u64) -> Writ
                     engine.submit(w, Class::DURABLE, group, 0);
                 }
             }
-            while let Some(b) = engine.take_batch(0, usize::MAX) {
-                engine.complete(b.ticket, 0, &mut answers);
+            while let Some(b) = engine.take_batch(Lane::Durable, usize::MAX) {
+                assert!(engine.complete(b.ticket, 0, &mut answers).is_ok());
             }
             answers.clear();
         }
@@ -106,8 +106,8 @@ fn longest_create_us(engine: &mut Engine<u64>, keys: std::ops::Range<u64>) -> u1
         let w = put(key(i), value.clone());
         let started = Instant::now();
         engine.submit(w, Class::DURABLE, i, 0);
-        if let Some(b) = engine.take_batch(0, usize::MAX) {
-            engine.complete(b.ticket, 0, &mut answers);
+        if let Some(b) = engine.take_batch(Lane::Durable, usize::MAX) {
+            assert!(engine.complete(b.ticket, 0, &mut answers).is_ok());
         }
         longest = longest.max(started.elapsed().as_micros());
         answers.clear();
@@ -119,8 +119,8 @@ fn compact(engine: &mut Engine<u64>) -> (f64, u128) {
     let revision = engine.revision();
     engine.submit(Write::Compact { revision }, Class::DURABLE, 0, 0);
     let mut answers = Vec::new();
-    while let Some(b) = engine.take_batch(0, usize::MAX) {
-        engine.complete(b.ticket, 0, &mut answers);
+    while let Some(b) = engine.take_batch(Lane::Durable, usize::MAX) {
+        assert!(engine.complete(b.ticket, 0, &mut answers).is_ok());
     }
     let (started, mut steps, mut longest) = (Instant::now(), 0u64, 0);
     while engine.compaction_due() {
@@ -204,9 +204,9 @@ fn main() {
         engine.submit(cas(key(0), value.clone(), 0), Class::DURABLE, i, 0);
     }
     let mut longest = 0;
-    while let Some(b) = engine.take_batch(0, usize::MAX) {
+    while let Some(b) = engine.take_batch(Lane::Durable, usize::MAX) {
         let step = Instant::now();
-        engine.complete(b.ticket, 0, &mut answers);
+        assert!(engine.complete(b.ticket, 0, &mut answers).is_ok());
         longest = longest.max(step.elapsed().as_micros());
     }
     println!("longest completion with 5000 waiting for one key: {longest} us");

@@ -4,8 +4,8 @@
 //! Nothing here ever grows by copying all of itself: a store of millions of keys must not
 //! stop a writer for that.
 
+use crate::key_order::KeyOrder;
 use crate::op::KeyRange;
-use crate::order::Order;
 use crate::record::Revision;
 use crate::slab::Slab;
 use crate::tail::{self, Fields, Key, KeyValue};
@@ -158,7 +158,7 @@ pub struct Index {
     older: Slab<Older>,
     hash: Vec<HashTable<u32>>,
     hasher: DefaultHashBuilder,
-    order: Order,
+    order: KeyOrder,
     live_keys: usize,
     live_bytes: usize,
     total_bytes: usize,
@@ -171,7 +171,7 @@ impl Default for Index {
             older: Slab::default(),
             hash: (0..TABLES).map(|_| HashTable::new()).collect(),
             hasher: DefaultHashBuilder::default(),
-            order: Order::default(),
+            order: KeyOrder::default(),
             live_keys: 0,
             live_bytes: 0,
             total_bytes: 0,

@@ -10,6 +10,10 @@ use crate::slab::Slab;
 use bytes::Bytes;
 use std::cell::Cell;
 use std::cmp::Ordering;
+use std::ops::Bound;
+
+/// From where to where, for a search in what is sorted by key.
+pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// Where an interval ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +111,15 @@ impl<K: AsRef<[u8]>> Interval<K> {
             }
         }
         rank(self).cmp(&rank(other))
+    }
+
+    /// From where on it holds nothing any more; `None` if it has no end.
+    pub(crate) fn behind(&self) -> Option<Bound<&[u8]>> {
+        match &self.end {
+            End::Start => Some(Bound::Excluded(self.start.as_ref())),
+            End::Before(end) => Some(Bound::Included(end.as_ref())),
+            End::Open => None,
+        }
     }
 
     fn order<L: AsRef<[u8]>>(&self, other: &Interval<L>) -> Ordering {

@@ -95,6 +95,13 @@ impl Leases {
             .unwrap_or_default()
     }
 
+    /// The keys of a lease, in order, where they are.
+    pub(crate) fn attached(&self, id: i64) -> impl ExactSizeIterator<Item = &[u8]> {
+        static NONE: BTreeSet<Key> = BTreeSet::new();
+        let keys = self.by_id.get(&id).map_or(&NONE, |l| &l.keys);
+        keys.iter().map(AsRef::as_ref)
+    }
+
     /// Keys of a lease that come after `after` (from the first one on without), in order, at
     /// most `max`; fewer are the last. `None` if there is no such lease.
     pub fn keys_after(&self, id: i64, after: Option<&Key>, max: usize) -> Option<Vec<Key>> {

@@ -5,17 +5,25 @@
 //! for the journal. A put goes [`Engine::submit`] → [`Engine::take_batch`] → (journal) →
 //! [`Engine::complete`].
 
+mod attached;
+mod batch;
 mod compaction;
+pub mod cover;
 pub mod error;
+mod execute;
+mod footprint;
 pub mod hash;
+mod held_keys;
 pub mod history;
 pub mod index;
 pub mod interval;
+mod key_order;
+pub mod lane;
 pub mod lease;
 pub mod limits;
-pub mod lock;
+mod lock;
 pub mod op;
-mod order;
+
 mod plan;
 pub mod range;
 pub mod record;
@@ -24,11 +32,13 @@ pub mod sequencer;
 mod slab;
 pub mod snapshot;
 mod state;
+mod steps;
 pub mod tail;
 pub mod versions;
 mod waiting;
 pub mod watch;
 
 pub use error::Error;
+pub use lane::Lane;
 pub use limits::Limits;
 pub use state::{Engine, Sizes};

@@ -7,9 +7,12 @@ pub struct Limits {
     pub quota_bytes: usize,
     /// At most so many operations wait for others on their keys.
     pub max_waiting: usize,
-    /// Writes that wait, for others or for their batch to be taken, hold at most about so
-    /// many bytes: a disk that stands still must not fill the memory.
+    /// Writes that wait, for others or for the log, hold at most about so many bytes
+    /// ([`crate::Engine::held_bytes`]), and one write: a disk that stands still must not fill
+    /// the memory.
     pub max_held_bytes: usize,
+    /// [`crate::Engine::admit_ready`] ends after about so many steps.
+    pub ready_steps: u64,
     /// How long an operation waits for others on its keys, in milliseconds.
     pub wait_timeout_ms: u64,
     /// Shortest time to live of a lease, in seconds: shorter ones are lengthened, as etcd
@@ -23,6 +26,7 @@ impl Default for Limits {
             quota_bytes: 2 << 30,
             max_waiting: 10_000,
             max_held_bytes: 128 << 20,
+            ready_steps: 20_000,
             wait_timeout_ms: 7_000,
             min_lease_ttl_s: 2,
         }

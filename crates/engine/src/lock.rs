@@ -7,240 +7,248 @@
 //! a pending DeleteRange must not slip in before it and survive it). Within a lane an
 //! unconditional put conflicts with nothing: what it does follows from the state it is
 //! applied to, so such puts chain in one batch.
+//!
+//! A lock knows the last operation of each lane that took it: who must wait hangs on that
+//! one, which ends after the others.
 
-use crate::op::KeyRange;
+use crate::attached::Attached;
+use crate::footprint::{Access, Footprint, LeaseChange, Want};
+use crate::held_keys::{HeldKeys, OpId};
+use crate::interval::{Interval, IntervalMap};
+use crate::lane::{Lane, PerLane};
+use crate::steps::Steps;
 use bytes::Bytes;
 use hashbrown::HashMap;
-use std::collections::BTreeMap;
 
-/// Number of lanes: [`crate::op::DURABLE`] and [`crate::op::VOLATILE`].
-pub const LANES: usize = 2;
-
-/// A key or range that an operation reads or writes, or both.
-#[derive(Clone, Debug)]
-pub(crate) struct Access {
-    range: KeyRange,
-    reads: bool,
-    writes: bool,
+/// Who holds a lock that is not a key's: how many of each lane, and the last of them.
+#[derive(Debug, Default)]
+struct Holders {
+    count: PerLane<u32>,
+    last: PerLane<OpId>,
 }
 
-/// What an operation reads and writes.
-#[derive(Clone, Debug, Default)]
-pub struct Footprint {
-    /// Which lane it takes to become visible.
-    pub lane: usize,
-    /// Most operations have one access; it needs no allocation.
-    pub(crate) first: Option<Access>,
-    pub(crate) rest: Vec<Access>,
-    /// Leases that it needs to go on existing.
-    pub leases_used: Vec<i64>,
-    /// The lease that it grants or revokes.
-    pub lease_changed: Option<i64>,
-    /// It reads at a fixed revision.
-    pub reads_history: bool,
-    /// It moves the compact revision.
-    pub compacts: bool,
-}
-
-impl Footprint {
-    /// Its evaluation reads `range`.
-    pub fn read(&mut self, range: KeyRange) {
-        self.access(range, true, false);
-    }
-
-    /// It writes `range`: a key, or the whole range of a DeleteRange.
-    pub fn write(&mut self, range: KeyRange) {
-        self.access(range, false, true);
-    }
-
-    fn access(&mut self, range: KeyRange, reads: bool, writes: bool) {
-        match &mut self.first {
-            Some(a) if a.range == range => {
-                a.reads |= reads;
-                a.writes |= writes;
-            }
-            Some(_) => self.rest.push(Access {
-                range,
-                reads,
-                writes,
-            }),
-            first => {
-                *first = Some(Access {
-                    range,
-                    reads,
-                    writes,
-                });
-            }
+impl Holders {
+    fn change(&mut self, lane: Lane, id: OpId, up: bool) {
+        let n = &mut self.count[lane];
+        if up {
+            *n += 1;
+            self.last[lane] = id;
+        } else {
+            *n -= 1;
         }
     }
 
-    /// The only thing that it touches, if that is one key.
-    pub fn only_key(&self) -> Option<&Bytes> {
-        let plain = self.rest.is_empty()
-            && self.leases_used.is_empty()
-            && self.lease_changed.is_none()
-            && !self.reads_history
-            && !self.compacts;
-        let range = self.first.as_ref().map(|a| &a.range);
-        range.filter(|r| plain && r.is_one()).map(|r| &r.key)
+    /// One of those in lanes that count.
+    fn find(&self, counts: impl Fn(Lane) -> bool) -> Option<OpId> {
+        let held = |lane: &Lane| self.count[*lane] > 0 && counts(*lane);
+        let lane = Lane::ALL.into_iter().find(held)?;
+        Some(self.last[lane])
     }
 
-    fn accesses(&self) -> impl Iterator<Item = &Access> {
-        self.first.iter().chain(&self.rest)
+    fn any(&self) -> Option<OpId> {
+        self.find(|_| true)
     }
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct Counts {
-    reads: [u32; LANES],
-    writes: [u32; LANES],
+/// Ranges that the operations of a lane hold.
+#[derive(Debug, Default)]
+struct HeldRanges {
+    /// Those that are read only.
+    reads: IntervalMap<Bytes>,
+    writes: IntervalMap<Bytes>,
 }
 
-impl Counts {
-    fn is_zero(&self) -> bool {
-        self.reads == [0; LANES] && self.writes == [0; LANES]
+impl HeldRanges {
+    fn is_empty(&self) -> bool {
+        self.reads.is_empty() && self.writes.is_empty()
     }
 }
 
 /// Counted locks on keys, ranges, leases and the compact revision.
 #[derive(Debug, Default)]
-pub struct Locks {
-    keys: HashMap<Bytes, Counts>,
-    ranges: Vec<(Access, usize)>,
-    leases_used: BTreeMap<i64, u32>,
-    leases_changed: BTreeMap<i64, u32>,
-    history_readers: u32,
-    compactions: u32,
-}
-
-fn overlap(a: &KeyRange, b: &KeyRange) -> bool {
-    if a.is_one() {
-        return b.contains(&a.key);
-    }
-    if b.is_one() {
-        return a.contains(&b.key);
-    }
-    a.upper().is_none_or(|end| b.key.as_ref() < end)
-        && b.upper().is_none_or(|end| a.key.as_ref() < end)
-}
-
-fn bump<K: Ord>(map: &mut BTreeMap<K, u32>, k: K, up: bool) {
-    if up {
-        *map.entry(k).or_default() += 1;
-    } else if let Some(n) = map.get_mut(&k) {
-        *n -= 1;
-        if *n == 0 {
-            map.remove(&k);
-        }
-    }
+pub(crate) struct Locks {
+    keys: HeldKeys,
+    ranges: PerLane<HeldRanges>,
+    leases_used: HashMap<i64, Holders>,
+    leases_changed: HashMap<i64, Holders>,
+    /// Ends of leases, whose keys are those attached to the lease.
+    ends: Holders,
+    history_readers: Holders,
+    compactions: Holders,
+    steps: Steps,
 }
 
 impl Locks {
     /// Whether no lock is held.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty()
-            && self.ranges.is_empty()
+            && self.ranges.iter().all(|(_, held)| held.is_empty())
             && self.leases_used.is_empty()
             && self.leases_changed.is_empty()
-            && self.history_readers == 0
-            && self.compactions == 0
+            && self.history_readers.any().is_none()
+            && self.compactions.any().is_none()
+    }
+
+    /// Locks and nodes looked at so far.
+    pub(crate) fn steps(&self) -> u64 {
+        let ranges = self.ranges.iter();
+        let ranges = ranges.map(|(_, r)| r.reads.steps() + r.writes.steps());
+        self.steps.get() + self.keys.steps() + ranges.sum::<u64>()
     }
 
     /// Takes all locks of an operation.
-    pub fn add(&mut self, f: &Footprint) {
-        self.change(f, true);
+    pub(crate) fn add(&mut self, f: &Footprint, id: OpId) {
+        self.keys.begin(f.lane, id);
+        self.change(f, id, true);
     }
 
     /// Gives them back.
-    pub fn remove(&mut self, f: &Footprint) {
-        self.change(f, false);
+    pub(crate) fn remove(&mut self, f: &Footprint, id: OpId) {
+        self.change(f, id, false);
+        self.keys.end(f.lane, id);
     }
 
-    fn change(&mut self, f: &Footprint, up: bool) {
-        let step = |n: &mut u32| *n = if up { *n + 1 } else { n.saturating_sub(1) };
+    fn change(&mut self, f: &Footprint, id: OpId, up: bool) {
+        self.steps.add(f.len() as u64);
         for a in f.accesses() {
-            if a.range.is_one() {
-                let c = self.keys.entry_ref(&a.range.key).or_default();
-                if a.reads {
-                    step(&mut c.reads[f.lane]);
-                }
-                if a.writes {
-                    step(&mut c.writes[f.lane]);
-                }
-                if !up && c.is_zero() {
-                    self.keys.remove(&a.range.key);
-                }
-            } else if up {
-                self.ranges.push((a.clone(), f.lane));
-            } else if let Some(i) = self.ranges.iter().position(|(held, lane)| {
-                *lane == f.lane
-                    && (held.reads, held.writes) == (a.reads, a.writes)
-                    && held.range == a.range
-            }) {
-                self.ranges.swap_remove(i);
+            match (a.range.is_one(), up) {
+                (true, true) => self.keys.add(&a.range.key, f.want(a), id),
+                (true, false) => self.keys.remove(&a.range.key, f.want(a)),
+                (false, _) => self.change_range(a, f.lane, id, up),
             }
         }
-        for &id in &f.leases_used {
-            bump(&mut self.leases_used, id, up);
+        for &lease in &f.leases_used {
+            change_lease(&mut self.leases_used, lease, f.lane, id, up);
         }
-        if let Some(id) = f.lease_changed {
-            bump(&mut self.leases_changed, id, up);
+        if let Some(change) = f.lease {
+            change_lease(&mut self.leases_changed, change.id(), f.lane, id, up);
+            if matches!(change, LeaseChange::Ended(_)) {
+                self.ends.change(f.lane, id, up);
+            }
         }
         if f.reads_history {
-            step(&mut self.history_readers);
+            self.history_readers.change(f.lane, id, up);
         }
         if f.compacts {
-            step(&mut self.compactions);
+            self.compactions.change(f.lane, id, up);
         }
     }
 
-    /// Whether `f` must wait for a holder. With `strict_order` (against those that wait
-    /// already) lanes make no difference: first in, first out.
-    pub fn conflicts(&self, f: &Footprint, strict_order: bool) -> bool {
-        if f.leases_used
-            .iter()
-            .any(|id| self.leases_changed.contains_key(id))
-            || f.lease_changed.is_some_and(|id| {
-                self.leases_changed.contains_key(&id) || self.leases_used.contains_key(&id)
-            })
-            || (f.reads_history && self.compactions > 0)
-            || (f.compacts && self.compactions + self.history_readers > 0)
-        {
-            return true;
-        }
-        if self.keys.is_empty() && self.ranges.is_empty() {
-            return false;
-        }
-        let counts = |c: &Counts, a: &Access| {
-            (0..LANES).any(|lane| {
-                let other = strict_order || lane != f.lane;
-                (a.reads && c.writes[lane] > 0)
-                    || (a.writes && other && (c.writes[lane] > 0 || c.reads[lane] > 0))
-            })
+    fn change_range(&mut self, a: &Access, lane: Lane, id: OpId, up: bool) {
+        let held = &mut self.ranges[lane];
+        let held = match a.writes {
+            true => &mut held.writes,
+            false => &mut held.reads,
         };
-        f.accesses().any(|a| {
-            let hit = if a.range.is_one() {
-                self.keys.get(&a.range.key).is_some_and(|c| counts(c, a))
-            } else {
-                // Keys are not in order here: a hash serves the common case, and few
-                // operations are on a range.
-                let mut held = self.keys.iter();
-                held.any(|(k, c)| a.range.contains(k) && counts(c, a))
+        if up {
+            held.insert(Interval::from(&a.range), id);
+        } else {
+            held.remove(&a.range.interval(), id);
+        }
+    }
+
+    /// One who holds what `f` must wait for. When that one has ended there may be another.
+    pub(crate) fn blocker(&mut self, f: &Footprint, attached: &Attached<'_>) -> Option<OpId> {
+        self.steps.add(f.len() as u64);
+        if let Some(id) = self.lease_blocker(f) {
+            return Some(id);
+        }
+        if f.reads_history || f.compacts {
+            let readers = self.history_readers.any().filter(|_| f.compacts);
+            if let Some(id) = self.compactions.any().or(readers) {
+                return Some(id);
+            }
+        }
+        for a in f.accesses() {
+            let want = f.want(a);
+            let blocker = match a.range.is_one() {
+                true => self.key_blocker(&a.range.key, want, attached),
+                false => self.range_blocker(a, want),
             };
-            hit || self.ranges.iter().any(|(held, lane)| {
-                // Within a lane the keys that a pending DeleteRange deletes are locked
-                // one by one; the range as such stops only other lanes.
-                (strict_order || *lane != f.lane)
-                    && (a.writes || held.writes)
-                    && overlap(&held.range, &a.range)
-            })
+            if blocker.is_some() {
+                return blocker;
+            }
+        }
+        match f.lease {
+            Some(LeaseChange::Ended(lease)) => self.end_blocker(lease, f.lane, attached),
+            _ => None,
+        }
+    }
+
+    fn lease_blocker(&self, f: &Footprint) -> Option<OpId> {
+        let used = f.leases_used.iter();
+        let mut of_used = used.filter_map(|id| self.leases_changed.get(id)?.any());
+        of_used.next().or_else(|| {
+            let id = f.lease?.id();
+            let holders = [self.leases_changed.get(&id), self.leases_used.get(&id)];
+            holders.into_iter().flatten().find_map(Holders::any)
         })
+    }
+
+    fn key_blocker(&self, key: &[u8], want: Want, attached: &Attached<'_>) -> Option<OpId> {
+        self.keys
+            .blocker_at(key, want)
+            .or_else(|| self.range_holder(&Interval::one(key), want))
+            .or_else(|| self.ending(key, want, attached))
+    }
+
+    fn range_blocker(&mut self, a: &Access, want: Want) -> Option<OpId> {
+        // The end of a lease may delete keys of any range.
+        self.keys
+            .blocker_in(&a.range, want)
+            .or_else(|| self.range_holder(&a.range.interval(), want))
+            .or_else(|| self.ends.find(|lane| want.waits_for_write(lane)))
+    }
+
+    /// The end of the lease that a key is attached to: the key goes with it.
+    fn ending(&self, key: &[u8], want: Want, attached: &Attached<'_>) -> Option<OpId> {
+        self.ends.any()?;
+        self.steps.add(1);
+        let ends = self.leases_changed.get(&attached.lease_of(key)?)?;
+        ends.find(|lane| want.waits_for_write(lane))
+    }
+
+    /// A range that another lane holds. Within a lane the keys that a pending DeleteRange
+    /// deletes are locked one by one; the range as such stops only other lanes.
+    fn range_holder(&self, with: &Interval<&[u8]>, want: Want) -> Option<OpId> {
+        self.ranges.others(want.lane).find_map(|(_, held)| {
+            let reads = || held.reads.any(with).filter(|_| want.writes);
+            held.writes.any(with).or_else(reads)
+        })
+    }
+
+    /// Who holds a key that goes with a lease.
+    fn end_blocker(&self, lease: i64, lane: Lane, attached: &Attached<'_>) -> Option<OpId> {
+        let want = Want {
+            lane,
+            reads: true,
+            writes: true,
+        };
+        if self.keys.is_empty() && self.ranges.others(lane).all(|(_, r)| r.is_empty()) {
+            return None;
+        }
+        attached.keys_of(lease).find_map(|key| {
+            self.steps.add(1);
+            let holder = self.keys.blocker_at(key, want);
+            holder.or_else(|| self.range_holder(&Interval::one(key), want))
+        })
+    }
+}
+
+fn change_lease(of: &mut HashMap<i64, Holders>, lease: i64, lane: Lane, id: OpId, up: bool) {
+    let held = of.entry(lease).or_default();
+    held.change(lane, id, up);
+    if held.any().is_none() {
+        of.remove(&lease);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::Index;
+    use crate::lease::Leases;
+    use crate::op::KeyRange;
 
     fn range(a: &'static str, b: &'static str) -> KeyRange {
         KeyRange {
@@ -249,80 +257,75 @@ mod tests {
         }
     }
 
-    fn put(lane: usize, key: &'static str) -> Footprint {
-        let mut f = Footprint {
-            lane,
-            ..Footprint::default()
-        };
+    fn put(lane: Lane, key: &'static str) -> Footprint {
+        let mut f = Footprint::new(lane);
         f.write(range(key, ""));
         f
     }
 
-    fn cas(lane: usize, key: &'static str) -> Footprint {
+    fn cas(lane: Lane, key: &'static str) -> Footprint {
         let mut f = put(lane, key);
         f.read(range(key, ""));
         f
     }
 
+    fn waits(l: &mut Locks, f: &Footprint) -> bool {
+        let (index, leases) = (Index::default(), Leases::default());
+        let attached = Attached {
+            index: &index,
+            leases: &leases,
+        };
+        l.blocker(f, &attached).is_some()
+    }
+
+    use Lane::{Durable, Volatile};
+
     #[test]
     fn puts_chain_within_a_lane_and_wait_across_lanes() {
         let mut l = Locks::default();
-        l.add(&put(0, "a"));
-        assert!(!l.conflicts(&put(0, "a"), false));
-        assert!(l.conflicts(&put(1, "a"), false));
-        assert!(l.conflicts(&cas(0, "a"), false));
-        assert!(!l.conflicts(&cas(1, "b"), false));
-        l.remove(&put(0, "a"));
+        l.add(&put(Durable, "a"), 1);
+        assert!(!waits(&mut l, &put(Durable, "a")));
+        assert!(waits(&mut l, &put(Volatile, "a")));
+        assert!(waits(&mut l, &cas(Durable, "a")));
+        assert!(!waits(&mut l, &cas(Volatile, "b")));
+        l.remove(&put(Durable, "a"), 1);
         assert!(l.is_empty());
     }
 
     #[test]
     fn a_pending_delete_range_stops_creates_of_other_lanes() {
         let mut l = Locks::default();
-        let mut del = Footprint::default();
-        del.read(range("a", "c"));
-        del.write(range("a", "c"));
-        l.add(&del);
-        assert!(!l.conflicts(&put(0, "b"), false));
-        assert!(l.conflicts(&put(1, "b"), false));
-        assert!(!l.conflicts(&put(1, "c"), false));
-        l.remove(&del);
+        let mut del = Footprint::new(Durable);
+        del.change(range("a", "c"));
+        l.add(&del, 1);
+        assert!(!waits(&mut l, &put(Durable, "b")));
+        assert!(waits(&mut l, &put(Volatile, "b")));
+        assert!(!waits(&mut l, &put(Volatile, "c")));
+        l.remove(&del, 1);
         assert!(l.is_empty());
     }
 
     #[test]
     fn leases_and_compaction_lock_too() {
         let mut l = Locks::default();
-        let revoke = Footprint {
-            lease_changed: Some(7),
-            ..Footprint::default()
+        let mut end = Footprint::new(Durable);
+        end.lease = Some(LeaseChange::Ended(7));
+        let uses = |lease| {
+            let mut f = put(Durable, "a");
+            f.leases_used.push(lease);
+            f
         };
-        l.add(&revoke);
-        assert!(l.conflicts(
-            &Footprint {
-                leases_used: vec![7],
-                ..put(0, "a")
-            },
-            false
-        ));
-        assert!(!l.conflicts(
-            &Footprint {
-                leases_used: vec![8],
-                ..put(0, "a")
-            },
-            false
-        ));
-        let read = Footprint {
-            reads_history: true,
-            ..put(0, "x")
-        };
-        l.add(&read);
-        assert!(l.conflicts(
-            &Footprint {
-                compacts: true,
-                ..Footprint::default()
-            },
-            false
-        ));
+        l.add(&end, 1);
+        assert!(waits(&mut l, &uses(7)));
+        assert!(!waits(&mut l, &uses(8)));
+        let mut read = put(Durable, "x");
+        read.reads_history = true;
+        l.add(&read, 2);
+        let mut compact = Footprint::new(Durable);
+        compact.compacts = true;
+        assert!(waits(&mut l, &compact));
+        l.remove(&end, 1);
+        l.remove(&read, 2);
+        assert!(l.is_empty() && !waits(&mut l, &compact));
     }
 }

@@ -1,7 +1,10 @@
 //! Requests and answers, in the engine's own terms (etcd's names, no wire types).
 
+use crate::interval::Bounds;
+use crate::lane::Lane;
 use crate::tail::KeyValue;
 use bytes::Bytes;
+use std::ops;
 
 /// A span of keys as etcd writes it: `end` empty for the one key, `\0` for everything
 /// from `key` on, else the half-open interval `[key, end)`.
@@ -22,6 +25,10 @@ impl KeyRange {
         }
     }
 
+    fn len_bytes(&self) -> usize {
+        self.key.len() + self.end.len()
+    }
+
     /// Whether it names a single key.
     pub fn is_one(&self) -> bool {
         self.end.is_empty()
@@ -34,6 +41,18 @@ impl KeyRange {
         } else {
             Some(&self.end)
         }
+    }
+
+    /// From where to where it goes, of more than one key; `None` if it is inverted and so holds
+    /// none.
+    pub(crate) fn bounds(&self) -> Option<Bounds<'_>> {
+        let key = self.key.as_ref();
+        let end = match self.upper() {
+            Some(end) if end <= key => return None,
+            Some(end) => ops::Bound::Excluded(end),
+            None => ops::Bound::Unbounded,
+        };
+        Some((ops::Bound::Included(key), end))
     }
 
     /// Whether `key` lies in it.
@@ -228,15 +247,25 @@ pub enum Write {
     },
 }
 
+/// What a write costs while it waits or is pending, beyond its keys and values, about, in
+/// bytes: what is kept of it, its record and its locks.
+const WRITE_BYTES: usize = 512;
+/// The same of an operation or a compare of a transaction.
+const OP_BYTES: usize = 512;
+
 impl Write {
-    /// Bytes of the keys and values that it carries.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Write::Put(op) => op.key.len() + op.value.len(),
-            Write::Delete(op) => op.range.key.len() + op.range.end.len(),
-            Write::Txn(op) => op.bytes(),
-            _ => 0,
-        }
+    /// What it holds in memory while it waits or is pending, about, in bytes.
+    pub fn held_bytes(&self) -> usize {
+        WRITE_BYTES
+            + match self {
+                Write::Put(op) => op.key.len() + op.value.len(),
+                Write::Delete(op) => op.range.len_bytes(),
+                Write::Txn(op) => op.held_bytes(),
+                Write::LeaseGrant { .. }
+                | Write::LeaseRevoke { .. }
+                | Write::Compact { .. }
+                | Write::Alarm { .. } => 0,
+            }
     }
 }
 
@@ -250,14 +279,27 @@ impl TxnOp {
         })
     }
 
-    fn bytes(&self) -> usize {
+    fn held_bytes(&self) -> usize {
         let op = |o: &Op| match o {
-            Op::Range(r) => r.range.key.len() + r.range.end.len(),
+            Op::Range(r) => r.range.len_bytes(),
             Op::Put(p) => p.key.len() + p.value.len(),
-            Op::Delete(d) => d.range.key.len() + d.range.end.len(),
-            Op::Txn(t) => t.bytes(),
+            Op::Delete(d) => d.range.len_bytes(),
+            Op::Txn(t) => t.held_bytes(),
         };
-        self.success.iter().chain(&self.failure).map(op).sum()
+        let compare = |c: &Compare| {
+            c.range.len_bytes()
+                + match &c.target {
+                    Target::Value(value) => value.len(),
+                    _ => 0,
+                }
+        };
+        let ops = self.success.iter().chain(&self.failure);
+        ops.map(|o| OP_BYTES + op(o)).sum::<usize>()
+            + self
+                .compares
+                .iter()
+                .map(|c| OP_BYTES + compare(c))
+                .sum::<usize>()
     }
 }
 
@@ -316,17 +358,12 @@ pub struct Outcome {
     pub reply: Reply,
 }
 
-/// The lane of writes that are answered when they are on disk. The strongest.
-pub const DURABLE: usize = 0;
-/// The lane of writes that are answered when they are in the log, and on disk a little later.
-pub const VOLATILE: usize = 1;
-
 /// A write's storage class, as its caller found it, and what that was found from. If that
 /// has changed when the write is admitted, the write is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Class {
-    /// [`DURABLE`] or [`VOLATILE`].
-    pub lane: usize,
+    /// Its lane.
+    pub lane: Lane,
     /// How long it may stay off the disk, in milliseconds; of volatile writes only.
     pub sync_within_ms: u32,
     /// The generation of the rules that decided it ([`crate::Engine::set_rules`]).
@@ -349,7 +386,7 @@ pub struct Bound {
 impl Class {
     /// The class of whatever no rule makes volatile.
     pub const DURABLE: Class = Class {
-        lane: DURABLE,
+        lane: Lane::Durable,
         sync_within_ms: 0,
         rules: 0,
         bound: None,

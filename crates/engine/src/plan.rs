@@ -3,15 +3,18 @@
 //! The plan is made once, at admission; applying it later needs no decision, so the
 //! effects that the log keeps are exactly those that are applied.
 
+use crate::cover::Cover;
 use crate::error::Error;
+use crate::footprint::Footprint;
 use crate::index::Index;
+use crate::interval::Interval;
 use crate::lease::Leases;
-use crate::lock::Footprint;
 use crate::op::{Compare, DeleteOp, KeyRange, Op, Operator, PutOp, RangeOp, Target, TxnOp};
 use crate::record::Effect;
+use crate::steps::Steps;
 use crate::tail::{self, Fields};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 /// One step of an admitted operation; puts and deletes consume the effects in order.
 #[derive(Debug)]
@@ -32,88 +35,87 @@ pub(crate) struct View<'a> {
     pub(crate) leases: &'a Leases,
     pub(crate) revision: i64,
     pub(crate) compact_revision: i64,
+    pub(crate) steps: &'a Steps,
 }
 
-/// Effects so far, and which keys they leave in existence, for later operations of the
-/// same transaction.
+/// Effects so far, and what they leave in existence, for later operations of the same
+/// transaction.
 #[derive(Default)]
 pub(crate) struct Effects {
     pub(crate) list: Vec<Effect>,
-    exists: HashMap<Bytes, bool>,
-    /// Whether to keep `exists`: only a delete or a nested transaction can meet what an
-    /// earlier operation did, since etcd refuses the rest.
+    /// The keys that were put and not deleted since.
+    puts: BTreeSet<Bytes>,
+    /// What was deleted; of the keys in it only `puts` exist.
+    deleted: Cover<Bytes>,
+    /// Whether to keep `puts` and `deleted`: only a delete or a nested transaction can meet
+    /// what an earlier operation did, since etcd refuses the rest.
     track: bool,
 }
 
 impl View<'_> {
-    /// What a put does; checks what etcd checks before it executes anything.
-    pub(crate) fn put(&self, op: PutOp) -> Result<Effect, Error> {
-        self.check_put(&op)?;
-        let PutOp {
-            key,
-            mut value,
-            mut lease,
-            ..
-        } = op;
-        if op.ignore_value || op.ignore_lease {
-            let old = self.index.live(&key).map(|(_, t)| tail::decode(t));
-            let old = old.ok_or(Error::KeyNotFound)?;
-            if op.ignore_value {
-                value = Bytes::copy_from_slice(old.value);
-            }
-            if op.ignore_lease {
-                lease = old.lease;
-            }
-        }
-        Ok(Effect::Put { key, value, lease })
-    }
-
-    fn check_put(&self, op: &PutOp) -> Result<(), Error> {
+    /// A put with the value and the lease that it keeps filled in; checks what etcd checks
+    /// before it executes anything.
+    pub(crate) fn put(&self, mut op: PutOp) -> Result<PutOp, Error> {
+        self.steps.add(1);
         if op.lease != 0 && !self.leases.contains(op.lease) {
             return Err(Error::LeaseNotFound);
         }
-        if (op.ignore_value || op.ignore_lease) && self.index.live(&op.key).is_none() {
-            return Err(Error::KeyNotFound);
+        if op.ignore_value || op.ignore_lease {
+            let old = self.index.live(&op.key).map(|(_, t)| tail::decode(t));
+            let old = old.ok_or(Error::KeyNotFound)?;
+            if op.ignore_value {
+                op.value = Bytes::copy_from_slice(old.value);
+            }
+            if op.ignore_lease {
+                op.lease = old.lease;
+            }
         }
-        Ok(())
+        Ok(op)
     }
 
-    /// Plans a delete.
+    /// Plans a delete. What an earlier delete of the transaction went over is not gone over
+    /// again.
     pub(crate) fn delete(&self, op: &DeleteOp, effects: &mut Effects) -> Step {
-        let mut keys: Vec<Bytes> = self
-            .index
-            .range_of(&op.range)
-            .filter(|e| e.newest_tail().is_some())
-            .map(|e| Bytes::copy_from_slice(e.key()))
-            .collect();
-        if !effects.exists.is_empty() {
-            keys.retain(|k| effects.exists.get(k) != Some(&false));
-            let known: std::collections::HashSet<Bytes> = keys.iter().cloned().collect();
-            keys.extend(
-                effects
-                    .exists
-                    .iter()
-                    .filter(|(k, e)| **e && op.range.contains(k) && !known.contains(*k))
-                    .map(|(k, _)| k.clone()),
-            );
-            keys.sort_unstable();
+        let range = &op.range;
+        let mut keys = Vec::new();
+        let own = if range.is_one() {
+            self.steps.add(1);
+            if !effects.deleted.holds(&range.key) && self.index.live(&range.key).is_some() {
+                keys.push(range.key.clone());
+            }
+            effects.puts.take(&range.key).into_iter().collect()
+        } else {
+            for (start, end) in effects.deleted.gaps(&range.key, range.upper()) {
+                self.steps.add(1);
+                for entry in self.index.range(start, end) {
+                    self.steps.add(1);
+                    if entry.newest_tail().is_some() {
+                        keys.push(Bytes::copy_from_slice(entry.key()));
+                    }
+                }
+            }
+            effects.take_puts(range)
+        };
+        if !own.is_empty() {
+            self.steps.add(keys.len() as u64 + own.len() as u64);
+            keys.extend(own);
+            keys.sort();
+            keys.dedup();
+        }
+        if effects.track {
+            effects.deleted.insert(Interval::from(range));
         }
         let n = keys.len();
-        for key in keys {
-            if effects.track {
-                effects.exists.insert(key.clone(), false);
-            }
-            effects.list.push(Effect::Delete { key });
-        }
+        let deletes = keys.into_iter().map(|key| Effect::Delete { key });
+        effects.list.extend(deletes);
         Step::Delete {
             n,
             prev_kv: op.prev_kv,
         }
     }
 
-    /// Plans a transaction: compares first (nested ones too), then checks, then effects.
+    /// Plans a transaction: each one's compares against the visible state, then its branch.
     pub(crate) fn txn(&self, op: &TxnOp, effects: &mut Effects) -> Result<Step, Error> {
-        self.check_txn(op)?;
         let ops = op.success.iter().chain(&op.failure);
         // A delete may meet an earlier operation's key: etcd's check for duplicates lets a
         // range that ends at `\0` pass, and the branches of nested transactions.
@@ -123,46 +125,47 @@ impl View<'_> {
         self.branch(op, effects)
     }
 
-    fn taken<'a>(&self, op: &'a TxnOp) -> (bool, &'a [Op]) {
-        let succeeded = op.compares.iter().all(|c| self.holds(c));
-        (succeeded, if succeeded { &op.success } else { &op.failure })
-    }
-
-    fn check_txn(&self, op: &TxnOp) -> Result<(), Error> {
-        for o in self.taken(op).1 {
-            match o {
-                Op::Range(r) if r.revision == 0 => {}
-                Op::Range(r) if r.revision > self.revision => return Err(Error::FutureRevision),
-                Op::Range(r) if r.revision < self.compact_revision => return Err(Error::Compacted),
-                Op::Range(_) | Op::Delete(_) => {}
-                Op::Put(p) => self.check_put(p)?,
-                Op::Txn(t) => self.check_txn(t)?,
-            }
-        }
-        Ok(())
-    }
-
     fn branch(&self, op: &TxnOp, effects: &mut Effects) -> Result<Step, Error> {
-        let (succeeded, ops) = self.taken(op);
-        let steps = ops
-            .iter()
-            .map(|o| match o {
-                Op::Range(r) => Ok(Step::Range(r.clone())),
-                Op::Put(p) => {
-                    effects.list.push(self.put(p.clone())?);
-                    if effects.track {
-                        effects.exists.insert(p.key.clone(), true);
-                    }
-                    Ok(Step::Put { prev_kv: p.prev_kv })
+        let succeeded = op.compares.iter().all(|c| self.holds(c));
+        let ops = if succeeded { &op.success } else { &op.failure };
+        let mut steps = Vec::with_capacity(ops.len());
+        for o in ops {
+            steps.push(match o {
+                Op::Range(r) => {
+                    self.check_range(r)?;
+                    Step::Range(r.clone())
                 }
-                Op::Delete(d) => Ok(self.delete(d, effects)),
-                Op::Txn(t) => self.branch(t, effects),
-            })
-            .collect::<Result<_, _>>()?;
+                Op::Put(p) => {
+                    let p = self.put(p.clone())?;
+                    if effects.track {
+                        effects.puts.insert(p.key.clone());
+                    }
+                    let prev_kv = p.prev_kv;
+                    effects.list.push(p.into());
+                    Step::Put { prev_kv }
+                }
+                Op::Delete(d) => self.delete(d, effects),
+                Op::Txn(t) => self.branch(t, effects)?,
+            });
+        }
         Ok(Step::Txn { succeeded, steps })
     }
 
+    fn check_range(&self, op: &RangeOp) -> Result<(), Error> {
+        self.steps.add(1);
+        if op.revision == 0 {
+            Ok(())
+        } else if op.revision > self.revision {
+            Err(Error::FutureRevision)
+        } else if op.revision < self.compact_revision {
+            Err(Error::Compacted)
+        } else {
+            Ok(())
+        }
+    }
+
     fn holds(&self, c: &Compare) -> bool {
+        self.steps.add(1);
         let mut any = false;
         if c.range.is_one() {
             if let Some((_, tail)) = self.index.live(&c.range.key) {
@@ -175,6 +178,7 @@ impl View<'_> {
                 .filter_map(|e| e.newest_tail())
             {
                 any = true;
+                self.steps.add(1);
                 if !compare(c, &tail::decode(tail)) {
                     return false;
                 }
@@ -182,6 +186,30 @@ impl View<'_> {
         }
         // A value compare on a key that is not there never holds: no value is not "".
         any || (!matches!(c.target, Target::Value(_)) && compare(c, &Fields::default()))
+    }
+}
+
+impl Effects {
+    /// Takes out what was put in a range, in order.
+    fn take_puts(&mut self, range: &KeyRange) -> Vec<Bytes> {
+        let Some(within) = range.bounds() else {
+            return Vec::new();
+        };
+        let taken: Vec<Bytes> = self.puts.range::<[u8], _>(within).cloned().collect();
+        for key in &taken {
+            self.puts.remove(key);
+        }
+        taken
+    }
+}
+
+impl From<PutOp> for Effect {
+    fn from(op: PutOp) -> Self {
+        Effect::Put {
+            key: op.key,
+            value: op.value,
+            lease: op.lease,
+        }
     }
 }
 
@@ -218,8 +246,7 @@ pub(crate) fn put_footprint(op: &PutOp, f: &mut Footprint) {
 
 /// What a delete touches.
 pub(crate) fn delete_footprint(op: &DeleteOp, f: &mut Footprint) {
-    f.read(op.range.clone());
-    f.write(op.range.clone());
+    f.change(op.range.clone());
 }
 
 /// What a transaction may touch, whichever branch it takes.

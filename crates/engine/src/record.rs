@@ -24,6 +24,15 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// The key that it changes.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Effect::Put { key, .. } | Effect::Delete { key } => key,
+        }
+    }
+}
+
 /// One entry of the log, applied whole or not at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {

@@ -4,16 +4,16 @@
 
 use bytes::Bytes;
 use engine::op::{Class, KeyRange, PutOp, RangeOp, Write};
-use engine::{Engine, Limits};
+use engine::{Engine, Lane, Limits};
 use std::collections::BTreeMap;
 
 const KEYS: u64 = 10_000;
 
 fn write(engine: &mut Engine<()>, write: Write) {
     assert!(engine.submit(write, Class::DURABLE, (), 0).is_none());
-    let batch = engine.take_batch(0, usize::MAX).unwrap();
+    let batch = engine.take_batch(Lane::Durable, usize::MAX).unwrap();
     let mut answers = Vec::new();
-    engine.complete(batch.ticket, 0, &mut answers);
+    engine.complete(batch.ticket, 0, &mut answers).unwrap();
     assert!(answers.pop().unwrap().1.is_ok());
 }
 

@@ -3,7 +3,8 @@
 //! Random writes go through both lanes; lanes complete in any order relative to each
 //! other, so that what was admitted later often becomes visible first, and fail at random.
 //! Each answer must be what the oracle says when it applies the writes in the order in
-//! which they became visible. A class that was found from an old value, or by older rules,
+//! which they became visible. Batches are taken back with their successors and evaluated
+//! again, and changes come from elsewhere meanwhile. A class that was found from an old value, or by older rules,
 //! must still hold when its write goes into the volatile lane. Reads, hashes and snapshots
 //! run in slices meanwhile, with compaction under way.
 //!
@@ -18,10 +19,14 @@ mod oracle;
 
 use engine::hash::HashCursor;
 use engine::history::Event;
-use engine::op::{Bound, Class, KeyRange, Outcome, RangeOp, RangeReply, Reply, VOLATILE, Write};
+use engine::lane::{Lane, PerLane};
+use engine::op::{
+    Bound, Class, DeleteOp, KeyRange, Op, Outcome, PutOp, RangeOp, RangeReply, Reply, TxnOp, Write,
+};
 use engine::range::RangeCursor;
-use engine::record::{Record, Revision, SnapshotItem};
+use engine::record::{Effect, Record, Revision, SnapshotItem};
 use engine::restore::Restore;
+use engine::sequencer::Answers;
 use engine::snapshot::SnapshotCursor;
 use engine::tail::{self, KeyValue};
 use engine::versions::{StoreHead, Versions, VersionsCursor};
@@ -94,6 +99,8 @@ fn limits(r: &mut ChaCha8Rng) -> Limits {
     Limits {
         max_waiting: if r.random_bool(0.2) { 3 } else { 1000 },
         wait_timeout_ms: 500,
+        // Some look at one of those who waited at a time.
+        ready_steps: if r.random_bool(0.3) { 1 } else { 20_000 },
         ..Limits::default()
     }
 }
@@ -115,7 +122,7 @@ struct Model {
     writes: HashMap<u64, (Write, Class)>,
     rules: u64,
     next_waiter: u64,
-    taken: [VecDeque<(u64, Vec<Record>)>; 2],
+    taken: PerLane<VecDeque<(u64, Vec<Record>)>>,
     log: Vec<Record>,
     readings: Vec<Reading>,
     late: usize,
@@ -134,6 +141,11 @@ struct Met {
     classed_anew: usize,
     /// Volatile, and bound to an old value.
     bound: usize,
+    /// Batches evaluated again.
+    taken_back: usize,
+    foreign: usize,
+    /// Calls after which some were ready still.
+    sliced: usize,
 }
 
 impl Model {
@@ -149,7 +161,7 @@ impl Model {
             writes: HashMap::new(),
             rules: 0,
             next_waiter: 0,
-            taken: [VecDeque::new(), VecDeque::new()],
+            taken: PerLane::default(),
             log: Vec::new(),
             readings: Vec::new(),
             late: 0,
@@ -180,7 +192,7 @@ impl Model {
             Bound { key, mod_revision }
         });
         Class {
-            lane: usize::from(r.random_bool(0.4)),
+            lane: Lane::ALL[usize::from(r.random_bool(0.6))],
             sync_within_ms: r.random_range(1..100),
             rules: self.rules.saturating_sub(u64::from(r.random_bool(0.05))),
             bound,
@@ -189,13 +201,13 @@ impl Model {
     }
 
     /// Before an answer of a batch is applied: its class holds.
-    fn check_class(&self, lane: usize, waiter: u64, met: &mut Met) {
+    fn check_class(&self, lane: Lane, waiter: u64, met: &mut Met) {
         let (_, class) = &self.writes[&waiter];
         met.classed_anew += usize::from(lane != class.lane);
-        if lane != VOLATILE {
+        if lane != Lane::Volatile {
             return;
         }
-        assert_eq!(class.lane, VOLATILE);
+        assert_eq!(class.lane, Lane::Volatile);
         if let Some(bound) = &class.bound {
             met.bound += 1;
             let now = self.oracle.at(&KeyRange::one(bound.key.clone()), i64::MAX);
@@ -227,8 +239,98 @@ impl Model {
         }
     }
 
+    fn lane(&mut self) -> Lane {
+        Lane::ALL[self.r.random_range(0..2)]
+    }
+
+    /// Gives out answers, and goes on with what is ready, or leaves it for later.
+    fn give(&mut self, answers: Answers<u64>, met: &mut Met) {
+        for (w, a) in answers {
+            self.answered(w, a, met);
+        }
+        if self.engine.has_ready() && self.r.random_bool(0.7) {
+            met.sliced += 1;
+            let mut answers = Vec::new();
+            while self.engine.admit_ready(&mut answers) {}
+            for (w, a) in answers {
+                self.answered(w, a, met);
+            }
+        }
+    }
+
+    /// The journal did not write a batch: it, and what its lane admitted later, is evaluated
+    /// again.
+    fn take_back(&mut self, met: &mut Met) {
+        let lane = self.lane();
+        if self.taken[lane].is_empty() {
+            return;
+        }
+        let at = self.r.random_range(0..self.taken[lane].len());
+        let back: Vec<_> = self.taken[lane].drain(at..).collect();
+        met.taken_back += back.len();
+        let mut answers = Vec::new();
+        self.engine
+            .take_back(back[0].0, self.now_ms, &mut answers)
+            .unwrap();
+        assert!(
+            self.engine
+                .complete(back[0].0, self.now_ms, &mut Vec::new())
+                .is_err()
+        );
+        self.give(answers, met);
+    }
+
+    /// Changes from elsewhere, before all that is pending.
+    fn foreign(&mut self, met: &mut Met) {
+        let mut effects: Vec<Effect> = Vec::new();
+        let mut ops = Vec::new();
+        for _ in 0..self.r.random_range(1..4) {
+            let key = generate::key(&mut self.r);
+            if effects.iter().any(|e| *e.key() == key) {
+                continue;
+            }
+            if self.engine.version_of(&key).is_some() && self.r.random_bool(0.3) {
+                ops.push(Op::Delete(DeleteOp {
+                    range: KeyRange::one(key.clone()),
+                    prev_kv: false,
+                }));
+                effects.push(Effect::Delete { key });
+            } else {
+                let value = bytes::Bytes::from_static(b"foreign");
+                ops.push(Op::Put(PutOp {
+                    key: key.clone(),
+                    value: value.clone(),
+                    ..PutOp::default()
+                }));
+                effects.push(Effect::Put {
+                    key,
+                    value,
+                    lease: 0,
+                });
+            }
+        }
+        let success = ops;
+        self.oracle
+            .apply(&Write::Txn(TxnOp {
+                success,
+                ..TxnOp::default()
+            }))
+            .unwrap();
+        self.log.push(Record::Txn(effects.clone()));
+        let mut answers = Vec::new();
+        let void = self
+            .engine
+            .apply_foreign(effects, self.now_ms, &mut answers);
+        met.foreign += 1;
+        met.taken_back += void.len();
+        for lane in Lane::ALL {
+            self.taken[lane].retain(|(ticket, _)| !void.contains(ticket));
+        }
+        self.give(answers, met);
+    }
+
     fn take(&mut self) {
-        let lane = self.r.random_range(0..2);
+        let lane = self.lane();
         let max = *[1usize, 60, usize::MAX]
             .get(self.r.random_range(0..3))
             .unwrap();
@@ -241,28 +343,33 @@ impl Model {
 
     /// Completes, or fails, the oldest batch of a lane.
     fn complete(&mut self, fail: f64, met: &mut Met) {
-        let lane = self.r.random_range(0..2);
+        let lane = self.lane();
         let Some((ticket, records)) = self.taken[lane].pop_front() else {
             return;
         };
         let mut answers = Vec::new();
         let in_batch = records.len();
         if self.r.random_bool(fail) {
-            self.engine.fail(ticket, Error::Stopped, &mut answers);
+            self.engine
+                .fail(ticket, Error::Stopped, &mut answers)
+                .unwrap();
         } else {
             let revisions = records.iter().filter(|r| r.takes_revision()).count() as i64;
             let before = self.engine.revision();
-            self.engine.complete(ticket, self.now_ms, &mut answers);
+            self.engine
+                .complete(ticket, self.now_ms, &mut answers)
+                .unwrap();
             assert_eq!(self.engine.revision(), before + revisions);
             self.log.extend(records);
         }
-        for (n, (w, a)) in answers.into_iter().enumerate() {
-            // Those of the batch come first.
-            if n < in_batch && a.is_ok() {
+        let waited = answers.split_off(in_batch);
+        for (w, a) in answers {
+            if a.is_ok() {
                 self.check_class(lane, w, met);
             }
             self.answered(w, a, met);
         }
+        self.give(waited, met);
         assert_eq!(self.engine.revision(), self.oracle.revision);
         assert_eq!(self.engine.compact_revision(), self.oracle.compact_revision);
     }
@@ -501,7 +608,17 @@ impl Model {
     fn run(mut self, steps: usize) -> Met {
         let mut met = Met::default();
         for _ in 0..steps {
-            match self.r.random_range(0..100) {
+            match self.r.random_range(0..105) {
+                100..103 => self.take_back(&mut met),
+                103 => self.foreign(&mut met),
+                104 => {
+                    // A crowd.
+                    for _ in 0..self.r.random_range(1..20) {
+                        let (c, n) = (self.oracle.compact_revision, self.oracle.revision);
+                        let write = generate::write(&mut self.r, c, n);
+                        self.submit(write, &mut met);
+                    }
+                }
                 0..45 => {
                     let (c, n) = (self.oracle.compact_revision, self.oracle.revision);
                     let write = generate::write(&mut self.r, c, n);
@@ -522,9 +639,7 @@ impl Model {
                     self.now_ms += self.r.random_range(0..800);
                     let mut answers = Vec::new();
                     self.engine.expire_waiting(self.now_ms, &mut answers);
-                    for (w, a) in answers {
-                        self.answered(w, a, &mut met);
-                    }
+                    self.give(answers, &mut met);
                 }
                 95 => {
                     // Nothing of older rules is volatile from here on but what is in a batch.
@@ -549,7 +664,7 @@ impl Model {
         let compacts = |r: &Record| matches!(r, Record::Compact { .. });
         self.taken
             .iter()
-            .flatten()
+            .flat_map(|(_, taken)| taken)
             .any(|(_, records)| records.iter().any(compacts))
     }
 
@@ -562,6 +677,7 @@ impl Model {
             }
         }
         while !self.writes.is_empty() {
+            self.give(Vec::new(), met);
             self.take();
             if self.engine.compaction_hash_open().is_some() && self.wants_more_compaction() {
                 self.step_compaction_hash();
@@ -570,7 +686,7 @@ impl Model {
         }
         assert_eq!((self.engine.pending(), self.engine.waiting()), (0, 0));
         assert!(self.engine.is_idle(), "a lock is left");
-        for (admitted, done) in [0, 1].map(|lane| self.engine.lane_progress(lane)) {
+        for (admitted, done) in Lane::ALL.map(|lane| self.engine.lane_progress(lane)) {
             assert_eq!(admitted, done);
         }
         while !self.readings.is_empty() {
@@ -635,6 +751,9 @@ fn engine_equals_the_oracle() {
         total.compacted += met.compacted;
         total.classed_anew += met.classed_anew;
         total.bound += met.bound;
+        total.taken_back += met.taken_back;
+        total.foreign += met.foreign;
+        total.sliced += met.sliced;
     }
     println!("{total:?}");
     if one.is_none() && runs >= RUNS {
@@ -642,5 +761,6 @@ fn engine_equals_the_oracle() {
         assert!(total.late > 1000 && total.waited > 1000 && total.compacted > 1000);
         assert!(total.timed_out > 100 && total.refused > 100);
         assert!(total.classed_anew > 1000 && total.bound > 1000);
+        assert!(total.taken_back > 1000 && total.foreign > 1000 && total.sliced > 1000);
     }
 }

@@ -7,7 +7,7 @@ use engine::record::{Revision, SnapshotItem};
 use engine::restore::{Restore, RestoreError};
 use engine::tail::{self, Fields};
 use engine::versions::Versions;
-use engine::{Engine, Limits};
+use engine::{Engine, Lane, Limits};
 
 fn at(main: i64, sub: i64) -> Revision {
     Revision { main, sub }
@@ -116,8 +116,8 @@ fn a_bump_record_is_hashed_and_exported_and_never_seen() {
         },
     ] {
         assert!(engine.submit(write, Class::DURABLE, 0, 0).is_none());
-        let batch = engine.take_batch(0, usize::MAX).unwrap();
-        engine.complete(batch.ticket, 0, &mut Vec::new());
+        let batch = engine.take_batch(Lane::Durable, usize::MAX).unwrap();
+        engine.complete(batch.ticket, 0, &mut Vec::new()).unwrap();
     }
     assert_eq!(engine.revision(), 1_000_000_006);
     while engine.compaction_due() {

@@ -5,11 +5,10 @@
 use crate::shared::Shared;
 use crate::store::{Open, Waiter};
 use crate::switch::{Order, Request};
-use engine::Error;
-use engine::op::DURABLE;
 use engine::record::SnapshotMeta;
 use engine::sequencer::{Answers, Batch};
 use engine::snapshot::SnapshotCursor;
+use engine::{Error, Lane};
 use journal::{CommitError, Journal, Position};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -140,7 +139,7 @@ impl Committer {
             let batch = {
                 let mut engine = self.shared.store.lock();
                 engine
-                    .take_batch(DURABLE, MAX_BATCH_BYTES)
+                    .take_batch(Lane::Durable, MAX_BATCH_BYTES)
                     .map(|b| (b, engine.revision()))
             };
             match batch {
@@ -264,6 +263,7 @@ impl Committer {
             Ok((info, published)) => {
                 store.deliver(&mut answers);
                 store.raise(published.open);
+                store.admit_ready(published.open);
                 m.backend_commit.observe(started.elapsed());
                 self.idle_marked = false;
                 let records = batch.records.len() as u64;
@@ -276,7 +276,10 @@ impl Committer {
                 m.write_bytes.durable.add(info.bytes);
                 published.report(&shared, batch.records.len());
             }
-            Err(error) => refuse(&shared, &batch, &error),
+            Err(error) => {
+                let open = refuse(&shared, &batch, &error);
+                store.admit_ready(open);
+            }
         }
     }
 
@@ -349,7 +352,9 @@ pub(crate) fn publish(shared: &Shared, ticket: u64, answers: &mut Answers<Waiter
         // There was room for it: what waited for it need not be refused.
         engine.set_disk_full(false);
     }
-    engine.complete(ticket, now_ms, answers);
+    if let Err(error) = engine.complete(ticket, now_ms, answers) {
+        shared.die(&error.to_string());
+    }
     Published {
         quota_changed: engine.check_quota(),
         open: Open::of(&engine),
@@ -374,7 +379,7 @@ impl Published {
 
 /// Answers a batch that the journal did not take. After a failed sync nothing may be answered,
 /// since whether the writes are on the disk is unknown: the process ends.
-pub(crate) fn refuse(shared: &Shared, batch: &Batch, error: &CommitError) {
+pub(crate) fn refuse(shared: &Shared, batch: &Batch, error: &CommitError) -> Open {
     shared
         .metrics
         .proposals_failed
@@ -392,11 +397,14 @@ pub(crate) fn refuse(shared: &Shared, batch: &Batch, error: &CommitError) {
     let mut answers = Answers::new();
     let open = {
         let mut engine = shared.store.lock();
-        engine.fail(batch.ticket, answer, &mut answers);
+        if let Err(error) = engine.fail(batch.ticket, answer, &mut answers) {
+            shared.die(&error.to_string());
+        }
         Open::of(&engine)
     };
     shared.store.deliver(&mut answers);
     shared.store.raise(open);
+    open
 }
 
 #[cfg(test)]

@@ -382,8 +382,10 @@ mod tests {
                 ..PutOp::default()
             });
             assert!(engine.submit(put, Class::DURABLE, (), 0).is_none());
-            let batch = engine.take_batch(0, usize::MAX).unwrap();
-            engine.complete(batch.ticket, 0, &mut Vec::new());
+            let batch = engine
+                .take_batch(engine::Lane::Durable, usize::MAX)
+                .unwrap();
+            engine.complete(batch.ticket, 0, &mut Vec::new()).unwrap();
         }
         let (mut cursor, head) = engine.export_open();
         while !engine.versions_step(&mut cursor, 100) {}

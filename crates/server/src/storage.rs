@@ -3,7 +3,8 @@
 
 use crate::store::Store;
 use config::Config;
-use engine::op::{Bound, Class, DeleteOp, Op, PutOp, TxnOp, VOLATILE, Write};
+use engine::Lane;
+use engine::op::{Bound, Class, DeleteOp, Op, PutOp, TxnOp, Write};
 use engine::tail;
 use files::{FileSystem, Kind, read_small, replace_small};
 use parking_lot::{Mutex, RwLock};
@@ -273,7 +274,7 @@ impl Storage {
         let mut old = Olds::new(store);
         match found(&current.policy, &mut old, write) {
             Some(policy::Class::Volatile { sync_within_ms }) => Class {
-                lane: VOLATILE,
+                lane: Lane::Volatile,
                 sync_within_ms,
                 rules: current.generation,
                 bound: old.bound,

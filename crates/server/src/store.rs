@@ -3,9 +3,9 @@
 
 use crate::durability::Signal;
 use crate::storage::Storage;
-use engine::op::{Class, DURABLE, Outcome, RangeOp, RangeReply, VOLATILE, Write};
+use engine::op::{Class, Outcome, RangeOp, RangeReply, Write};
 use engine::range::RangeCursor;
-use engine::{Engine, Error};
+use engine::{Engine, Error, Lane};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Instant;
@@ -86,6 +86,21 @@ impl Store {
         }
     }
 
+    /// Admits what is ready beyond what the call that made it so has admitted: a slice at a time,
+    /// between which others get the lock. Not for a worker's turn.
+    pub(crate) fn admit_ready(&self, open: Open) {
+        let mut ready = open.ready;
+        while ready {
+            let mut answers = engine::sequencer::Answers::new();
+            let mut engine = self.lock();
+            ready = engine.admit_ready(&mut answers);
+            let open = Open::of(&engine);
+            MutexGuard::unlock_fair(engine);
+            self.raise(open);
+            self.deliver(&mut answers);
+        }
+    }
+
     /// Whether a compaction still has something to hash or to free.
     pub(crate) fn compacting(&self) -> bool {
         let engine = self.lock();
@@ -126,18 +141,20 @@ impl Store {
     }
 }
 
-/// Which lanes have writes that no batch has taken.
+/// Which lanes have writes that no batch has taken, and whether writes that waited are ready.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Open {
     pub(crate) durable: bool,
     pub(crate) volatile: bool,
+    pub(crate) ready: bool,
 }
 
 impl Open {
     pub(crate) fn of(engine: &Engine<Waiter>) -> Self {
         Open {
-            durable: engine.has_open(DURABLE),
-            volatile: engine.has_open(VOLATILE),
+            durable: engine.has_open(Lane::Durable),
+            volatile: engine.has_open(Lane::Volatile),
+            ready: engine.has_ready(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::shared::Shared;
 use crate::storage::{InForce, RulesError, Source, profile_text};
-use engine::op::VOLATILE;
+use engine::Lane;
 use policy::Policy;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -81,8 +81,8 @@ pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, Sw
     let before = storage.current();
     let now = storage.enforce(store, policy, source);
     // What was admitted by the rules before goes through as volatile, and is synced then.
-    let (admitted, _) = store.lock().lane_progress(VOLATILE);
-    while store.lock().lane_progress(VOLATILE).1 < admitted {
+    let (admitted, _) = store.lock().lane_progress(Lane::Volatile);
+    while store.lock().lane_progress(Lane::Volatile).1 < admitted {
         if shared.stopping() {
             return Err(SwitchError::Stopping);
         }

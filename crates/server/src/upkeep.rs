@@ -107,6 +107,7 @@ impl Upkeep {
         };
         store.raise(open);
         store.deliver(&mut answers);
+        store.admit_ready(open);
     }
 
     /// Over its budget, history is compacted early; writes are not refused for it.

@@ -4,10 +4,9 @@
 
 use crate::durability::{MAX_BATCH_BYTES, Published, publish, refuse};
 use crate::shared::Shared;
-use crate::store::Waiter;
-use engine::Engine;
-use engine::op::VOLATILE;
+use crate::store::{Open, Waiter};
 use engine::sequencer::{Answers, Batch, LaneLoad};
+use engine::{Engine, Lane};
 use journal::{CommitError, VolatileInfo, VolatileWriter};
 use nix::sys::resource::{UsageWho, getrusage};
 use std::sync::Arc;
@@ -55,10 +54,13 @@ pub(crate) fn run(shared: &Arc<Shared>, writer: &VolatileWriter) {
                     || shared.store.lock().revision(),
                     || publish(shared, batch.ticket, &mut answers),
                 );
-                end(shared, &batch, result, answers);
+                let open = end(shared, &batch, result, answers);
+                shared.store.admit_ready(open);
             }
             None if stopping => break,
             None => {
+                let open = Open::of(&shared.store.lock());
+                shared.store.admit_ready(open);
                 shared.store.volatile.wait(Duration::from_secs(3600));
             }
         }
@@ -69,8 +71,8 @@ pub(crate) fn run(shared: &Arc<Shared>, writer: &VolatileWriter) {
 /// end. Two at a time could end in another order than they were taken in, and the engine knows
 /// no such order.
 fn take(engine: &mut Engine<Waiter>, max_bytes: usize) -> Option<Batch> {
-    match engine.lane_load(VOLATILE).in_flight {
-        0 => engine.take_batch(VOLATILE, max_bytes),
+    match engine.lane_load(Lane::Volatile).in_flight {
+        0 => engine.take_batch(Lane::Volatile, max_bytes),
         _ => None,
     }
 }
@@ -79,7 +81,7 @@ fn take(engine: &mut Engine<Waiter>, max_bytes: usize) -> Option<Batch> {
 /// them. False if the volatile writer should.
 pub(crate) fn write_here(shared: &Shared) -> bool {
     let store = &shared.store;
-    let load = store.lock().lane_load(VOLATILE);
+    let load = store.lock().lane_load(Lane::Volatile);
     if load.open == 0 {
         return true;
     }
@@ -92,7 +94,7 @@ pub(crate) fn write_here(shared: &Shared) -> bool {
     };
     let batch = {
         let mut engine = store.lock();
-        match few(engine.lane_load(VOLATILE)) {
+        match few(engine.lane_load(Lane::Volatile)) {
             true => take(&mut engine, HERE_BYTES),
             false => None,
         }
@@ -112,7 +114,10 @@ pub(crate) fn write_here(shared: &Shared) -> bool {
     if result.is_err() {
         rest_if_kept();
     }
-    end(shared, &batch, result, answers);
+    if end(shared, &batch, result, answers).ready {
+        // That may be more than a worker should take on.
+        store.volatile.raise();
+    }
     true
 }
 
@@ -135,7 +140,7 @@ fn end(
     batch: &Batch,
     result: Result<(VolatileInfo, Published), CommitError>,
     mut answers: Answers<Waiter>,
-) {
+) -> Open {
     let store = &shared.store;
     match result {
         Ok((info, published)) => {
@@ -148,6 +153,7 @@ fn end(
             m.writes.volatile.add(records);
             m.write_bytes.volatile.add(info.bytes);
             published.report(shared, batch.records.len());
+            published.open
         }
         Err(error) => refuse(shared, batch, &error),
     }
@@ -178,7 +184,7 @@ mod tests {
                 ..PutOp::default()
             });
             let class = Class {
-                lane: VOLATILE,
+                lane: Lane::Volatile,
                 ..Class::DURABLE
             };
             assert!(engine.submit(write, class, Waiter::Nobody, 0).is_none());
@@ -186,12 +192,17 @@ mod tests {
         put(&mut engine, "a");
         let first = take(&mut engine, MAX_BATCH_BYTES).unwrap();
         put(&mut engine, "b");
-        assert!(!few(engine.lane_load(VOLATILE)));
+        assert!(!few(engine.lane_load(Lane::Volatile)));
         assert!(take(&mut engine, MAX_BATCH_BYTES).is_none());
-        engine.fail(first.ticket, engine::Error::NoSpace, &mut Answers::new());
-        assert!(few(engine.lane_load(VOLATILE)));
+        let refused = engine::Error::NoSpace;
+        engine
+            .fail(first.ticket, refused, &mut Answers::new())
+            .unwrap();
+        assert!(few(engine.lane_load(Lane::Volatile)));
         let second = take(&mut engine, MAX_BATCH_BYTES).unwrap();
-        engine.complete(second.ticket, 0, &mut Answers::new());
+        engine
+            .complete(second.ticket, 0, &mut Answers::new())
+            .unwrap();
         assert_eq!(engine.revision(), 2);
     }
 

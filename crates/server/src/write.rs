@@ -2,7 +2,8 @@
 
 use crate::shared::Shared;
 use crate::store::{Answer, Open, Store, Waiter};
-use engine::op::{VOLATILE, Write};
+use engine::Lane;
+use engine::op::Write;
 use wire::mailbox::Slots;
 
 impl Shared {
@@ -25,7 +26,7 @@ impl Shared {
         let waiter = Waiter::Call(slots.worker(), slot);
         let now_ms = store.now_ms();
         let class = store.storage.classify(store, &write, now_ms);
-        let volatile = class.lane == VOLATILE;
+        let volatile = class.lane == Lane::Volatile;
         let (answer, open) = {
             let mut engine = store.lock();
             let answer = engine.submit(write, class, waiter, now_ms);

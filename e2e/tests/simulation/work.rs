@@ -3,14 +3,14 @@
 use super::{Checked, DIR, Done, KEYS, Logged, Process, Running, Watcher, World, ensure, locked};
 use crate::model::{Event, Live};
 use bytes::Bytes;
-use engine::Error;
 use engine::op::{
     Bound, Class, Compare, DURABLE, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target,
-    TxnOp, VOLATILE, Write,
+    TxnOp, Write,
 };
 use engine::record::Record;
 use engine::sequencer::Answers;
 use engine::tail;
+use engine::{Error, Lane};
 use files::sim::Call;
 use journal::{CommitError, Lsn, SnapshotWriter, VolatileWriter};
 use std::io::ErrorKind;
@@ -128,7 +128,7 @@ impl World {
                 - i64::from(self.random.chance(10)),
         });
         Class {
-            lane: VOLATILE,
+            lane: Lane::Volatile,
             sync_within_ms: 30_000,
             rules: process.rules - u64::from(self.random.chance(5)),
             bound,
@@ -145,7 +145,7 @@ impl World {
 
     pub(super) fn take(&mut self, process: &mut Process) {
         let max_bytes = self.random.pick(&[200, 5000, 1 << 20]);
-        let batch = process.engine().take_batch(DURABLE, max_bytes);
+        let batch = process.engine().take_batch(Lane::Durable, max_bytes);
         process.taken.extend(batch);
     }
 
@@ -168,7 +168,7 @@ impl World {
             self.fs.during_next_sync(move || {
                 let next = || {
                     let first = locked(&waiting).take();
-                    first.or_else(|| locked(&engine).take_batch(VOLATILE, 5000))
+                    first.or_else(|| locked(&engine).take_batch(Lane::Volatile, 5000))
                 };
                 while left > 0
                     && let Some(batch) = next()
@@ -252,7 +252,8 @@ impl World {
         {
             let mut engine = process.engine();
             engine.set_disk_full(true);
-            engine.fail(batch.ticket, Error::NoSpace, &mut answers);
+            let failed = engine.fail(batch.ticket, Error::NoSpace, &mut answers);
+            ensure(failed.is_ok(), || format!("{failed:?}"))?;
         }
         for (n, (waiter, answer)) in answers.into_iter().enumerate() {
             if n < batch.records.len() {
@@ -273,7 +274,7 @@ impl World {
         process: &mut Process,
     ) -> Result<Option<Vec<Vec<Record>>>, String> {
         let next = process.waiting.take();
-        let Some(batch) = next.or_else(|| process.engine().take_batch(VOLATILE, 5000)) else {
+        let Some(batch) = next.or_else(|| process.engine().take_batch(Lane::Volatile, 5000)) else {
             return Ok(None);
         };
         let now = self.model.now_ms;
@@ -335,16 +336,16 @@ impl World {
             return Ok(None);
         }
         process.volatile = false;
-        let (admitted, _) = process.engine().lane_progress(VOLATILE);
+        let (admitted, _) = process.engine().lane_progress(Lane::Volatile);
         for _ in 0..1000 {
-            if process.engine().lane_progress(VOLATILE).1 >= admitted {
+            if process.engine().lane_progress(Lane::Volatile).1 >= admitted {
                 break;
             }
             if let Some(records) = self.write_volatile(process)? {
                 return Ok(Some(records));
             }
         }
-        let (_, done) = process.engine().lane_progress(VOLATILE);
+        let (_, done) = process.engine().lane_progress(Lane::Volatile);
         ensure(done >= admitted, || {
             format!(
                 "{done} of {admitted} volatile writes got through: {:?}, due {:?}, {:?} waits",
@@ -563,7 +564,8 @@ fn complete(
 ) {
     let mut engine = locked(engine);
     engine.set_disk_full(false);
-    engine.complete(ticket, now, answers);
+    let ended = engine.complete(ticket, now, answers);
+    assert!(ended.is_ok(), "{ended:?}");
 }
 
 /// Writes a volatile batch; `None` if that would wait.

@@ -9,11 +9,11 @@ use crate::model::Model;
 use bytes::Bytes;
 use e2e::differential::rng::Rng;
 use engine::hash::KvHash;
-use engine::op::{KeyRange, RangeOp, VOLATILE, Write};
+use engine::op::{KeyRange, RangeOp, Write};
 use engine::record::{Record, SnapshotItem};
 use engine::sequencer::{Answers, Batch};
 use engine::snapshot::SnapshotCursor;
-use engine::{Engine, Error, Limits};
+use engine::{Engine, Error, Lane, Limits};
 use files::sim::{Lies, MEMORY, SimFs};
 use journal::{
     Guards, Journal, Lsn, NewDirectory, OpenError, Options, Position, SnapshotWriter,
@@ -566,7 +566,7 @@ impl World {
         // A clean stop: what was admitted is finished, the rest refused.
         loop {
             self.take(process);
-            let (admitted, done) = process.engine().lane_progress(VOLATILE);
+            let (admitted, done) = process.engine().lane_progress(Lane::Volatile);
             if process.taken.is_empty() && admitted == done {
                 return Ok(End::Clean);
             }

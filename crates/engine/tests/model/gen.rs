@@ -19,7 +19,7 @@ fn bytes(from: &[&'static [u8]], r: &mut Rand) -> Bytes {
     Bytes::from_static(from.choose(r).unwrap())
 }
 
-fn key(r: &mut Rand) -> Bytes {
+pub(crate) fn key(r: &mut Rand) -> Bytes {
     bytes(KEYS, r)
 }
 

@@ -9,12 +9,12 @@ pub(crate) type Place = (usize, usize);
 
 /// Numbers of slots, sorted by the keys that `key_of` finds for them.
 #[derive(Debug, Default)]
-pub(crate) struct Order {
+pub(crate) struct KeyOrder {
     /// None is empty.
     chunks: Vec<Vec<u32>>,
 }
 
-impl Order {
+impl KeyOrder {
     /// The first place whose key is not `before` (a predicate that no key satisfies after
     /// one that does not).
     pub(crate) fn seek(&self, before: impl Fn(u32) -> bool) -> Place {
@@ -103,7 +103,7 @@ mod tests {
             .map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes().to_vec())
             .collect();
         let key_of = |i: u32| keys[i as usize].as_slice();
-        let mut order = Order::default();
+        let mut order = KeyOrder::default();
         let mut want = std::collections::BTreeMap::new();
         for i in 0..6000 {
             order.insert(key_of(i), i, key_of);
