@@ -349,6 +349,19 @@ pub enum Reply {
     Done,
 }
 
+impl Reply {
+    /// How many keys with their values it holds, those of answers inside it included.
+    pub fn kvs(&self) -> usize {
+        match self {
+            Reply::Range(r) => r.kvs.len(),
+            Reply::Put { prev } => usize::from(prev.is_some()),
+            Reply::Delete { prevs, .. } => prevs.len(),
+            Reply::Txn { replies, .. } => replies.iter().map(|(_, r)| r.kvs()).sum(),
+            Reply::LeaseGrant { .. } | Reply::Done => 0,
+        }
+    }
+}
+
 /// An answer with the revision that its header shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {

@@ -59,7 +59,7 @@ impl Service {
                             .metrics
                             .lease_ttl_s
                             .observe_value(request.ttl as f64);
-                        return Ok(encode::reply(&this.shared.ids, o.revision, &o.reply));
+                        return encode::reply(&this.shared.ids, &o);
                     }
                 }
             }
@@ -80,7 +80,7 @@ impl Service {
                 .await
                 .map_err(status::of)?;
             this.shared.metrics.lease_revoked.inc();
-            Ok(encode::reply(&this.shared.ids, o.revision, &o.reply))
+            encode::reply(&this.shared.ids, &o)
         }))
     }
 

@@ -65,6 +65,14 @@ pub(crate) fn of(error: Error) -> Status {
     }
 }
 
+/// grpc-go's answer instead of a message larger than it sends.
+pub(crate) fn answer_too_large(bytes: usize, max_bytes: usize) -> Status {
+    Status::new(
+        Code::ResourceExhausted,
+        format!("grpc: trying to send message larger than max ({bytes} vs. {max_bytes})"),
+    )
+}
+
 /// The store cannot be written in etcd's format.
 pub(crate) fn no_snapshot(error: &snapshot::Error) -> Status {
     Status::new(

@@ -3,7 +3,7 @@
 
 use crate::durability::Signal;
 use crate::storage::Storage;
-use engine::op::{Class, Outcome, RangeOp, RangeReply, Write};
+use engine::op::{Class, Outcome, RangeOp, Reply, Write};
 use engine::range::RangeCursor;
 use engine::{Engine, Error, Lane};
 use parking_lot::{Mutex, MutexGuard};
@@ -206,8 +206,11 @@ impl Read {
         self.cursor.is_done()
     }
 
-    /// What was read, and the revision of the answer's header.
-    pub(crate) fn finish(self) -> (i64, RangeReply) {
-        (self.cursor.header_revision, self.cursor.finish())
+    /// What was read.
+    pub(crate) fn finish(self) -> Outcome {
+        Outcome {
+            revision: self.cursor.header_revision,
+            reply: Reply::Range(self.cursor.finish()),
+        }
     }
 }

@@ -6,6 +6,7 @@ use etcd_api::etcdserverpb as pb;
 use etcd_api::etcdserverpb::kv_client::KvClient;
 use etcd_api::etcdserverpb::lease_client::LeaseClient;
 use etcd_api::etcdserverpb::maintenance_client::MaintenanceClient;
+use prost::Message;
 use server::Server;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -180,5 +181,77 @@ fn a_lease_shows_all_of_its_many_keys() {
     assert_eq!(shown.keys, want);
     assert!(shown.ttl > 500 && shown.granted_ttl == 600);
     assert_eq!((gone.ttl, gone.keys.len()), (-1, 0));
+    running.server.stop();
+}
+
+#[test]
+fn a_write_whose_answer_is_too_large_is_executed_once_and_says_so() {
+    let running = Running::start(&[]);
+    let (status, bytes, version) = running.ask(async |channel| {
+        let mut kv = KvClient::new(channel).max_decoding_message_size(64 << 20);
+        for n in 0..17 {
+            let value = pb::PutRequest {
+                key: format!("large/{n:02}").into(),
+                value: vec![b'v'; 1 << 20].into(),
+                ..Default::default()
+            };
+            kv.put(value).await.unwrap();
+        }
+        let large = pb::RangeRequest {
+            key: "large/".into(),
+            range_end: "large0".into(),
+            ..Default::default()
+        };
+        let mut once = kv.range(large.clone()).await.unwrap().into_inner();
+        let read = pb::RequestOp {
+            request: Some(pb::request_op::Request::RequestRange(large)),
+        };
+        let mark = pb::RequestOp {
+            request: Some(pb::request_op::Request::RequestPut(put("mark".into(), 0))),
+        };
+        let mut success = vec![read; 127];
+        success.push(mark);
+        let txn = pb::TxnRequest {
+            success,
+            ..Default::default()
+        };
+        let status = kv.txn(txn).await.unwrap_err();
+
+        // What the answer would have been.
+        let header = once.header.take().unwrap();
+        let header_at = |revision| pb::ResponseHeader { revision, ..header };
+        let inner = |revision| {
+            Some(pb::ResponseHeader {
+                revision,
+                ..Default::default()
+            })
+        };
+        once.header = inner(header.revision);
+        let range = pb::ResponseOp {
+            response: Some(pb::response_op::Response::ResponseRange(once)),
+        };
+        let mut responses = vec![range; 127];
+        responses.push(pb::ResponseOp {
+            response: Some(pb::response_op::Response::ResponsePut(pb::PutResponse {
+                header: inner(header.revision + 1),
+                prev_kv: None,
+            })),
+        });
+        let answer = pb::TxnResponse {
+            header: Some(header_at(header.revision + 1)),
+            succeeded: true,
+            responses,
+        };
+        let mark = pb::RangeRequest {
+            key: "mark".into(),
+            ..Default::default()
+        };
+        let mark = kv.range(mark).await.unwrap().into_inner();
+        (status, answer.encoded_len(), mark.kvs[0].version)
+    });
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+    let text = format!("grpc: trying to send message larger than max ({bytes} vs. 2147483647)");
+    assert_eq!(status.message(), text);
+    assert_eq!(version, 1);
     running.server.stop();
 }

@@ -1,17 +1,21 @@
-//! Ranges of many keys or many bytes: read and encoded beside the worker.
+//! Answers of many keys or many bytes: read and encoded beside the worker.
 
 use crate::beside::Beside;
 use crate::encode::{self, Ids};
 use crate::pace::Pace;
 use crate::status;
 use crate::store::{Read, Store};
-use engine::op::{RangeOp, RangeReply};
+use engine::op::{Outcome, RangeOp, Reply};
+use engine::tail::KeyValue;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::{Frame, Status, Unread};
 
 /// An answer above this is made beside the worker.
 pub(super) const LARGE_ANSWER_BYTES: usize = 1 << 20;
+
+/// So is one of more keys than this: a tenth of a millisecond.
+const LARGE_ANSWER_KEYS: usize = 1024;
 
 /// Slices of a read on the worker, each with its turn, before it is done beside it: some tenths
 /// of a millisecond.
@@ -53,17 +57,54 @@ pub(super) async fn answer(
     let work = move |unwanted: &dyn Fn() -> bool| {
         let began = Instant::now();
         let mut pace = Pace::start();
-        let (revision, mut reply) = read_all(&store, op, &mut pace, unwanted)?;
+        let outcome = read_all(&store, op, &mut pace, unwanted)?;
         let took = began.elapsed();
-        let keys = reply.kvs.len();
-        let frame = encode::large_range(&ids, revision, &reply, &mut || pace.rest());
-        while let left @ 1.. = reply.kvs.len() {
-            reply.kvs.truncate(left.saturating_sub(FREED_KEYS));
-            pace.rest();
-        }
+        let keys = outcome.reply.kvs();
+        let frame = encode_and_free(&ids, outcome, &mut pace)?;
         Ok(Answer { frame, keys, took })
     };
     beside.run(Some(unread), work).await
+}
+
+/// Encodes what is there already: here if that is little, else beside the worker.
+pub(super) async fn encode(
+    beside: &Beside,
+    ids: &Ids,
+    outcome: Outcome,
+    unread: Option<&Unread>,
+) -> Result<Frame, Status> {
+    let keys = outcome.reply.kvs();
+    let large = keys > LARGE_ANSWER_KEYS
+        || (keys > 0 && encode::reply_bytes(ids, &outcome) > LARGE_ANSWER_BYTES);
+    if !large {
+        return encode::reply(ids, &outcome);
+    }
+    let ids = *ids;
+    let work = move |_: &dyn Fn() -> bool| encode_and_free(&ids, outcome, &mut Pace::start());
+    beside.run(unread, work).await
+}
+
+fn encode_and_free(ids: &Ids, outcome: Outcome, pace: &mut Pace) -> Result<Frame, Status> {
+    let frame = encode::paced_reply(ids, &outcome, &mut || pace.rest());
+    free(outcome.reply, pace);
+    frame
+}
+
+/// Gives an answer's memory back, with rests.
+fn free(reply: Reply, pace: &mut Pace) {
+    match reply {
+        Reply::Range(mut r) => free_kvs(&mut r.kvs, pace),
+        Reply::Delete { mut prevs, .. } => free_kvs(&mut prevs, pace),
+        Reply::Txn { replies, .. } => replies.into_iter().for_each(|(_, r)| free(r, pace)),
+        Reply::Put { .. } | Reply::LeaseGrant { .. } | Reply::Done => {}
+    }
+}
+
+fn free_kvs(kvs: &mut Vec<KeyValue>, pace: &mut Pace) {
+    while let left @ 1.. = kvs.len() {
+        kvs.truncate(left.saturating_sub(FREED_KEYS));
+        pace.rest();
+    }
 }
 
 /// Reads a range from its beginning: its header's revision, and what it holds.
@@ -71,7 +112,7 @@ pub(super) async fn read(
     beside: &Beside,
     store: &Arc<Store>,
     op: RangeOp,
-) -> Result<(i64, RangeReply), Status> {
+) -> Result<Outcome, Status> {
     let store = store.clone();
     let work =
         move |unwanted: &dyn Fn() -> bool| read_all(&store, op, &mut Pace::start(), unwanted);
@@ -84,7 +125,7 @@ fn read_all(
     op: RangeOp,
     pace: &mut Pace,
     unwanted: &dyn Fn() -> bool,
-) -> Result<(i64, RangeReply), Status> {
+) -> Result<Outcome, Status> {
     let mut read = store.read(op).map_err(status::of)?;
     while !read.cursor.is_done() {
         if unwanted() {

@@ -49,13 +49,13 @@ impl Service {
             }
         };
         if read.cursor.is_done() && read.cursor.bytes() < LARGE_ANSWER_BYTES {
-            return Reply::Now(Ok(self.answer_read(started, read)));
+            return Reply::Now(self.answer_read(started, read));
         }
         let (this, unread) = (self.clone(), call.unread());
         Reply::Later(Box::pin(async move {
             let mut read = read;
             if long::short(&mut read).await {
-                return Ok(this.answer_read(started, read));
+                return this.answer_read(started, read);
             }
             // Read again: what is kept while others are served would have no limit.
             let op = read.cursor.op().clone();
@@ -77,17 +77,16 @@ impl Service {
     }
 
     /// The answer of a short range.
-    fn answer_read(&self, started: Instant, read: Read) -> Frame {
+    fn answer_read(&self, started: Instant, read: Read) -> Result<Frame, Status> {
         let took = started.elapsed();
         self.range_done(took, true);
         let request = self.is_slow(took).then(|| slow::range(read.cursor.op()));
-        let (revision, reply) = read.finish();
+        let outcome = read.finish();
         if let Some(request) = request {
-            let bytes = encode::range_bytes(&self.shared.ids, revision, &reply);
-            self.warn_slow_range(took, &request, reply.kvs.len(), bytes);
+            let bytes = encode::reply_bytes(&self.shared.ids, &outcome);
+            self.warn_slow_range(took, &request, outcome.reply.kvs(), bytes);
         }
-        let reply = engine::op::Reply::Range(reply);
-        encode::reply(&self.shared.ids, revision, &reply)
+        encode::reply(&self.shared.ids, &outcome)
     }
 
     /// Counts a range that has been read, or refused.
@@ -134,10 +133,12 @@ impl Service {
         };
         if sorted {
             // As in a Range, where no order means ascending; it is known when all is read.
-            let (revision, mut reply) = long::read(&self.beside, &self.shared.store, op).await?;
-            let kvs = std::mem::take(&mut reply.kvs);
-            pieces.push(kvs).await?;
-            let header = (&self.shared.ids, revision);
+            let outcome = long::read(&self.beside, &self.shared.store, op).await?;
+            let header = (&self.shared.ids, outcome.revision);
+            let engine::op::Reply::Range(reply) = outcome.reply else {
+                return Err(status::stopped());
+            };
+            pieces.push(reply.kvs).await?;
             return pieces.end(header, reply.more, reply.count).await;
         }
         let mut read = self.shared.store.read(op).map_err(status::of)?;
@@ -227,12 +228,7 @@ impl Service {
             m.request_duration
                 .get(RequestType::Compaction, true)
                 .observe(started.elapsed());
-            let outcome = answer.map_err(status::of)?;
-            Ok(encode::reply(
-                &this.shared.ids,
-                outcome.revision,
-                &outcome.reply,
-            ))
+            encode::reply(&this.shared.ids, &answer.map_err(status::of)?)
         }))
     }
 
@@ -264,6 +260,8 @@ impl Service {
         };
         let this = self.clone();
         let started = call.started.into_std();
+        // Others have no large answers.
+        let unread = matches!(write, Write::Txn(_) | Write::Delete(_)).then(|| call.unread());
         Reply::Later(Box::pin(async move {
             let (answer, volatile) = this.shared.write_classed(write, &this.slots).await;
             let (m, took) = (&this.shared.metrics, started.elapsed());
@@ -276,13 +274,9 @@ impl Service {
             if let Some((request, began)) = reads
                 && this.is_slow(began.elapsed())
             {
-                this.warn_slow_txn(began.elapsed(), &request, outcome.revision, &outcome.reply);
+                this.warn_slow_txn(began.elapsed(), &request, &outcome);
             }
-            Ok(encode::reply(
-                &this.shared.ids,
-                outcome.revision,
-                &outcome.reply,
-            ))
+            long::encode(&this.beside, &this.shared.ids, outcome, unread.as_ref()).await
         }))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::encode;
 use crate::service::Service;
-use engine::op::{Op, RangeOp, Reply, TxnOp};
+use engine::op::{Op, Outcome, RangeOp, Reply, TxnOp};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -22,16 +22,10 @@ impl Service {
     }
 
     /// Warns of a slow transaction that only reads.
-    pub(super) fn warn_slow_txn(
-        &self,
-        took: Duration,
-        request: &TxnOp,
-        revision: i64,
-        reply: &Reply,
-    ) {
-        let bytes = encode::reply_bytes(&self.shared.ids, revision, reply);
+    pub(super) fn warn_slow_txn(&self, took: Duration, request: &TxnOp, outcome: &Outcome) {
+        let bytes = encode::reply_bytes(&self.shared.ids, outcome);
         let mut counts = String::new();
-        if let Reply::Txn { replies, .. } = reply {
+        if let Reply::Txn { replies, .. } = &outcome.reply {
             for (_, reply) in replies {
                 if let Reply::Range(r) = reply {
                     let gap = if counts.is_empty() { "" } else { " " };
