@@ -1,31 +1,32 @@
 //! One connection: TLS, which protocol it speaks, and hyper's loop over it.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 
 use crate::config::Config;
+use crate::half_open::HalfOpen;
 use crate::handler::{Handler, Peer};
 use crate::io::Io;
-use crate::listener::Serves;
+use crate::listener::{ListenerId, PoolPlace, Serves};
 use crate::local::{Flag, WakerSet};
-use crate::message::Budget;
+use crate::memory::ConnMemory;
 use crate::pings::PingPolicy;
 use crate::service::{Connection, WorkerState, serve};
 use crate::tls::{ClientRefused, TlsSource};
-use crate::unread::Unread;
+use crate::turn;
 
 /// How every HTTP/2 connection begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -42,6 +43,8 @@ const MAX_LOCAL_RESETS: usize = 10_000;
 pub(crate) struct Accepted {
     pub(crate) socket: AcceptedSocket,
     pub(crate) listener: Arc<ListenerShared>,
+    /// Its place among the listener's connections.
+    pub(crate) place: PoolPlace,
 }
 
 #[derive(Debug)]
@@ -53,6 +56,7 @@ pub(crate) enum AcceptedSocket {
 /// What a connection must know of its listener.
 #[derive(Debug)]
 pub(crate) struct ListenerShared {
+    pub(crate) id: ListenerId,
     pub(crate) url: String,
     pub(crate) tls: Option<Arc<TlsSource>>,
     pub(crate) serves: Serves,
@@ -75,6 +79,35 @@ pub(crate) enum Rejected {
     TlsToPlain,
     #[error("the client speaks HTTP/1 to a listener that serves gRPC only")]
     Http1ToGrpc,
+    #[error("too many clients connect and send no request: this one waited longest")]
+    Crowded,
+}
+
+impl Rejected {
+    /// How many reasons there are.
+    pub(crate) const REASONS: usize = 8;
+
+    /// The reason's number, to throttle the log line of each apart.
+    pub(crate) fn reason(&self) -> usize {
+        match self {
+            Rejected::Io(_) => 0,
+            Rejected::Silent(_) => 1,
+            Rejected::SlowHandshake(_) => 2,
+            Rejected::Handshake(_) => 3,
+            Rejected::Client(_) => 4,
+            Rejected::TlsToPlain => 5,
+            Rejected::Http1ToGrpc => 6,
+            Rejected::Crowded => 7,
+        }
+    }
+}
+
+/// Why a connection is not waited for any more.
+enum Given {
+    /// Its worker closes, and it has no request.
+    Closing,
+    /// Newer ones need its place.
+    Crowded,
 }
 
 /// A connection's transport.
@@ -89,7 +122,13 @@ pub(crate) async fn handle<H: Handler>(
     if worker.closing.is_raised() {
         return Ok(());
     }
-    let Accepted { socket, listener } = accepted;
+    let Accepted {
+        socket,
+        listener,
+        place,
+    } = accepted;
+    // Held until the connection ends.
+    let _place = place;
     match socket {
         AcceptedSocket::Tcp(socket, address) => {
             let peer = Peer {
@@ -114,19 +153,22 @@ async fn begin<H: Handler, S: Transport>(
     stream: S,
     peer: Peer,
 ) -> Result<(), Rejected> {
+    let half_open = worker.half_open.enter(listener.id);
     let Some(tls) = &listener.tls else {
-        return run(worker, &listener, stream, peer).await;
+        return run(worker, &listener, stream, peer, half_open).await;
     };
     let limit = worker.config.handshake_timeout;
     let handshake = timeout(limit, tls.acceptor().accept(stream));
-    let Some(shaken) = unless_closing(&worker.closing, handshake).await else {
-        return Ok(());
+    let shaken = match unless_given_up(&worker.closing, &half_open, handshake).await {
+        Ok(shaken) => shaken,
+        Err(Given::Closing) => return Ok(()),
+        Err(Given::Crowded) => return Err(Rejected::Crowded),
     };
     let stream = shaken
         .map_err(|_| Rejected::SlowHandshake(limit.as_secs()))?
         .map_err(Rejected::Handshake)?;
     let tls = Some(tls.check_client(stream.get_ref().1.peer_certificates())?);
-    run(worker, &listener, stream, Peer { tls, ..peer }).await
+    run(worker, &listener, stream, Peer { tls, ..peer }, half_open).await
 }
 
 async fn run<H: Handler, S: Transport>(
@@ -134,38 +176,41 @@ async fn run<H: Handler, S: Transport>(
     listener: &ListenerShared,
     mut stream: S,
     peer: Peer,
+    half_open: HalfOpen,
 ) -> Result<(), Rejected> {
     let limit = worker.config.first_bytes_timeout;
     let detected = timeout(limit, detect(&mut stream, peer.tls.is_some()));
-    let Some(detected) = unless_closing(&worker.closing, detected).await else {
-        return Ok(());
+    let detected = match unless_given_up(&worker.closing, &half_open, detected).await {
+        Ok(detected) => detected,
+        Err(Given::Closing) => return Ok(()),
+        Err(Given::Crowded) => return Err(Rejected::Crowded),
     };
+    drop(half_open);
     let (lead, protocol) = detected.map_err(|_| Rejected::Silent(limit.as_secs()))??;
+    let memory = worker.memory.connection(&worker.config, &peer.address);
     let connection = Rc::new(Connection {
         peer: Rc::new(peer),
         serves: listener.serves,
-        open_calls: Cell::new(0),
-        partial_budget: Budget::new(worker.config.max_partial_bytes),
-        unread: Unread::new(
-            &worker.unread,
-            worker.config.max_unread_bytes,
-            worker.config.max_worker_unread_bytes,
-        ),
+        memory: Rc::clone(&memory),
         worker: Rc::clone(&worker),
     });
-    let min_time = worker.config.keepalive_min_time;
-    let judged = matches!(protocol, Protocol::Http2) && !min_time.is_zero();
-    let io = Io::new(stream, lead, judged.then(|| PingPolicy::new(min_time)));
+    let policy = || PingPolicy::new(worker.config.keepalive_min_time);
+    let pings = matches!(protocol, Protocol::Http2).then(policy);
+    let io = Io::new(stream, lead, pings, Rc::clone(&memory.written_bytes));
     let service = service_fn(|request| serve(&connection, request));
+    let driver = Driver {
+        closing: &worker.closing,
+        memory: &memory,
+        peer: &connection.peer,
+        io: &io,
+        unread_timeout: None,
+    };
     match protocol {
         Protocol::Nothing => {}
         Protocol::Http2 => {
             let served =
                 http2_builder(&worker.config).serve_connection(TokioIo::new(io.clone()), service);
-            drive(&worker.closing, &io, served, |conn| {
-                conn.graceful_shutdown()
-            })
-            .await;
+            driver.drive(served, |conn| conn.graceful_shutdown()).await;
         }
         Protocol::Http1 if !listener.serves.http => return Err(Rejected::Http1ToGrpc),
         Protocol::Http1 => {
@@ -174,88 +219,149 @@ async fn run<H: Handler, S: Transport>(
                 .header_read_timeout(limit)
                 .max_buf_size(64 * 1024)
                 .serve_connection(TokioIo::new(io.clone()), service);
-            drive(&worker.closing, &io, served, |conn| {
-                conn.graceful_shutdown()
-            })
-            .await;
+            let driver = Driver {
+                unread_timeout: Some(worker.config.unread_timeout),
+                ..driver
+            };
+            driver.drive(served, |conn| conn.graceful_shutdown()).await;
         }
     }
     Ok(())
 }
 
-/// `None` if the worker closes first: a connection without a request need not be waited for.
-async fn unless_closing<T>(closing: &Flag, future: impl Future<Output = T>) -> Option<T> {
+/// Waits for a connection's first request, unless there is a reason to give it up.
+async fn unless_given_up<T>(
+    closing: &Flag,
+    half_open: &HalfOpen,
+    future: impl Future<Output = T>,
+) -> Result<T, Given> {
     tokio::select! {
         biased;
-        value = future => Some(value),
-        () = closing.wait() => None,
+        value = future => Ok(value),
+        () = closing.wait() => Err(Given::Closing),
+        () = half_open.given_up() => Err(Given::Crowded),
     }
 }
 
 fn http2_builder(config: &Config) -> http2::Builder<LocalExecutor> {
     let mut builder = http2::Builder::new(LocalExecutor);
+    let (interval, timeout) = config.keepalive();
     builder
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .adaptive_window(false)
         .initial_stream_window_size(config.stream_window_bytes)
         .initial_connection_window_size(config.connection_window_bytes)
-        .max_concurrent_streams(config.max_concurrent_streams.min(max_streams(config)))
+        .max_concurrent_streams(config.announced_streams())
         .max_send_buf_size(config.max_send_buffer_bytes)
         .max_header_list_size(config.max_header_bytes)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS)
-        .keep_alive_timeout(config.keepalive_timeout);
-    if !config.keepalive_interval.is_zero() {
-        builder.keep_alive_interval(config.keepalive_interval);
-    }
+        .keep_alive_interval(interval)
+        .keep_alive_timeout(timeout);
     builder
 }
 
-/// A call ends with its answer, a stream when the client has read it or gone: of answers too
-/// small to be counted as unread this bounds the number. Twice the calls, so that the limit on
-/// those refuses first, with a reason.
-fn max_streams(config: &Config) -> u32 {
-    let twice = config.max_calls_per_connection.saturating_mul(2);
-    u32::try_from(twice).unwrap_or(u32::MAX)
+/// What it takes to run a connection.
+struct Driver<'a, S> {
+    closing: &'a Flag,
+    memory: &'a ConnMemory,
+    peer: &'a Rc<Peer>,
+    io: &'a Io<S>,
+    /// How long the client may read nothing of what waits for it, if that is limited.
+    unread_timeout: Option<Duration>,
 }
 
-/// Runs a connection; once the worker closes, asks it to finish what is under way.
-async fn drive<C, S: Transport>(closing: &Flag, io: &Io<S>, conn: C, shut: impl Fn(Pin<&mut C>))
-where
-    C: Future<Output = hyper::Result<()>>,
-{
-    let mut conn = pin!(conn);
-    let mut registration = Registration {
-        set: &closing.waiting,
-        key: None,
-    };
-    let mut told = false;
-    let ended = std::future::poll_fn(|cx| {
-        io.begin_turn();
-        if !told && closing.is_raised() {
-            told = true;
-            shut(conn.as_mut());
+impl<S: Transport> Driver<'_, S> {
+    /// Runs a connection; once the worker closes, asks it to finish what is under way.
+    async fn drive<C>(self, conn: C, shut: impl Fn(Pin<&mut C>))
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
+        let mut conn = pin!(conn);
+        let mut closing = Registration::new(&self.closing.waiting);
+        let mut end = Registration::new(&self.memory.end.waiting);
+        let mut told = false;
+        let mut stalled = None;
+        let ended = std::future::poll_fn(|cx| {
+            self.io.begin_turn();
+            if !told && self.closing.is_raised() {
+                told = true;
+                shut(conn.as_mut());
+            }
+            closing.register(cx);
+            end.register(cx);
+            let ended = match self.memory.end.is_raised() {
+                true => Poll::Ready(Err("its memory is needed".to_owned())),
+                false => conn.as_mut().poll(cx).map_err(|error| error.to_string()),
+            };
+            let drained = self.io.poll_drain(cx);
+            let ended = match drained {
+                Poll::Ready(Err(error)) if ended.is_pending() => {
+                    Poll::Ready(Err(error.to_string()))
+                }
+                Poll::Pending if ended.is_pending() => self.poll_stalled(&mut stalled, cx),
+                Poll::Pending | Poll::Ready(_) => {
+                    stalled = None;
+                    ended
+                }
+            };
+            turn::ended(|| turn::Who::connection("connection", self.peer));
+            ended
+        });
+        if let Err(error) = ended.await {
+            // Clients come and go; their broken connections are no event.
+            tracing::debug!(%error, "connection ended");
         }
-        if registration.key.is_none() {
-            // A task's waker stays the same: once is enough.
-            registration.set.register(&mut registration.key, cx.waker());
-        }
-        let ended = conn.as_mut().poll(cx).map_err(|error| error.to_string());
-        match io.poll_drain(cx) {
-            Poll::Ready(Err(error)) if ended.is_pending() => Poll::Ready(Err(error.to_string())),
-            _ => ended,
-        }
-    });
-    if let Err(error) = ended.await {
-        // Clients come and go; their broken connections are no event.
-        tracing::debug!(%error, "connection ended");
     }
+
+    /// The end of a connection whose socket has taken nothing for too long.
+    fn poll_stalled(
+        &self,
+        stalled: &mut Option<Stalled>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), String>> {
+        let Some(limit) = self.unread_timeout else {
+            return Poll::Pending;
+        };
+        let written_bytes = self.memory.written_bytes.get();
+        let stalled = match stalled {
+            Some(stalled) if stalled.written_bytes == written_bytes => stalled,
+            _ => stalled.insert(Stalled {
+                written_bytes,
+                timer: Box::pin(sleep(limit)),
+            }),
+        };
+        let timer = stalled.timer.as_mut();
+        timer
+            .poll(cx)
+            .map(|()| Err("the client does not read".to_owned()))
+    }
+}
+
+/// A socket that takes nothing.
+struct Stalled {
+    /// What it had taken before.
+    written_bytes: u64,
+    timer: Pin<Box<Sleep>>,
 }
 
 struct Registration<'a> {
     set: &'a WakerSet,
     key: Option<usize>,
+}
+
+impl<'a> Registration<'a> {
+    fn new(set: &'a WakerSet) -> Self {
+        Registration { set, key: None }
+    }
+
+    /// A task's waker stays the same: once is enough.
+    fn register(&mut self, cx: &Context<'_>) {
+        if self.key.is_none() {
+            self.set.register(&mut self.key, cx.waker());
+        }
+    }
 }
 
 impl Drop for Registration<'_> {

@@ -138,6 +138,13 @@ impl Status {
         Status::new(Code::Canceled, "context canceled")
     }
 
+    /// How a unary call ends whose answer would be longer than [`MAX_MESSAGE_BYTES`]; the text is
+    /// Go's. It is final: clients do not repeat the call.
+    pub fn message_too_large(message_bytes: u64) -> Self {
+        let text = too_large_text(message_bytes);
+        Status::new(Code::ResourceExhausted, format!("grpc: {text}"))
+    }
+
     /// Adds `grpc-status` and `grpc-message` to trailers.
     pub(crate) fn write_to(&self, headers: &mut HeaderMap) {
         headers.insert("grpc-status", HeaderValue::from_static(self.code.digits()));
@@ -182,43 +189,101 @@ fn percent_encode(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Longest message that gRPC's clients and servers in Go send or take, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
+
 /// One encoded message with its gRPC prefix, ready to be sent.
 ///
 /// A clone shares the bytes: encode a watch event once, send it to many streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame(Bytes);
+pub struct Frame(Content);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Content {
+    /// Prefix and message.
+    Encoded(Bytes),
+    /// Longer than [`MAX_MESSAGE_BYTES`]: only its length is kept. The call that sends it ends
+    /// with [`Status::message_too_large`].
+    TooLarge { message_bytes: u64 },
+}
 
 impl Frame {
     /// Encodes a message behind its prefix, in one allocation.
     ///
     /// `message_len` is the message's encoded length in bytes, an estimate is enough: the prefix
-    /// takes what `write` wrote.
+    /// takes what `write` wrote. Above [`MAX_MESSAGE_BYTES`] nothing is written: who sends the
+    /// frame is told so.
     pub fn encode(message_len: usize, write: impl FnOnce(&mut BytesMut)) -> Frame {
+        let too_large = |len: usize| {
+            Frame(Content::TooLarge {
+                message_bytes: u64::try_from(len).unwrap_or(u64::MAX),
+            })
+        };
+        if message_len > MAX_MESSAGE_BYTES {
+            return too_large(message_len);
+        }
         let mut buf = BytesMut::with_capacity(PREFIX_BYTES + message_len);
         buf.put_bytes(0, PREFIX_BYTES);
         write(&mut buf);
-        let written = u32::try_from(buf.len() - PREFIX_BYTES).unwrap_or(u32::MAX);
-        buf[1..PREFIX_BYTES].copy_from_slice(&written.to_be_bytes());
-        Frame(buf.freeze())
+        let len = buf.len() - PREFIX_BYTES;
+        match u32::try_from(len) {
+            Ok(written) if len <= MAX_MESSAGE_BYTES => {
+                buf[1..PREFIX_BYTES].copy_from_slice(&written.to_be_bytes());
+                Frame(Content::Encoded(buf.freeze()))
+            }
+            _ => too_large(len),
+        }
     }
 
-    /// Length in bytes, prefix included.
+    /// Length in bytes, prefix included; that of the prefix alone if the message is too large.
     #[expect(
         clippy::len_without_is_empty,
         reason = "a frame has at least its prefix"
     )]
     pub fn len(&self) -> usize {
-        self.0.len()
+        match &self.0 {
+            Content::Encoded(bytes) => bytes.len(),
+            Content::TooLarge { .. } => PREFIX_BYTES,
+        }
     }
 
-    /// The message without its prefix.
+    /// The message without its prefix; empty if it is too large.
     pub fn message(&self) -> &[u8] {
-        &self.0[PREFIX_BYTES..]
+        match &self.0 {
+            Content::Encoded(bytes) => &bytes[PREFIX_BYTES..],
+            Content::TooLarge { .. } => &[],
+        }
     }
 
-    pub(crate) fn into_bytes(self) -> Bytes {
-        self.0
+    /// What to send; or how a call ends whose message is too large.
+    pub(crate) fn into_bytes(self) -> Result<Bytes, TooLarge> {
+        match self.0 {
+            Content::Encoded(bytes) => Ok(bytes),
+            Content::TooLarge { message_bytes } => Err(TooLarge { message_bytes }),
+        }
     }
+}
+
+/// A message that no client would take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooLarge {
+    message_bytes: u64,
+}
+
+impl TooLarge {
+    /// How a unary call ends.
+    pub(crate) fn of_unary(self) -> Status {
+        Status::message_too_large(self.message_bytes)
+    }
+
+    /// How a stream ends; Go's text differs.
+    pub(crate) fn of_stream(self) -> Status {
+        Status::new(Code::ResourceExhausted, too_large_text(self.message_bytes))
+    }
+}
+
+fn too_large_text(message_bytes: u64) -> String {
+    format!("trying to send message larger than max ({message_bytes} vs. {MAX_MESSAGE_BYTES})")
 }
 
 /// Whether a content-type names gRPC (`application/grpc`, optionally with `+codec` or `;params`).
@@ -277,7 +342,27 @@ mod tests {
     use super::*;
 
     fn frame(payload: &[u8]) -> Bytes {
-        Frame::encode(payload.len(), |buf| buf.put_slice(payload)).into_bytes()
+        let frame = Frame::encode(payload.len(), |buf| buf.put_slice(payload));
+        frame.into_bytes().unwrap()
+    }
+
+    #[test]
+    fn what_is_too_long_is_never_built() {
+        let len = MAX_MESSAGE_BYTES + 1;
+        let frame = Frame::encode(len, |_| panic!("built"));
+        assert_eq!((frame.len(), frame.message()), (PREFIX_BYTES, &b""[..]));
+        let status = frame.into_bytes().unwrap_err().of_unary();
+        assert_eq!(status.code, Code::ResourceExhausted);
+        assert_eq!(
+            status.message,
+            "grpc: trying to send message larger than max (2147483648 vs. 2147483647)"
+        );
+        // A length that no 32 bits hold.
+        let frame = Frame::encode(5 << 32, |_| panic!("built"));
+        assert_eq!(
+            frame.into_bytes().unwrap_err().of_stream().message,
+            "trying to send message larger than max (21474836480 vs. 2147483647)"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -10,8 +11,8 @@ use tokio::time::Instant;
 
 use crate::grpc::{Code, Frame, Status};
 use crate::local::{Closing, Flag};
+use crate::memory::Unread;
 use crate::stream::{Inbound, Outbound};
-use crate::unread::Unread;
 
 /// A boxed future that stays on its thread.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -44,11 +45,16 @@ pub struct Method {
 /// what workers share, it holds in an `Arc`. All methods run on that thread and must not block it:
 /// every connection of the worker waits meanwhile.
 pub trait Handler: 'static {
+    /// The request headers that the handler looks at. A call that has to wait keeps only these;
+    /// others may be gone when the handler gets it.
+    const HEADERS: &'static [&'static str] = &[];
+
     /// Answers a unary call.
     ///
     /// `message` is complete but not decoded, and usually a slice of a receive buffer that it keeps
     /// in memory: copy what is kept for long. A [`Reply::Later`] is dropped when its client goes
-    /// away or its deadline passes.
+    /// away, and not before: a deadline that passes does not end it, since what it asked for may
+    /// have been done.
     fn unary(self: &Rc<Self>, call: Call, message: Bytes) -> Reply;
 
     /// Serves a streaming call until it returns; its result ends the stream.
@@ -64,6 +70,12 @@ pub trait Handler: 'static {
 
     /// Answers an HTTP/1.1 or HTTP/2 request that is not gRPC.
     fn http(self: &Rc<Self>, request: HttpRequest) -> LocalFuture<http::Response<Bytes>>;
+
+    /// Called after each turn of a task on the worker that took a tick of a coarse clock (some
+    /// milliseconds) or more, for metrics: while one task has its turn, all others wait.
+    fn turn_took(&self, took: Duration) {
+        let _ = took;
+    }
 
     /// Called at each [`Event`] of a call, for metrics. Must be cheap.
     fn observe(&self, method: &'static Method, event: Event) {
@@ -123,13 +135,28 @@ pub struct Call {
     pub peer: Rc<Peer>,
     /// When the call's headers were handled.
     pub started: Instant,
-    /// When the caller stops waiting, from `grpc-timeout`. The transport enforces it.
+    /// When the caller stops waiting, from `grpc-timeout`. The transport ends streams by it, and
+    /// unary calls that no handler has.
     pub deadline: Option<Instant>,
     pub(crate) closing: Rc<Flag>,
     pub(crate) unread: Unread,
 }
 
 impl Call {
+    /// Makes a call that lives for long small: its headers keep their receive buffer, and a client
+    /// may send thousands. Only those with these names stay.
+    pub(crate) fn settle(&mut self, names: &[&'static str]) {
+        let mut kept = HeaderMap::new();
+        for name in names {
+            for value in self.headers.get_all(*name) {
+                if let Ok(value) = http::HeaderValue::from_bytes(value.as_bytes()) {
+                    kept.append(*name, value);
+                }
+            }
+        }
+        self.headers = kept;
+    }
+
     /// What the caller's connection has not read yet.
     pub fn unread(&self) -> Unread {
         self.unread.clone()

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::pings::{PingPolicy, TOO_MANY_PINGS};
+use crate::pings::{Misuse, PingPolicy, TOO_MANY_PINGS};
 
 /// Bytes that wait for the socket at most; above it a writer has to wait.
 const PENDING_BYTES_MAX: usize = 64 * 1024;
@@ -23,6 +23,10 @@ const PENDING_BYTES_MAX: usize = 64 * 1024;
 /// turn: some tenths of a millisecond. A client that reads a long answer as fast as it comes
 /// would keep the worker for milliseconds.
 const TURN_BYTES_MAX: usize = 256 * 1024;
+
+/// Bytes that a connection reads before its worker's other connections get their turn: of
+/// requests of 20 bytes, some thousands.
+const TURN_READ_BYTES_MAX: usize = 128 * 1024;
 
 thread_local! {
     /// An empty buffer to reuse. A connection that keeps up holds it for one turn only, so one is
@@ -44,6 +48,10 @@ struct Inner<S> {
     written: usize,
     /// What the socket has taken in this turn of the connection's task.
     turn_bytes: usize,
+    /// What was read from it in this turn.
+    turn_read_bytes: usize,
+    /// What it has taken so far.
+    written_bytes: Rc<Cell<u64>>,
     /// Whether the stream may hold bytes that the socket has not taken, as TLS does.
     unflushed: bool,
 }
@@ -56,7 +64,13 @@ impl<S> Clone for Io<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
     /// `lead` was read already and is read again first; `pings` judges what comes after it.
-    pub(crate) fn new(stream: S, lead: Vec<u8>, pings: Option<PingPolicy>) -> Self {
+    /// `written_bytes` tells what the socket has taken.
+    pub(crate) fn new(
+        stream: S,
+        lead: Vec<u8>,
+        pings: Option<PingPolicy>,
+        written_bytes: Rc<Cell<u64>>,
+    ) -> Self {
         Io(Rc::new(RefCell::new(Inner {
             stream,
             lead,
@@ -65,13 +79,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
             pending: Vec::new(),
             written: 0,
             turn_bytes: 0,
+            turn_read_bytes: 0,
+            written_bytes,
             unflushed: false,
         })))
     }
 
     /// Tells that the connection's task has its turn.
     pub(crate) fn begin_turn(&self) {
-        self.0.borrow_mut().turn_bytes = 0;
+        let mut inner = self.0.borrow_mut();
+        (inner.turn_bytes, inner.turn_read_bytes) = (0, 0);
     }
 
     /// Hands everything that was written to the socket. If it is not ready for all, the task is
@@ -94,6 +111,8 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
             }
             self.written += taken;
             self.turn_bytes += taken;
+            let written = self.written_bytes.get();
+            self.written_bytes.set(written + taken as u64);
         }
         if !self.pending.is_empty() {
             self.written = 0;
@@ -137,7 +156,7 @@ impl<S: AsyncWrite + Unpin> Inner<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Io<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -151,16 +170,27 @@ impl<S: AsyncRead + Unpin> AsyncRead for Io<S> {
             inner.lead_read += part.len();
             return Poll::Ready(Ok(()));
         }
+        if inner.pending.len() >= PENDING_BYTES_MAX {
+            // Who does not read is not read from: each request brings an answer that would wait
+            // behind this.
+            ready!(inner.poll_drain(cx))?;
+        }
+        if inner.turn_read_bytes >= TURN_READ_BYTES_MAX {
+            let later = pin!(tokio::task::yield_now());
+            ready!(later.poll(cx));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut inner.stream).poll_read(cx, buf))?;
+        let read = &buf.filled()[before..];
+        inner.turn_read_bytes += read.len();
         if let Some(pings) = &mut inner.pings
-            && pings.on_received(&buf.filled()[before..], Instant::now)
+            && let Err(misuse) = pings.on_received(read, Instant::now)
         {
-            if pings.may_send() {
+            if misuse == Misuse::Pings && pings.may_send() {
                 // The error ends hyper's part; the task still drains this.
                 inner.pending.extend_from_slice(TOO_MANY_PINGS);
             }
-            return Poll::Ready(Err(io::Error::other("the client pings too often")));
+            return Poll::Ready(Err(io::Error::other(misuse)));
         }
         Poll::Ready(Ok(()))
     }
@@ -205,9 +235,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
 mod tests {
     use super::*;
 
-    /// A stream that takes bytes at once, and hands them on at a flush, as TLS does.
+    /// A stream that takes bytes at once, and hands them on at a flush, as TLS does; it gives
+    /// zeros without end.
     #[derive(Default)]
     struct Taker {
+        given: usize,
+        /// Takes nothing.
+        stuck: bool,
         kept: usize,
         sent: usize,
         /// Flushes that find the socket full.
@@ -218,9 +252,12 @@ mod tests {
         fn poll_read(
             self: Pin<&mut Self>,
             _cx: &mut Context<'_>,
-            _buf: &mut ReadBuf<'_>,
+            buf: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            Poll::Pending
+            let room = buf.remaining();
+            buf.put_slice(&vec![0; room]);
+            self.get_mut().given += room;
+            Poll::Ready(Ok(()))
         }
     }
 
@@ -230,6 +267,9 @@ mod tests {
             _cx: &mut Context<'_>,
             buf: &[u8],
         ) -> Poll<io::Result<usize>> {
+            if self.stuck {
+                return Poll::Pending;
+            }
             self.kept += buf.len();
             Poll::Ready(Ok(buf.len()))
         }
@@ -255,7 +295,7 @@ mod tests {
             full: 1,
             ..Taker::default()
         };
-        let io = Io::new(stream, Vec::new(), None);
+        let io = Io::new(stream, Vec::new(), None, Rc::default());
         let mut hyper = io.clone();
         std::future::poll_fn(|cx| Pin::new(&mut hyper).poll_write(cx, b"the end"))
             .await
@@ -266,7 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_long_answer_takes_turns() {
-        let io = Io::new(Taker::default(), Vec::new(), None);
+        let io = Io::new(Taker::default(), Vec::new(), None, Rc::default());
         let (mut hyper, mut left, mut turns) = (io.clone(), 100 * PENDING_BYTES_MAX, 0);
         let bytes = vec![7; PENDING_BYTES_MAX];
         std::future::poll_fn(|cx| {
@@ -286,5 +326,49 @@ mod tests {
         .await;
         assert_eq!(io.0.borrow().stream.sent, 100 * PENDING_BYTES_MAX);
         assert_eq!(turns, 100 * PENDING_BYTES_MAX / TURN_BYTES_MAX);
+    }
+
+    fn read(io: &mut Io<Taker>, cx: &mut Context<'_>) -> bool {
+        let mut space = [0; 8192];
+        let mut buf = ReadBuf::new(&mut space);
+        Pin::new(io).poll_read(cx, &mut buf).is_ready()
+    }
+
+    #[tokio::test]
+    async fn a_connection_reads_so_much_a_turn() {
+        let io = Io::new(Taker::default(), Vec::new(), None, Rc::default());
+        let mut hyper = io.clone();
+        for turn in 1..=3 {
+            std::future::poll_fn(|cx| {
+                io.begin_turn();
+                while read(&mut hyper, cx) {}
+                Poll::Ready(())
+            })
+            .await;
+            assert_eq!(io.0.borrow().stream.given, turn * TURN_READ_BYTES_MAX);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_not_read_from() {
+        let stream = Taker {
+            stuck: true,
+            ..Taker::default()
+        };
+        let written = Rc::<Cell<u64>>::default();
+        let io = Io::new(stream, Vec::new(), None, Rc::clone(&written));
+        let mut hyper = io.clone();
+        let bytes = vec![7; PENDING_BYTES_MAX];
+        std::future::poll_fn(|cx| {
+            io.begin_turn();
+            assert!(read(&mut hyper, cx));
+            assert!(Pin::new(&mut hyper).poll_write(cx, &bytes).is_ready());
+            assert!(!read(&mut hyper, cx));
+            io.0.borrow_mut().stream.stuck = false;
+            assert!(read(&mut hyper, cx));
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(written.get(), PENDING_BYTES_MAX as u64);
     }
 }

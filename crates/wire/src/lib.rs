@@ -14,35 +14,40 @@
 mod config;
 mod conn;
 mod error;
+mod files;
 mod grpc;
+mod half_open;
 mod handler;
 mod io;
 mod listener;
 mod local;
 pub mod mailbox;
+mod memory;
 mod message;
 mod pings;
 mod server;
 mod service;
+mod shed;
 mod stream;
 mod tls;
+mod turn;
 mod unary;
-mod unread;
 mod worker;
 
 pub use config::Config;
 pub use error::Error;
-pub use grpc::{Code, Frame, Status};
+pub use grpc::{Code, Frame, MAX_MESSAGE_BYTES, Status};
 pub use handler::{
     Call, Event, Handler, HttpRequest, Kind, LocalFuture, Method, Peer, PeerTls, Reply,
 };
 pub use listener::{Address, BoundListener, ListenerConfig, Serves, bind};
 pub use local::Closing;
 pub use mailbox::{Mailboxes, Pending, SlotId, Slots};
+pub use memory::{Claim, Room, Unread};
 pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
 pub use tls::{TlsConfig, TlsVersion};
-pub use unread::{Room, Unread};
+pub use turn::timed;
 pub use worker::current_worker;
 
 /// The number of a worker, from 0.

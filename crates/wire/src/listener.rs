@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -41,6 +42,42 @@ impl Serves {
         grpc: true,
         http: true,
     };
+}
+
+/// Names a listener of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ListenerId(pub(crate) usize);
+
+/// Places for the connections of one listener, or of several.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    open: AtomicUsize,
+    pub(crate) limit: usize,
+}
+
+impl Pool {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        let open = AtomicUsize::new(0);
+        Arc::new(Pool { open, limit })
+    }
+
+    /// A place, if one is free. One thread asks.
+    pub(crate) fn take(self: &Arc<Self>) -> Option<PoolPlace> {
+        (self.open.load(Ordering::Relaxed) < self.limit).then(|| {
+            self.open.fetch_add(1, Ordering::Relaxed);
+            PoolPlace(Arc::clone(self))
+        })
+    }
+}
+
+/// A connection's place in its [`Pool`].
+#[derive(Debug)]
+pub(crate) struct PoolPlace(Arc<Pool>);
+
+impl Drop for PoolPlace {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One listener.

@@ -21,13 +21,14 @@ impl WakerSet {
         }
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.free.borrow().len() == self.entries.borrow().len()
+    }
+
     /// A future that is ready once `check` gives a value; `check` runs at each wake-up.
-    pub(crate) fn wait<T, F: FnMut() -> Option<T> + Unpin>(&self, check: F) -> Wait<'_, F> {
-        Wait {
-            set: self,
-            check,
-            key: None,
-        }
+    pub(crate) fn wait<T, F: FnMut() -> Option<T> + Unpin>(&self, check: F) -> Wait<'_, F, 1> {
+        wait_in([self], check)
     }
 
     pub(crate) fn register(&self, key: &mut Option<usize>, waker: &Waker) {
@@ -50,14 +51,27 @@ impl WakerSet {
     }
 }
 
-/// See [`WakerSet::wait`].
-pub(crate) struct Wait<'a, F> {
-    set: &'a WakerSet,
-    check: F,
-    key: Option<usize>,
+/// A future that is ready once `check` gives a value; `check` runs at each wake-up of any of the
+/// sets.
+pub(crate) fn wait_in<T, F, const N: usize>(sets: [&WakerSet; N], check: F) -> Wait<'_, F, N>
+where
+    F: FnMut() -> Option<T> + Unpin,
+{
+    Wait {
+        sets,
+        check,
+        keys: [None; N],
+    }
 }
 
-impl<T, F: FnMut() -> Option<T> + Unpin> Future for Wait<'_, F> {
+/// See [`wait_in`].
+pub(crate) struct Wait<'a, F, const N: usize> {
+    sets: [&'a WakerSet; N],
+    check: F,
+    keys: [Option<usize>; N],
+}
+
+impl<T, F: FnMut() -> Option<T> + Unpin, const N: usize> Future for Wait<'_, F, N> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
@@ -65,15 +79,19 @@ impl<T, F: FnMut() -> Option<T> + Unpin> Future for Wait<'_, F> {
         if let Some(value) = (this.check)() {
             return Poll::Ready(value);
         }
-        this.set.register(&mut this.key, cx.waker());
+        for (set, key) in this.sets.iter().zip(&mut this.keys) {
+            set.register(key, cx.waker());
+        }
         Poll::Pending
     }
 }
 
-impl<F> Drop for Wait<'_, F> {
+impl<F, const N: usize> Drop for Wait<'_, F, N> {
     fn drop(&mut self) {
-        if let Some(key) = self.key {
-            self.set.remove(key);
+        for (set, key) in self.sets.iter().zip(self.keys) {
+            if let Some(key) = key {
+                set.remove(key);
+            }
         }
     }
 }

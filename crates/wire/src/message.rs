@@ -1,11 +1,10 @@
 //! Request messages: cut from a body's chunks, decompressed, within limits.
 
-use std::cell::Cell;
 use std::io::Read as _;
-use std::rc::Rc;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
+use ledger::{Charge, Local};
 
 use crate::grpc::{Code, PREFIX_BYTES, Status};
 
@@ -35,15 +34,19 @@ impl Encoding {
     }
 }
 
+/// Messages up to this are copied out of their receive buffer, of some 8 to 32 KiB.
+const COPIED_BYTES: usize = 4096;
+
 /// Cuts a request body's chunks into messages.
 ///
-/// A message that lies within one chunk is a slice of it; one that spans chunks is copied once.
+/// A large message that lies within one chunk is a slice of it; others are copied once.
 /// Memory follows what was received, never what a prefix announces.
 #[derive(Debug)]
 pub(crate) struct Assembler {
     encoding: Encoding,
     max_message_bytes: usize,
-    budget: Rc<Budget>,
+    /// Of `partial`.
+    charge: Charge,
     chunk: Bytes,
     /// Bytes of a message or prefix whose rest has not arrived.
     partial: BytesMut,
@@ -52,12 +55,12 @@ pub(crate) struct Assembler {
 }
 
 impl Assembler {
-    pub(crate) fn new(encoding: Encoding, max_message_bytes: usize, budget: Rc<Budget>) -> Self {
+    pub(crate) fn new(encoding: Encoding, max_message_bytes: usize, requests: &Local) -> Self {
         let (chunk, partial) = (Bytes::new(), BytesMut::new());
         Assembler {
             encoding,
             max_message_bytes,
-            budget,
+            charge: requests.charge(0),
             chunk,
             partial,
             prefix: None,
@@ -102,6 +105,8 @@ impl Assembler {
         };
         self.prefix = None;
         match (flag, self.encoding) {
+            // A slice keeps its whole receive buffer, and what is small may be kept for long.
+            (0, _) if payload.len() <= COPIED_BYTES => Ok(Some(Bytes::copy_from_slice(&payload))),
             (0, _) => Ok(Some(payload)),
             (1, Encoding::Gzip) => self.gunzip(&payload).map(Some),
             (1, Encoding::Identity) => Err(Status::new(
@@ -122,12 +127,12 @@ impl Assembler {
         }
         let missing = len - self.partial.len();
         let take = missing.min(self.chunk.len());
-        self.budget.take(take)?;
+        self.charge.grow(take).map_err(|_| too_many_wait())?;
         self.partial.extend_from_slice(&self.chunk.split_to(take));
         if take < missing {
             return Ok(None);
         }
-        self.budget.give(len);
+        self.charge.shrink(len);
         Ok(Some(std::mem::take(&mut self.partial).freeze()))
     }
 
@@ -153,115 +158,85 @@ impl Assembler {
     }
 }
 
-impl Drop for Assembler {
-    fn drop(&mut self) {
-        self.budget.give(self.partial.len());
-    }
-}
-
 /// A complete message that waits until its call may go on.
 #[derive(Debug)]
 pub(crate) struct Parked {
     message: Bytes,
-    budget: Rc<Budget>,
+    _charge: Charge,
 }
 
 impl Parked {
-    /// Sets a message aside, within the budget.
-    pub(crate) fn new(message: Bytes, budget: &Rc<Budget>) -> Result<Self, Status> {
-        budget.take(message.len())?;
-        let budget = Rc::clone(budget);
-        Ok(Parked { message, budget })
+    /// Sets a message aside, if there is room.
+    pub(crate) fn new(message: Bytes, requests: &Local) -> Result<Self, Status> {
+        let _charge = requests
+            .try_charge(message.len())
+            .map_err(|_| too_many_wait())?;
+        Ok(Parked { message, _charge })
     }
 
     /// The message.
-    pub(crate) fn message(&self) -> Bytes {
-        self.message.clone()
+    pub(crate) fn message(self) -> Bytes {
+        self.message
     }
 }
 
-impl Drop for Parked {
-    fn drop(&mut self) {
-        self.budget.give(self.message.len());
-    }
-}
-
-/// Bytes that one connection may hold in memory for messages that no handler has: those whose
-/// rest has not arrived, and those that are [`Parked`].
-#[derive(Debug)]
-pub(crate) struct Budget {
-    used: Cell<usize>,
-    limit: usize,
-}
-
-impl Budget {
-    pub(crate) fn new(limit: usize) -> Rc<Self> {
-        Rc::new(Budget {
-            used: Cell::new(0),
-            limit,
-        })
-    }
-
-    fn take(&self, bytes: usize) -> Result<(), Status> {
-        let used = self.used.get() + bytes;
-        if used > self.limit {
-            return Err(Status::new(
-                Code::ResourceExhausted,
-                "too many requests wait on this connection: complete them, and read their answers",
-            ));
-        }
-        self.used.set(used);
-        Ok(())
-    }
-
-    fn give(&self, bytes: usize) {
-        self.used.set(self.used.get() - bytes);
-    }
+/// How a call ends for whose request there is no room. No handler has it.
+pub(crate) fn too_many_wait() -> Status {
+    Status::new(
+        Code::ResourceExhausted,
+        "too many requests wait: complete them, and read their answers",
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::BufMut as _;
+    use ledger::{Account, Ledger, Limits};
 
     use super::*;
     use crate::grpc::Frame;
 
+    fn requests(limit_bytes: usize) -> Local {
+        let limits = Limits::none().with(Account::Requests, limit_bytes);
+        Ledger::new(limits).worker(1).account(Account::Requests)
+    }
+
     fn test_assembler(encoding: Encoding, max_message_bytes: usize) -> Assembler {
-        Assembler::new(encoding, max_message_bytes, Budget::new(1000))
+        Assembler::new(encoding, max_message_bytes, &requests(100_000))
     }
 
     #[test]
-    fn incomplete_messages_share_a_budget() {
-        let budget = Budget::new(10);
+    fn incomplete_messages_share_an_account() {
+        let requests = requests(10);
         let part = Bytes::from_static(b"\0\0\0\0\x10 1234");
-        let mut first = Assembler::new(Encoding::Identity, 100, Rc::clone(&budget));
+        let mut first = Assembler::new(Encoding::Identity, 100, &requests);
         first.push(part.clone());
         assert_eq!(first.next(), Ok(None));
-        assert_eq!(budget.used.get(), 5);
-        let mut second = Assembler::new(Encoding::Identity, 100, Rc::clone(&budget));
+        assert_eq!(requests.held_bytes(), 5);
+        let mut second = Assembler::new(Encoding::Identity, 100, &requests);
         second.push(part.clone());
         assert_eq!(second.next(), Ok(None));
-        let mut third = Assembler::new(Encoding::Identity, 100, Rc::clone(&budget));
+        let mut third = Assembler::new(Encoding::Identity, 100, &requests);
         third.push(part);
         assert_eq!(third.next().unwrap_err().code, Code::ResourceExhausted);
         drop((first, second, third));
-        assert_eq!(budget.used.get(), 0);
+        assert_eq!(requests.held_bytes(), 0);
     }
 
     #[test]
-    fn parked_messages_share_the_budget() {
-        let budget = Budget::new(10);
-        let park = |len| Parked::new(Bytes::from(vec![0; len]), &budget);
+    fn parked_messages_share_the_account() {
+        let requests = requests(10);
+        let park = |len| Parked::new(Bytes::from(vec![0; len]), &requests);
         let first = park(6).unwrap();
         assert_eq!(park(5).unwrap_err().code, Code::ResourceExhausted);
         assert_eq!(first.message().len(), 6);
-        drop(first);
         park(10).unwrap();
-        assert_eq!(budget.used.get(), 0);
+        assert_eq!(requests.held_bytes(), 0);
     }
 
     fn frame(payload: &[u8]) -> Bytes {
-        Frame::encode(payload.len(), |buf| buf.put_slice(payload)).into_bytes()
+        let frame = Frame::encode(payload.len(), |buf| buf.put_slice(payload));
+        frame.into_bytes().unwrap()
     }
 
     #[test]
@@ -288,12 +263,16 @@ mod tests {
     }
 
     #[test]
-    fn whole_message_is_not_copied() {
-        let chunk = frame(b"payload");
-        let start = chunk[PREFIX_BYTES..].as_ptr();
-        let mut assembler = test_assembler(Encoding::Identity, 100);
-        assembler.push(chunk);
-        assert_eq!(assembler.next().unwrap().unwrap().as_ptr(), start);
+    fn a_small_message_keeps_no_buffer_and_a_large_one_is_not_copied() {
+        for (len, copied) in [(7, true), (COPIED_BYTES, true), (COPIED_BYTES + 1, false)] {
+            let chunk = frame(&vec![b'm'; len]);
+            let start = chunk[PREFIX_BYTES..].as_ptr();
+            let mut assembler = test_assembler(Encoding::Identity, 10_000);
+            assembler.push(chunk);
+            let message = assembler.next().unwrap().unwrap();
+            assert_eq!(message, vec![b'm'; len]);
+            assert_eq!(message.as_ptr() != start, copied, "{len}");
+        }
     }
 
     #[test]

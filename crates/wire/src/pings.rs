@@ -10,6 +10,18 @@ use std::time::{Duration, Instant};
 /// Strikes that are forgiven.
 const STRIKES_MAX: u8 = 2;
 
+/// Acknowledgements that nobody asked for and that are forgiven. h2 logs a line for each.
+const STRAY_ACKS_MAX: i64 = 8;
+
+/// What a client did too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Misuse {
+    #[error("the client pings too often")]
+    Pings,
+    #[error("the client acknowledges pings that were not sent")]
+    StrayAcks,
+}
+
 /// GOAWAY on stream 0: last stream 2^31 - 1, ENHANCE_YOUR_CALM, and the text Go's clients look for.
 pub(crate) const TOO_MANY_PINGS: &[u8] =
     b"\x00\x00\x16\x07\x00\x00\x00\x00\x00\x7f\xff\xff\xff\x00\x00\x00\x0btoo_many_pings";
@@ -63,12 +75,15 @@ pub(crate) struct PingPolicy {
     sent: FrameWalk,
     last_ping: Option<Instant>,
     strikes: u8,
+    /// Pings of ours that the client has not acknowledged yet; below zero, acknowledgements that
+    /// nobody asked for.
+    unacknowledged: i64,
     /// Headers or data were sent since the last ping.
     answered: bool,
 }
 
 impl PingPolicy {
-    /// For a connection whose preface was read.
+    /// For a connection whose preface was read. Any pace will do if `min_time` is zero.
     pub(crate) fn new(min_time: Duration) -> Self {
         PingPolicy {
             min_time,
@@ -76,15 +91,18 @@ impl PingPolicy {
             sent: FrameWalk::default(),
             last_ping: None,
             strikes: 0,
+            unacknowledged: 0,
             answered: false,
         }
     }
 
     /// Takes note of what was sent.
     pub(crate) fn on_sent(&mut self, bytes: &[u8]) {
-        let answered = &mut self.answered;
-        self.sent
-            .walk(bytes, |kind, _| *answered |= matches!(kind, DATA | HEADERS));
+        let (answered, unacknowledged) = (&mut self.answered, &mut self.unacknowledged);
+        self.sent.walk(bytes, |kind, flags| {
+            *answered |= matches!(kind, DATA | HEADERS);
+            *unacknowledged += i64::from(kind == PING && flags & ACK == 0);
+        });
     }
 
     /// Whether another frame may be sent now, from outside hyper.
@@ -92,12 +110,21 @@ impl PingPolicy {
         self.sent.between_frames()
     }
 
-    /// Takes note of what was received; whether that was a ping too many.
-    pub(crate) fn on_received(&mut self, bytes: &[u8], now: impl Fn() -> Instant) -> bool {
-        let mut pings = 0;
+    /// Takes note of what was received; what of it was too much.
+    pub(crate) fn on_received(
+        &mut self,
+        bytes: &[u8],
+        now: impl Fn() -> Instant,
+    ) -> Result<(), Misuse> {
+        let (mut pings, mut acks) = (0, 0);
         self.received.walk(bytes, |kind, flags| {
             pings += u32::from(kind == PING && flags & ACK == 0);
+            acks += i64::from(kind == PING && flags & ACK != 0);
         });
+        self.unacknowledged -= acks;
+        if self.unacknowledged < -STRAY_ACKS_MAX {
+            return Err(Misuse::StrayAcks);
+        }
         for _ in 0..pings {
             let now = now();
             let last = self.last_ping.replace(now);
@@ -107,7 +134,10 @@ impl PingPolicy {
                 self.strikes = self.strikes.saturating_add(1);
             }
         }
-        self.strikes > STRIKES_MAX
+        match self.strikes > STRIKES_MAX {
+            true => Err(Misuse::Pings),
+            false => Ok(()),
+        }
     }
 }
 
@@ -151,15 +181,34 @@ mod tests {
         let begun = Instant::now();
         let mut policy = PingPolicy::new(Duration::from_secs(5));
         // Acknowledgements do not count; the first ping cannot be too early.
-        assert!(!policy.on_received(&PING_ACK.repeat(10), || begun));
-        assert!(!policy.on_received(&PING_FRAME.repeat(3), || begun));
+        assert_eq!(policy.on_received(&PING_ACK.repeat(8), || begun), Ok(()));
+        assert_eq!(policy.on_received(&PING_FRAME.repeat(3), || begun), Ok(()));
         policy.on_sent(PING_ACK);
         policy.on_sent(DATA_FRAME);
-        assert!(!policy.on_received(&PING_FRAME.repeat(3), || begun));
-        assert!(policy.on_received(PING_FRAME, || begun));
+        assert_eq!(policy.on_received(&PING_FRAME.repeat(3), || begun), Ok(()));
+        assert_eq!(policy.on_received(PING_FRAME, || begun), Err(Misuse::Pings));
         let mut slow = PingPolicy::new(Duration::from_secs(5));
         for beat in 0..20 {
-            assert!(!slow.on_received(PING_FRAME, || begun + Duration::from_secs(5 * beat)));
+            let now = || begun + Duration::from_secs(5 * beat);
+            assert_eq!(slow.on_received(PING_FRAME, now), Ok(()));
         }
+        let mut any_pace = PingPolicy::new(Duration::ZERO);
+        let many = PING_FRAME.repeat(100);
+        assert_eq!(any_pace.on_received(&many, || begun), Ok(()));
+    }
+
+    #[test]
+    fn acknowledgements_are_of_pings_that_were_sent() {
+        let begun = Instant::now();
+        let mut policy = PingPolicy::new(Duration::ZERO);
+        for _ in 0..100 {
+            policy.on_sent(PING_FRAME);
+            assert_eq!(policy.on_received(PING_ACK, || begun), Ok(()));
+        }
+        assert_eq!(policy.on_received(&PING_ACK.repeat(8), || begun), Ok(()));
+        assert_eq!(
+            policy.on_received(PING_ACK, || begun),
+            Err(Misuse::StrayAcks)
+        );
     }
 }

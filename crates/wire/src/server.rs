@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ledger::Account;
+use socket2::{SockRef, TcpKeepalive};
 use telemetry::Throttle;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
@@ -16,13 +18,21 @@ use crate::WorkerId;
 use crate::config::Config;
 use crate::conn::{Accepted, AcceptedSocket, ListenerShared};
 use crate::error::Error;
+use crate::files;
 use crate::handler::{Handler, Method};
-use crate::listener::{BoundListener, BoundSocket};
+use crate::listener::{BoundListener, BoundSocket, ListenerId, Pool};
+use crate::memory::CONNECTION_BYTES;
 use crate::service::Routes;
 use crate::worker::{self, Order, WorkerHandle};
 
 /// How long the acceptor rests when the system has no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// As etcd's listeners have it: a peer that is gone is found within minutes.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Connections of a listener that serves plain HTTP only: metrics, probes.
+const HTTP_CONNECTIONS: usize = 512;
+
 /// The same warning is logged this often at most.
 pub(crate) const LINE_EVERY: Duration = Duration::from_secs(1);
 
@@ -81,7 +91,7 @@ impl Server {
         factory: impl Fn(WorkerId) -> H + Send + Sync + 'static,
     ) -> Result<Server, Error> {
         config.check()?;
-        let max_connections = config.max_connections;
+        let max_connections = max_connections(&config);
         let count = config.workers;
         let config = Arc::new(config);
         let routes = Arc::new(Routes::new(methods));
@@ -182,8 +192,13 @@ fn start_acceptor(
     let (stop, stopped) = oneshot::channel::<()>();
     let run = move || {
         runtime.block_on(async {
-            for listener in listeners {
-                tokio::spawn(accept_all(listener, counts.clone(), max_connections));
+            let of_grpc = Pool::new(max_connections);
+            for (id, listener) in listeners.into_iter().enumerate() {
+                let pool = match listener.serves.grpc {
+                    true => Arc::clone(&of_grpc),
+                    false => Pool::new(max_connections.min(HTTP_CONNECTIONS)),
+                };
+                tokio::spawn(accept_all(ListenerId(id), listener, counts.clone(), pool));
             }
             // Ends when the server drops its side.
             let _ = stopped.await;
@@ -193,6 +208,24 @@ fn start_acceptor(
         .name("wire-accept".to_owned())
         .spawn(run)?;
     Ok(Acceptor { stop, thread })
+}
+
+/// What was asked for, within what the limits on open files and on memory allow.
+fn max_connections(config: &Config) -> usize {
+    let memory = config.ledger.limit_bytes(Account::Connections) / CONNECTION_BYTES;
+    let files = files::raise_limit();
+    let by_files = files.map_or(usize::MAX, files::for_connections);
+    let most = config.max_connections.min(memory).min(by_files).max(1);
+    if most < config.max_connections {
+        tracing::warn!(
+            asked = config.max_connections as u64,
+            "max-connections" = most as u64,
+            "open-files-limit" = files.unwrap_or(u64::MAX),
+            "fewer connections than asked for: raise the limit on open files (ulimit -n, \
+             LimitNOFILE=), or the memory, for more"
+        );
+    }
+    most
 }
 
 enum Listening {
@@ -206,6 +239,10 @@ impl Listening {
             Listening::Tcp(listener) => {
                 let (socket, address) = listener.accept().await?;
                 socket.set_nodelay(true)?;
+                let keepalive = TcpKeepalive::new()
+                    .with_time(TCP_KEEPALIVE)
+                    .with_interval(TCP_KEEPALIVE);
+                SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
                 Ok(AcceptedSocket::Tcp(socket.into_std()?, address))
             }
             Listening::Unix(listener) => {
@@ -216,10 +253,11 @@ impl Listening {
     }
 }
 
-async fn accept_all(listener: BoundListener, counts: Counts, max_connections: usize) {
+async fn accept_all(id: ListenerId, listener: BoundListener, counts: Counts, pool: Arc<Pool>) {
     let workers = &counts.workers;
     let url = listener.url();
     let shared = Arc::new(ListenerShared {
+        id,
         url: url.clone(),
         tls: listener.tls.clone(),
         serves: listener.serves,
@@ -257,16 +295,17 @@ async fn accept_all(listener: BoundListener, counts: Counts, max_connections: us
                 continue;
             }
         };
-        if counts.open() >= max_connections {
+        let Some(place) = pool.take() else {
             counts.refused.fetch_add(1, Ordering::Relaxed);
             if let Some(suppressed) = refusals.allow() {
                 tracing::warn!(
-                    listener = %url, remote_addr = %socket.remote(), max_connections, suppressed,
+                    listener = %url, remote_addr = %socket.remote(),
+                    max_connections = pool.limit, suppressed,
                     "connection refused: the limit on connections is reached"
                 );
             }
             continue;
-        }
+        };
         let least = workers
             .iter()
             .min_by_key(|worker| worker.connections.load(Ordering::Relaxed));
@@ -275,6 +314,7 @@ async fn accept_all(listener: BoundListener, counts: Counts, max_connections: us
             let order = Order::Serve(Accepted {
                 socket,
                 listener: Arc::clone(&shared),
+                place,
             });
             if worker.orders.send(order).is_err() {
                 worker.connections.fetch_sub(1, Ordering::Relaxed);

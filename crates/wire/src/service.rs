@@ -1,6 +1,5 @@
 //! From an HTTP request to the handler and back: routing, streams, plain HTTP.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -11,17 +10,20 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use ledger::Charge;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::Config;
 use crate::grpc::{self, Code, Status};
+use crate::half_open::HalfOpens;
 use crate::handler::{Call, Event, Handler, HttpRequest, Kind, LocalFuture, Method, Peer};
 use crate::listener::Serves;
 use crate::local::Flag;
-use crate::message::{Assembler, Budget, Encoding};
-use crate::stream::{Body, Inbound, Observer, StreamBody, StreamBytes};
+use crate::memory::{ConnMemory, OpenCall, Unread, WorkerMemory};
+use crate::message::{Assembler, Encoding, too_many_wait};
+use crate::stream::{Body, Inbound, Observer, StreamBody};
+use crate::turn;
 use crate::unary::Unary;
-use crate::unread::{Unread, WorkerUnread};
 
 /// Finds methods by path.
 #[derive(Debug)]
@@ -64,8 +66,8 @@ pub(crate) struct WorkerState<H> {
     pub(crate) routes: std::sync::Arc<Routes>,
     pub(crate) config: std::sync::Arc<Config>,
     pub(crate) closing: Rc<Flag>,
-    pub(crate) unread: std::sync::Arc<WorkerUnread>,
-    pub(crate) stream_bytes: StreamBytes,
+    pub(crate) memory: Rc<WorkerMemory>,
+    pub(crate) half_open: HalfOpens,
 }
 
 /// What the calls of one connection share.
@@ -73,13 +75,10 @@ pub(crate) struct Connection<H> {
     pub(crate) worker: Rc<WorkerState<H>>,
     pub(crate) peer: Rc<Peer>,
     pub(crate) serves: Serves,
-    pub(crate) open_calls: Cell<usize>,
-    pub(crate) partial_budget: Rc<Budget>,
-    pub(crate) unread: Unread,
+    pub(crate) memory: Rc<ConnMemory>,
 }
 
 /// The future of one answer. It becomes a task and is moved a few times on the way: keep it small.
-#[expect(clippy::large_enum_variant, reason = "the large one is the common one")]
 pub(crate) enum Serving<H: Handler> {
     Known(Option<Response<Body>>),
     Unary(Unary<H>),
@@ -111,7 +110,9 @@ pub(crate) fn serve<H: Handler>(
         return serve_grpc(connection, request);
     }
     if connection.serves.http {
-        return Serving::Boxed(Box::pin(serve_http(Rc::clone(connection), request)));
+        let who = turn::Who::connection("http", &connection.peer);
+        let served = serve_http(Rc::clone(connection), request);
+        return Serving::Boxed(Box::pin(turn::Timed::new(who, served)));
     }
     // As Go's gRPC answers on a port that speaks nothing else.
     let given = request.headers().get(http::header::CONTENT_TYPE);
@@ -144,12 +145,15 @@ fn serve_grpc<H: Handler>(
     let mut observed = Observed::start(Rc::clone(&worker.handler), method, started);
     match begin(connection, method, head.headers, started) {
         Err(status) => known(observed.fail(&status)),
-        Ok((call, assembler)) => match method.kind {
-            Kind::Unary => Serving::Unary(Unary::new(connection, call, assembler, body, observed)),
+        Ok((mut call, open, assembler)) => match method.kind {
+            Kind::Unary => Serving::Unary(Unary::new(
+                connection, call, open, assembler, body, observed,
+            )),
             Kind::Stream => {
+                call.settle(H::HEADERS);
                 let connection = Rc::clone(connection);
                 Serving::Boxed(Box::pin(stream(
-                    connection, call, assembler, body, observed,
+                    connection, call, open, assembler, body, observed,
                 )))
             }
         },
@@ -162,14 +166,9 @@ fn begin<H: Handler>(
     method: &'static Method,
     headers: HeaderMap,
     started: Instant,
-) -> Result<(Call, Assembler), Status> {
-    let worker = &connection.worker;
-    if connection.open_calls.get() >= worker.config.max_calls_per_connection {
-        return Err(Status::new(
-            Code::ResourceExhausted,
-            "too many calls are open on this connection: close some, or use more connections",
-        ));
-    }
+) -> Result<(Call, OpenCall, Assembler), Status> {
+    let (worker, memory) = (&connection.worker, &connection.memory);
+    let open = memory.open_call().map_err(|_| too_many_calls())?;
     let deadline = match headers.get("grpc-timeout") {
         None => None,
         Some(value) => {
@@ -183,11 +182,10 @@ fn begin<H: Handler>(
             started.checked_add(timeout)
         }
     };
-    let budget = Rc::clone(&connection.partial_budget);
     let assembler = Assembler::new(
         Encoding::of(&headers)?,
         worker.config.max_message_bytes,
-        budget,
+        &memory.requests,
     );
     let (peer, closing) = (Rc::clone(&connection.peer), Rc::clone(&worker.closing));
     Ok((
@@ -198,10 +196,18 @@ fn begin<H: Handler>(
             started,
             deadline,
             closing,
-            unread: connection.unread.clone(),
+            unread: Unread::new(memory),
         },
+        open,
         assembler,
     ))
+}
+
+fn too_many_calls() -> Status {
+    Status::new(
+        Code::ResourceExhausted,
+        "too many calls are open: close some, and read their answers",
+    )
 }
 
 async fn next_frame(body: &mut Incoming) -> Option<Result<http_body::Frame<Bytes>, hyper::Error>> {
@@ -212,6 +218,7 @@ async fn next_frame(body: &mut Incoming) -> Option<Result<http_body::Frame<Bytes
 async fn stream<H: Handler>(
     connection: Rc<Connection<H>>,
     call: Call,
+    open: OpenCall,
     assembler: Assembler,
     body: Incoming,
     mut observed: Observed<H>,
@@ -222,16 +229,16 @@ async fn stream<H: Handler>(
         Rc::new(move |event| handler.observe(method, event))
     };
     let inbound = Inbound::new(body, assembler, Rc::clone(&observer));
-    let (outbound, mut stream) = StreamBody::pair(
-        worker.config.stream_queue_bytes,
-        worker.stream_bytes.clone(),
-        observer,
-    );
-    let deadline = call.deadline;
+    let memory = Rc::clone(&connection.memory);
+    let (outbound, mut stream) =
+        StreamBody::pair(worker.config.stream_queue_bytes, memory, observer);
+    let (deadline, method) = (call.deadline, call.method);
     let future = worker.handler.stream(call, inbound, outbound.clone());
-    let open = OpenCall::new(&connection);
-    let task = tokio::task::spawn_local(async move {
-        let _open = open;
+    let open = Rc::new(open);
+    let with_task = Rc::clone(&open);
+    let who = turn::Who::call(method, &connection.peer);
+    let served = async move {
+        let _open = with_task;
         let result = match deadline {
             None => future.await,
             Some(deadline) => timeout_at(deadline, future)
@@ -241,54 +248,94 @@ async fn stream<H: Handler>(
         let status = result.err().unwrap_or(Status::OK);
         observed.end(status.code);
         outbound.finish(status);
-    });
-    stream.own(task.abort_handle());
+    };
+    let task = tokio::task::spawn_local(turn::Timed::new(who, served));
+    stream.own(task.abort_handle(), open);
     match stream.first().await {
         Some(status) => trailers_only(&status),
         None => grpc_response(Body::Stream(stream)),
     }
 }
 
+/// What a plain HTTP request costs while its body is on its way, besides its bytes: the buffer
+/// that its head is a slice of, and the table of its headers.
+const HTTP_HEAD_BYTES: usize = 32 * 1024;
+
+/// A header's place in its table, in bytes.
+const HEADER_BYTES: usize = 160;
+
 async fn serve_http<H: Handler>(
     connection: Rc<Connection<H>>,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let config = &connection.worker.config;
-    let (head, mut body) = request.into_parts();
-    let read = async {
-        let mut bytes = BytesMut::new();
-        while let Some(frame) = next_frame(&mut body).await {
-            let Ok(frame) = frame else {
-                return Err(StatusCode::BAD_REQUEST);
-            };
-            let Ok(chunk) = frame.into_data() else {
-                continue;
-            };
-            if bytes.len() + chunk.len() > config.max_http_body_bytes {
-                return Err(StatusCode::PAYLOAD_TOO_LARGE);
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(bytes.freeze())
+    let memory = &connection.memory;
+    let Ok(_open) = memory.open_call() else {
+        return http_refused(too_many_calls());
     };
+    let (head, body) = request.into_parts();
+    let head_bytes = HTTP_HEAD_BYTES + head.headers.len() * HEADER_BYTES;
+    let Ok(mut charge) = memory.requests.try_charge(head_bytes) else {
+        return http_refused(too_many_wait());
+    };
+    let config = &connection.worker.config;
+    let read = read_body(body, config.max_http_body_bytes, &mut charge);
     let read = tokio::time::timeout(config.body_timeout, read).await;
     let response = match read.unwrap_or(Err(StatusCode::REQUEST_TIMEOUT)) {
         Ok(bytes) => {
             let request = Request::from_parts(head, bytes);
             let peer = Rc::clone(&connection.peer);
-            connection
-                .worker
-                .handler
-                .http(HttpRequest { request, peer })
-                .await
+            let request = HttpRequest { request, peer };
+            connection.worker.handler.http(request).await
         }
+        Err(StatusCode::SERVICE_UNAVAILABLE) => return http_refused(too_many_wait()),
         Err(code) => {
             let mut response = Response::new(Bytes::new());
             *response.status_mut() = code;
             response
         }
     };
-    response.map(|bytes| Body::Full((!bytes.is_empty()).then_some(bytes)))
+    // It is known only now how large the answer is. Small ones, such as probes get, have room
+    // as long as any has.
+    let len = response.body().len();
+    if len > 0 && !memory.http_has_room(len) {
+        return http_refused(Status::new(
+            Code::ResourceExhausted,
+            "too many answers are not read: read them, and ask again",
+        ));
+    }
+    response.map(|bytes| Body::Full((len > 0).then(|| memory.answer(bytes))))
+}
+
+/// A request's body, within its limit; what is held of it is charged.
+async fn read_body(
+    mut body: Incoming,
+    limit_bytes: usize,
+    charge: &mut Charge,
+) -> Result<Bytes, StatusCode> {
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = next_frame(&mut body).await {
+        let frame = frame.map_err(|_| StatusCode::BAD_REQUEST)?;
+        let Ok(chunk) = frame.into_data() else {
+            continue;
+        };
+        if bytes.len() + chunk.len() > limit_bytes {
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        let charged = charge.grow(chunk.len());
+        charged.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
+
+/// The answer to a plain HTTP request that no memory is left for. It has no body: those cost, too.
+fn http_refused(why: Status) -> Response<Body> {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    if let Ok(why) = HeaderValue::from_str(&why.message) {
+        response.headers_mut().insert("x-refused", why);
+    }
+    response
 }
 
 pub(crate) fn grpc_response(body: Body) -> Response<Body> {
@@ -326,6 +373,10 @@ impl<H: Handler> Observed<H> {
         }
     }
 
+    pub(crate) fn method(&self) -> &'static Method {
+        self.method
+    }
+
     pub(crate) fn tell(&self, event: Event) {
         self.handler.observe(self.method, event);
     }
@@ -348,29 +399,5 @@ impl<H: Handler> Observed<H> {
 impl<H: Handler> Drop for Observed<H> {
     fn drop(&mut self) {
         self.end(Code::Canceled);
-    }
-}
-
-/// Counts a call as open on its connection while it lives.
-pub(crate) struct OpenCall<H>(Rc<Connection<H>>);
-
-impl<H> OpenCall<H> {
-    pub(crate) fn new(connection: &Rc<Connection<H>>) -> Self {
-        connection.open_calls.set(connection.open_calls.get() + 1);
-        OpenCall(Rc::clone(connection))
-    }
-}
-
-impl<H> std::ops::Deref for OpenCall<H> {
-    type Target = Connection<H>;
-
-    fn deref(&self) -> &Connection<H> {
-        &self.0
-    }
-}
-
-impl<H> Drop for OpenCall<H> {
-    fn drop(&mut self) {
-        self.open_calls.set(self.open_calls.get() - 1);
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -14,7 +14,8 @@ use tokio::task::AbortHandle;
 
 use crate::grpc::{Code, Frame, PREFIX_BYTES, Status};
 use crate::handler::Event;
-use crate::local::WakerSet;
+use crate::local::{WakerSet, wait_in};
+use crate::memory::{Chunk, ConnMemory, Drained, OpenCall, Queued};
 use crate::message::Assembler;
 
 /// Told of a stream's messages.
@@ -98,16 +99,19 @@ pub enum Refused {
 
 /// The server's messages of a streaming call: a queue with a limit in bytes.
 ///
-/// Clones share the queue. The transport takes frames from it as the client's windows allow.
+/// Clones share the queue. The transport takes frames from it as the client's windows allow. They
+/// count as queued until they are on their way to the socket.
 #[derive(Clone)]
 pub struct Outbound(Rc<Queue>);
 
 struct Queue {
-    frames: RefCell<VecDeque<Bytes>>,
+    frames: RefCell<VecDeque<Chunk>>,
+    /// Of the frames here and of those that HTTP/2 has not written.
     bytes: Cell<usize>,
     limit_bytes: usize,
-    /// What all streams of the worker have queued, and its limit.
-    all: StreamBytes,
+    memory: Rc<ConnMemory>,
+    /// Of the last frame that was refused for others' sake, until one is taken.
+    wanted_bytes: Cell<usize>,
     /// Set by the handler's end.
     result: RefCell<Option<Status>>,
     /// Set by the body's drop.
@@ -117,83 +121,92 @@ struct Queue {
     /// Handlers that wait for room or for the end.
     writers: WakerSet,
     observer: Observer,
+    /// This, for the frames.
+    own: Weak<Queue>,
 }
 
-/// What the queues of a worker's streams hold together. Over the limit a stream gets one
-/// frame at a time, when its queue is empty. Clones share the count.
-#[derive(Clone)]
-pub(crate) struct StreamBytes {
-    bytes: Rc<Cell<usize>>,
-    limit_bytes: usize,
-}
-
-impl StreamBytes {
-    pub(crate) fn new(limit_bytes: usize) -> Self {
-        StreamBytes {
-            bytes: Rc::default(),
-            limit_bytes,
-        }
+impl Drained for Queue {
+    fn drained(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+        self.writers.wake_all();
     }
+}
 
-    fn has_room(&self, bytes: usize) -> bool {
-        self.bytes.get() + bytes <= self.limit_bytes
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
 impl Outbound {
-    /// Queues a frame if there is room. An empty queue takes any frame, however large.
+    /// Queues a frame if there is room, in the queue and beside what other streams hold. An empty
+    /// queue takes any frame while the others hold little, but for one that is longer than
+    /// [`crate::MAX_MESSAGE_BYTES`]: that ends the stream.
     pub fn try_send(&self, frame: Frame) -> Result<(), Refused> {
         let queue = &*self.0;
-        if queue.closed.get() {
+        if self.is_closed() {
             return Err(Refused::Closed);
         }
         let held = queue.bytes.get();
-        let full = held + frame.len() > queue.limit_bytes || !queue.all.has_room(frame.len());
-        if held > 0 && full {
+        if held > 0 && held + frame.len() > queue.limit_bytes {
             return Err(Refused::Full(frame));
         }
-        queue.hold(frame.len());
-        (queue.observer)(Event::Sent {
-            bytes: frame.len() - PREFIX_BYTES,
-        });
-        queue.frames.borrow_mut().push_back(frame.into_bytes());
-        queue.wake_reader();
-        Ok(())
+        if !queue.memory.stream_has_room(frame.len(), held == 0) {
+            queue.wanted_bytes.set(frame.len());
+            return Err(Refused::Full(frame));
+        }
+        queue.wanted_bytes.set(0);
+        self.queue(frame).map_err(|Closed| Refused::Closed)
     }
 
     /// Queues a frame whatever the limit: for the short control messages of a protocol, and
     /// for what must not be separated from a frame that [`Outbound::try_send`] has taken. The
     /// caller bounds how much that is. Without effect once the stream is gone.
     pub fn push(&self, frame: Frame) {
-        let queue = &*self.0;
-        if queue.closed.get() {
-            return;
+        if !self.is_closed() {
+            // Gone with the stream, if it is too large.
+            let _ = self.queue(frame);
         }
-        queue.hold(frame.len());
+    }
+
+    fn queue(&self, frame: Frame) -> Result<(), Closed> {
+        let queue = &*self.0;
+        let bytes = frame.into_bytes().map_err(|too_large| {
+            self.finish(too_large.of_stream());
+            Closed
+        })?;
+        let len = bytes.len();
         (queue.observer)(Event::Sent {
-            bytes: frame.len() - PREFIX_BYTES,
+            bytes: len - PREFIX_BYTES,
         });
-        queue.frames.borrow_mut().push_back(frame.into_bytes());
+        queue.bytes.set(queue.bytes.get() + len);
+        let queued = Queued {
+            bytes: len,
+            queue: queue.own.clone(),
+        };
+        let chunk = Chunk::new(bytes, queue.memory.frame(len)).queued(queued);
+        queue.frames.borrow_mut().push_back(chunk);
         queue.wake_reader();
+        Ok(())
     }
 
     /// Queues a frame, waiting for room.
     pub async fn send(&self, frame: Frame) -> Result<(), Closed> {
         let mut frame = Some(frame);
-        self.0
-            .writers
-            .wait(|| match self.try_send(frame.take()?) {
-                Ok(()) => Some(Ok(())),
-                Err(Refused::Closed) => Some(Err(Closed)),
-                Err(Refused::Full(back)) => {
-                    frame = Some(back);
-                    None
-                }
-            })
-            .await
+        let check = || match self.try_send(frame.take()?) {
+            Ok(()) => Some(Ok(())),
+            Err(Refused::Closed) => Some(Err(Closed)),
+            Err(Refused::Full(back)) => {
+                frame = Some(back);
+                None
+            }
+        };
+        wait_in(self.waiters(), check).await
     }
 
-    /// Bytes in the queue; what the transport has taken is not counted.
+    /// Bytes in the queue, and of it in HTTP/2.
     pub fn queued_bytes(&self) -> usize {
         self.0.bytes.get()
     }
@@ -203,18 +216,25 @@ impl Outbound {
         self.0.limit_bytes
     }
 
-    /// Waits until fewer than `bytes` are queued (for 0: until none are).
+    /// Waits until fewer than `bytes` are queued (for 0: until none are), and there is room for
+    /// what [`Outbound::try_send`] refused beside what other streams hold.
     pub async fn ready_below(&self, bytes: usize) -> Result<(), Closed> {
         let queue = &*self.0;
-        queue
-            .writers
-            .wait(|| {
-                if queue.closed.get() {
-                    return Some(Err(Closed));
-                }
-                (queue.bytes.get() < bytes.max(1)).then_some(Ok(()))
-            })
-            .await
+        let check = || {
+            if queue.closed.get() {
+                return Some(Err(Closed));
+            }
+            let (held, wanted) = (queue.bytes.get(), queue.wanted_bytes.get());
+            let room = held < bytes.max(1) && queue.memory.stream_has_room(wanted, held == 0);
+            room.then_some(Ok(()))
+        };
+        wait_in(self.waiters(), check).await
+    }
+
+    /// Who waits for room: for this queue's, the connection's, the worker's.
+    fn waiters(&self) -> [&WakerSet; 3] {
+        let [connection, worker] = self.0.memory.stream_waiters();
+        [&self.0.writers, connection, worker]
     }
 
     /// Whether the stream is gone.
@@ -247,16 +267,6 @@ impl std::fmt::Debug for Outbound {
 }
 
 impl Queue {
-    fn hold(&self, bytes: usize) {
-        self.bytes.set(self.bytes.get() + bytes);
-        self.all.bytes.set(self.all.bytes.get() + bytes);
-    }
-
-    fn release(&self, bytes: usize) {
-        self.bytes.set(self.bytes.get() - bytes);
-        self.all.bytes.set(self.all.bytes.get() - bytes);
-    }
-
     fn wake_reader(&self) {
         if let Some(waker) = self.reader.borrow_mut().take() {
             waker.wake();
@@ -275,26 +285,35 @@ impl Queue {
 /// The body of a streaming response. Its drop, by a reset or a lost connection, ends the handler.
 pub(crate) struct StreamBody {
     queue: Rc<Queue>,
-    task: Option<AbortHandle>,
+    task: Option<StreamTask>,
+}
+
+/// What ends with a stream's body.
+struct StreamTask {
+    handler: AbortHandle,
+    /// The stream is open until both its handler and its body are gone.
+    _open: Rc<OpenCall>,
 }
 
 impl StreamBody {
     /// A connected pair: what the handler writes, and what the transport reads.
     pub(crate) fn pair(
         limit_bytes: usize,
-        all: StreamBytes,
+        memory: Rc<ConnMemory>,
         observer: Observer,
     ) -> (Outbound, StreamBody) {
-        let queue = Rc::new(Queue {
+        let queue = Rc::new_cyclic(|own| Queue {
             frames: RefCell::default(),
             bytes: Cell::new(0),
             limit_bytes,
-            all,
+            memory,
+            wanted_bytes: Cell::new(0),
             result: RefCell::default(),
             closed: Cell::new(false),
             reader: RefCell::default(),
             writers: WakerSet::default(),
             observer,
+            own: own.clone(),
         });
         (
             Outbound(Rc::clone(&queue)),
@@ -303,8 +322,11 @@ impl StreamBody {
     }
 
     /// Names the handler's task, to be ended with this body.
-    pub(crate) fn own(&mut self, task: AbortHandle) {
-        self.task = Some(task);
+    pub(crate) fn own(&mut self, handler: AbortHandle, open: Rc<OpenCall>) {
+        self.task = Some(StreamTask {
+            handler,
+            _open: open,
+        });
     }
 
     /// Waits for the first frame or the end; the status if it ended without any frame.
@@ -322,7 +344,7 @@ impl StreamBody {
         .await
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<BodyFrame<Bytes>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<BodyFrame<Chunk>>> {
         let queue = &*self.queue;
         let Some(frame) = queue.frames.borrow_mut().pop_front() else {
             return match queue.result.borrow_mut().take() {
@@ -337,8 +359,6 @@ impl StreamBody {
                 }
             };
         };
-        queue.release(frame.len());
-        queue.writers.wake_all();
         Poll::Ready(Some(BodyFrame::data(frame)))
     }
 }
@@ -346,47 +366,52 @@ impl StreamBody {
 impl Drop for StreamBody {
     fn drop(&mut self) {
         self.queue.closed.set(true);
-        self.queue.frames.borrow_mut().clear();
-        self.queue.release(self.queue.bytes.get());
+        // After the borrow: a frame that goes tells the queue.
+        let frames = std::mem::take(&mut *self.queue.frames.borrow_mut());
+        drop(frames);
         self.queue.writers.wake_all();
         if let Some(task) = &self.task {
-            task.abort();
+            task.handler.abort();
         }
     }
 }
+
+/// What HTTP/2 is given of a message at once. It takes no piece over 2 GiB - 1, and a message of
+/// gRPC's largest size has a prefix, too; what it does not take ends the call with a reset, which
+/// Go's client of etcd answers by calling again.
+const PIECE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Every response body of this server.
 pub(crate) enum Body {
     /// No body: trailers-only responses.
     Empty,
-    /// A unary call's message, then its trailers.
-    Unary(Option<Bytes>, bool),
+    /// What is left of a unary call's message, and whether its trailers were given.
+    Unary(Chunk, bool),
     /// Plain HTTP.
-    Full(Option<Bytes>),
+    Full(Option<Chunk>),
     /// A streaming call.
     Stream(StreamBody),
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = std::convert::Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<BodyFrame<Bytes>, Self::Error>>> {
+    ) -> Poll<Option<Result<BodyFrame<Chunk>, Self::Error>>> {
         let frame = match &mut *self {
             Body::Empty => None,
-            Body::Full(bytes) => bytes.take().map(BodyFrame::data),
-            Body::Unary(message, done) => match message.take() {
-                Some(bytes) => Some(BodyFrame::data(bytes)),
-                None if !std::mem::replace(done, true) => {
-                    let mut trailers = HeaderMap::with_capacity(2);
-                    Status::OK.write_to(&mut trailers);
-                    Some(BodyFrame::trailers(trailers))
-                }
-                None => None,
-            },
+            Body::Full(chunk) => chunk.take().map(BodyFrame::data),
+            Body::Unary(left, _) if left.len() > 0 => {
+                Some(BodyFrame::data(left.split_to(PIECE_BYTES)))
+            }
+            Body::Unary(_, done) => (!std::mem::replace(done, true)).then(|| {
+                let mut trailers = HeaderMap::with_capacity(2);
+                Status::OK.write_to(&mut trailers);
+                BodyFrame::trailers(trailers)
+            }),
             Body::Stream(stream) => std::task::ready!(stream.poll(cx)),
         };
         Poll::Ready(frame.map(Ok))
@@ -395,7 +420,7 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Empty => true,
-            Body::Full(bytes) => bytes.is_none(),
+            Body::Full(chunk) => chunk.is_none(),
             Body::Unary(..) | Body::Stream(_) => false,
         }
     }
@@ -405,8 +430,8 @@ impl http_body::Body for Body {
             // An exact size becomes a content-length header, which gRPC responses do not carry.
             Body::Unary(..) | Body::Stream(_) => SizeHint::default(),
             Body::Empty => SizeHint::with_exact(0),
-            Body::Full(bytes) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            Body::Full(chunk) => {
+                SizeHint::with_exact(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64))
             }
         }
     }
@@ -414,21 +439,136 @@ impl http_body::Body for Body {
 
 #[cfg(test)]
 mod tests {
+    use ledger::{Account, Ledger, Limits};
+
     use super::*;
+    use crate::Config;
+    use crate::memory::WorkerMemory;
+
+    /// A worker whose streams and answers may hold so much.
+    fn memory(limit_bytes: usize) -> (Ledger, Rc<ConnMemory>) {
+        let limits = Limits::none()
+            .with(Account::Streams, limit_bytes)
+            .with(Account::Answers, limit_bytes);
+        let config = Config {
+            ledger: Ledger::new(limits),
+            ..Config::default()
+        };
+        let memory = WorkerMemory::new(&config).connection(&config, "peer");
+        (config.ledger, memory)
+    }
+
+    fn frame(len: usize) -> Frame {
+        Frame::encode(len - PREFIX_BYTES, |b| b.resize(len, 0))
+    }
+
+    fn next(body: &mut StreamBody) -> Option<Chunk> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match body.poll(&mut cx) {
+            Poll::Ready(Some(frame)) => frame.into_data().ok(),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_frame_counts_until_http2_has_written_it() {
+        let (ledger, memory) = memory(1 << 20);
+        let (out, mut body) = StreamBody::pair(30_000, memory, Rc::new(|_| {}));
+        assert_eq!(out.try_send(frame(20_000)), Ok(()));
+        let taken = next(&mut body).unwrap();
+        // In HTTP/2 now, and nobody reads it.
+        assert_eq!(out.queued_bytes(), 20_000);
+        assert!(matches!(out.try_send(frame(20_000)), Err(Refused::Full(_))));
+        assert_eq!(out.try_send(frame(10_000)), Ok(()));
+        drop(taken);
+        assert_eq!(out.queued_bytes(), 10_000);
+        // A body that is dropped lets go of its queue, not of what HTTP/2 has.
+        let taken = next(&mut body).unwrap();
+        assert_eq!(out.try_send(frame(6_000)), Ok(()));
+        drop(body);
+        assert_eq!(ledger.held_bytes(Account::Streams), 10_000);
+        drop(taken);
+        assert_eq!(ledger.held_bytes(Account::Streams), 0);
+        assert_eq!(out.queued_bytes(), 0);
+    }
 
     #[test]
     fn streams_share_a_limit_and_give_back_what_they_held() {
-        let all = StreamBytes::new(1000);
-        let pair = || StreamBody::pair(800, all.clone(), Rc::new(|_| {}));
-        let frame = || Frame::encode(395, |b| b.resize(400, 0));
-        let ((one, body), (two, _other)) = (pair(), pair());
-        assert_eq!(one.try_send(frame()), Ok(()));
-        assert_eq!(one.try_send(frame()), Ok(()));
-        // An empty queue takes one whatever the others hold, and no second.
-        assert_eq!(two.try_send(frame()), Ok(()));
-        assert!(matches!(two.try_send(frame()), Err(Refused::Full(_))));
+        // A connection gets three quarters of it.
+        let (ledger, memory) = memory(100_000);
+        let pair = || StreamBody::pair(60_000, Rc::clone(&memory), Rc::new(|_| {}));
+        let ((one, body), (two, _two), (three, _three)) = (pair(), pair(), pair());
+        assert_eq!(one.try_send(frame(25_000)), Ok(()));
+        assert_eq!(one.try_send(frame(25_000)), Ok(()));
+        // Beside others an empty queue takes what is small, and only that.
+        assert!(matches!(two.try_send(frame(30_000)), Err(Refused::Full(_))));
+        assert_eq!(two.try_send(frame(4_000)), Ok(()));
+        assert!(matches!(two.try_send(frame(30_000)), Err(Refused::Full(_))));
         drop(body);
-        assert_eq!(two.try_send(frame()), Ok(()));
-        assert_eq!(all.bytes.get(), two.queued_bytes());
+        // While there is little, it takes any.
+        assert_eq!(three.try_send(frame(90_000)), Ok(()));
+        assert_eq!(
+            ledger.held_bytes(Account::Streams),
+            two.queued_bytes() + three.queued_bytes()
+        );
+    }
+
+    #[test]
+    fn who_waits_for_room_is_woken_by_other_streams() {
+        let (_, memory) = memory(100_000);
+        let pair = || StreamBody::pair(60_000, Rc::clone(&memory), Rc::new(|_| {}));
+        let ((one, body), (two, _two)) = (pair(), pair());
+        assert_eq!(one.try_send(frame(40_000)), Ok(()));
+        assert_eq!(one.try_send(frame(20_000)), Ok(()));
+        let mut cx = Context::from_waker(Waker::noop());
+        // Its own queue is empty: no room of its own would wake it.
+        let mut ready = std::pin::pin!(two.ready_below(10));
+        let mut sending = std::pin::pin!(two.send(frame(30_000)));
+        assert!(sending.as_mut().poll(&mut cx).is_pending());
+        assert!(ready.as_mut().poll(&mut cx).is_pending());
+        drop(body);
+        assert!(ready.as_mut().poll(&mut cx).is_ready());
+        assert!(sending.as_mut().poll(&mut cx).is_ready());
+        assert_eq!(two.queued_bytes(), 30_000);
+    }
+
+    #[test]
+    fn a_large_answer_is_given_in_pieces_and_counts_to_the_last() {
+        let (ledger, memory) = memory(100 << 20);
+        let len = 2 * PIECE_BYTES + 7;
+        let mut body = Body::Unary(memory.answer(Bytes::from(vec![1; len])), false);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut pieces = Vec::new();
+        let trailers = loop {
+            match http_body::Body::poll_frame(Pin::new(&mut body), &mut cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(piece) => pieces.push(piece),
+                    Err(frame) => break frame.into_trailers().unwrap(),
+                },
+                _ => panic!("an answer ends with trailers"),
+            }
+        };
+        assert_eq!(trailers["grpc-status"], "0");
+        let sizes: Vec<_> = pieces.iter().map(Chunk::len).collect();
+        assert_eq!(sizes, [PIECE_BYTES, PIECE_BYTES, 7]);
+        drop(body);
+        assert!(ledger.held_bytes(Account::Answers) >= len);
+        pieces.truncate(2);
+        assert_eq!(ledger.held_bytes(Account::Answers), 2 * PIECE_BYTES);
+        drop(pieces);
+        assert_eq!(ledger.held_bytes(Account::Answers), 0);
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_ends_its_stream() {
+        let (_, memory) = memory(1 << 20);
+        let (out, mut body) = StreamBody::pair(1000, memory, Rc::new(|_| {}));
+        let too_large = Frame::encode(crate::MAX_MESSAGE_BYTES + 1, |_| panic!("built"));
+        assert_eq!(out.try_send(too_large), Err(Refused::Closed));
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Some(end)) = body.poll(&mut cx) else {
+            panic!("the stream goes on");
+        };
+        assert_eq!(end.into_trailers().unwrap()["grpc-status"], "8");
     }
 }

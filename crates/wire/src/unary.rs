@@ -14,15 +14,17 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::grpc::{Code, Frame, PREFIX_BYTES, Status};
+use crate::grpc::{Code, Frame, PREFIX_BYTES, Status, TooLarge};
 use crate::handler::{Call, Event, Handler, LocalFuture, Reply};
+use crate::memory::{OpenCall, Room};
 use crate::message::{Assembler, Parked};
-use crate::service::{Connection, Observed, OpenCall, grpc_response, trailers_only};
+use crate::service::{Connection, Observed, grpc_response, trailers_only};
 use crate::stream::Body;
-use crate::unread::Room;
+use crate::turn;
 
 pub(crate) struct Unary<H: Handler> {
-    connection: OpenCall<H>,
+    connection: Rc<Connection<H>>,
+    _open: OpenCall,
     observed: Observed<H>,
     stage: Stage,
     deadline: Option<Instant>,
@@ -44,12 +46,14 @@ impl<H: Handler> Unary<H> {
     pub(crate) fn new(
         connection: &Rc<Connection<H>>,
         call: Call,
+        open: OpenCall,
         assembler: Assembler,
         body: Incoming,
         observed: Observed<H>,
     ) -> Self {
         Unary {
-            connection: OpenCall::new(connection),
+            connection: Rc::clone(connection),
+            _open: open,
             observed,
             deadline: call.deadline,
             stage: Stage::Reading(call, assembler, body),
@@ -58,22 +62,25 @@ impl<H: Handler> Unary<H> {
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
+        let answer = self.poll_answer(cx);
+        turn::ended(|| turn::Who::call(self.observed.method(), &self.connection.peer));
+        answer
+    }
+
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Response<Body>> {
         let result = match self.advance(cx) {
             Poll::Ready(result) => result,
-            Poll::Pending => {
-                ready!(self.poll_timer(cx));
-                self.stage = Stage::Done;
-                Err(Status::deadline_exceeded())
-            }
+            Poll::Pending => Err(ready!(self.poll_timer(cx))),
         };
+        let result = result.and_then(|frame| frame.into_bytes().map_err(TooLarge::of_unary));
         Poll::Ready(match result {
-            Ok(frame) => {
+            Ok(bytes) => {
                 self.observed.tell(Event::Sent {
-                    bytes: frame.len() - PREFIX_BYTES,
+                    bytes: bytes.len() - PREFIX_BYTES,
                 });
                 self.observed.end(Code::Ok);
-                let bytes = self.connection.unread.count(frame.into_bytes());
-                grpc_response(Body::Unary(Some(bytes), false))
+                let answer = self.connection.memory.answer(bytes);
+                grpc_response(Body::Unary(answer, false))
             }
             Err(status) => {
                 self.observed.end(status.code);
@@ -92,20 +99,23 @@ impl<H: Handler> Unary<H> {
             let Stage::Reading(call, ..) = std::mem::replace(&mut self.stage, Stage::Done) else {
                 return Poll::Pending;
             };
-            self.timer = None;
             self.observed.tell(Event::Received {
                 bytes: message.len(),
             });
-            if self.connection.unread.has_room() {
+            if call.unread.has_room() {
                 if let Some(result) = self.start(call, message) {
                     return Poll::Ready(result);
                 }
             } else {
-                let parked = match Parked::new(message, &self.connection.partial_budget) {
+                let parked = match Parked::new(message, &self.connection.memory.requests) {
                     Ok(parked) => parked,
                     Err(status) => return Poll::Ready(Err(status)),
                 };
-                self.stage = Stage::Ready(call, parked, self.connection.unread.room());
+                self.timer = None;
+                let room = call.unread.room();
+                let mut call = call;
+                call.settle(H::HEADERS);
+                self.stage = Stage::Ready(call, parked, room);
             }
         }
         if let Stage::Ready(_, _, room) = &mut self.stage {
@@ -126,6 +136,7 @@ impl<H: Handler> Unary<H> {
 
     /// Hands the request to the handler; its answer, if there is one at once.
     fn start(&mut self, call: Call, message: Bytes) -> Option<Result<Frame, Status>> {
+        self.timer = None;
         match self.connection.worker.handler.unary(call, message) {
             Reply::Now(result) => Some(result),
             Reply::Later(reply) => {
@@ -135,22 +146,44 @@ impl<H: Handler> Unary<H> {
         }
     }
 
-    /// Ready once the call may wait no longer.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = match &self.stage {
+    /// Ready, with how the call ends, once it may wait no longer.
+    ///
+    /// Only what no handler has yet may end so. A request that a handler has may have been carried
+    /// out, and Go's etcd client repeats, writes included, what ends in `DeadlineExceeded` or
+    /// `Canceled` while its caller waits: such a call runs to its answer, unless the client ends
+    /// it.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        let (limit, too_slow) = match &self.stage {
             Stage::Reading(call, ..) => {
                 let body = call.started + self.connection.worker.config.body_timeout;
-                Some(self.deadline.map_or(body, |deadline| deadline.min(body)))
+                match self.deadline {
+                    Some(deadline) if deadline <= body => (deadline, false),
+                    _ => (body, true),
+                }
             }
-            Stage::Ready(..) | Stage::Waiting(_) | Stage::Done => self.deadline,
+            Stage::Ready(..) => match self.deadline {
+                Some(deadline) => (deadline, false),
+                None => return Poll::Pending,
+            },
+            Stage::Waiting(_) | Stage::Done => return Poll::Pending,
         };
-        let Some(limit) = limit else {
-            return Poll::Pending;
-        };
-        self.timer
-            .get_or_insert_with(|| Box::pin(sleep_until(limit)))
-            .as_mut()
-            .poll(cx)
+        if self.timer.is_none()
+            && let Stage::Reading(call, ..) = &mut self.stage
+        {
+            call.settle(H::HEADERS);
+        }
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(limit)));
+        ready!(timer.as_mut().poll(cx));
+        self.stage = Stage::Done;
+        Poll::Ready(match too_slow {
+            true => Status::new(
+                Code::Unavailable,
+                "the request's message did not arrive in time",
+            ),
+            false => Status::deadline_exceeded(),
+        })
     }
 }
 

@@ -14,12 +14,14 @@ use tokio::time::Instant;
 
 use crate::WorkerId;
 use crate::config::Config;
-use crate::conn::{Accepted, handle};
+use crate::conn::{Accepted, Rejected, handle};
+use crate::half_open::HalfOpens;
 use crate::handler::Handler;
 use crate::local::{Flag, WakerSet};
+use crate::memory::WorkerMemory;
 use crate::server::LINE_EVERY;
 use crate::service::{Routes, WorkerState};
-use crate::stream::StreamBytes;
+use crate::{shed, turn};
 
 thread_local! {
     static CURRENT: Cell<Option<WorkerId>> = const { Cell::new(None) };
@@ -62,6 +64,7 @@ pub(crate) fn spawn<H: Handler>(
         CURRENT.set(Some(worker));
         let runtime = Builder::new_current_thread()
             .enable_all()
+            .on_thread_unpark(turn::woke)
             .build_local(LocalOptions::default());
         let runtime = match runtime {
             Ok(runtime) => runtime,
@@ -74,14 +77,18 @@ pub(crate) fn spawn<H: Handler>(
         let _ = ready.send(Ok(()));
         runtime.block_on(async {
             let handler = Rc::new(factory(worker));
+            let told = Rc::clone(&handler);
+            turn::observe(Rc::new(move |took| told.turn_took(took)));
             let closing = Rc::new(Flag::default());
+            let memory = WorkerMemory::new(&config);
+            tokio::task::spawn_local(shed::run(Rc::clone(&memory)));
             let state = Rc::new(WorkerState {
                 handler,
                 routes,
-                stream_bytes: StreamBytes::new(config.max_worker_stream_bytes),
+                half_open: HalfOpens::new(config.max_half_open / config.workers),
                 config,
                 closing,
-                unread: Arc::default(),
+                memory,
             });
             serve_orders(state, inbox, count).await;
         });
@@ -109,7 +116,9 @@ async fn serve_orders<H: Handler>(
     connections: Arc<AtomicUsize>,
 ) {
     let ended = Rc::new(WakerSet::default());
-    let rejected = Rc::new(Throttle::new(LINE_EVERY));
+    // Of each reason apart: one that comes often hides no other.
+    let rejected: Rc<[Throttle; Rejected::REASONS]> =
+        Rc::new([const { Throttle::new(LINE_EVERY) }; Rejected::REASONS]);
     let drop_at = loop {
         match inbox.recv().await {
             Some(Order::Serve(accepted)) => {
@@ -120,7 +129,7 @@ async fn serve_orders<H: Handler>(
                     let url = accepted.listener.url.clone();
                     let remote = accepted.socket.remote();
                     if let Err(error) = handle(state, accepted).await
-                        && let Some(suppressed) = rejected.allow()
+                        && let Some(suppressed) = rejected[error.reason()].allow()
                     {
                         tracing::warn!(
                             "remote-addr" = %remote, listener = %url, %error, suppressed,

@@ -3,7 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::common::{Client, eventually, next_chunk, request, start, whole, wire_bytes};
+use crate::common::{
+    Client, eventually, next_chunk, request, start, unfinished, whole, wire_bytes,
+};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -130,14 +132,15 @@ async fn errors_are_trailers_only() {
 }
 
 #[tokio::test]
-async fn deadlines_end_calls() {
+async fn deadlines_end_streams_and_calls_that_no_handler_has() {
     let running = start(Config::default());
     let mut client = Client::connect(running.address).await;
-    for (name, timeout) in [("Hang", "50m"), ("Flood", "0n"), ("Hang", "50000u")] {
+    let incomplete = Bytes::from_static(b"\0\0\0\0\x09half");
+    for timeout in ["50m", "0n", "50000u"] {
         let begun = Instant::now();
-        let asked = request(&format!("/test.Echo/{name}"))
+        let asked = request("/test.Echo/Echo")
             .header("grpc-timeout", timeout)
-            .body(whole(wire_bytes(b"")));
+            .body(unfinished(incomplete.clone()));
         let answer = client.ask(asked.unwrap()).await;
         assert_eq!(
             (answer.code(), answer.text()),
@@ -157,6 +160,44 @@ async fn deadlines_end_calls() {
         .header("grpc-timeout", "9x")
         .body(whole(wire_bytes(b"")));
     assert_eq!(client.ask(asked.unwrap()).await.code(), 13);
+}
+
+/// Go's client of etcd repeats what ends in DeadlineExceeded while its caller waits: what a
+/// handler has may have been carried out.
+#[tokio::test]
+async fn a_call_that_a_handler_has_runs_to_its_answer() {
+    let running = start(Config::default());
+    let mut client = Client::connect(running.address).await;
+    let asked = request("/test.Echo/Later")
+        .header("grpc-timeout", "1m")
+        .body(whole(wire_bytes(b"done")));
+    let answer = client.ask(asked.unwrap()).await;
+    assert_eq!((answer.code(), answer.body), (0, wire_bytes(b"done")));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_too_large_ends_its_call_for_good() {
+    let running = start(Config::default());
+    let mut client = Client::connect(running.address).await;
+    let answer = client.unary("Huge", b"").await;
+    assert_eq!(
+        (answer.code(), answer.text()),
+        (
+            8,
+            "grpc: trying to send message larger than max (2147483648 vs. 2147483647)"
+        )
+    );
+    let (_tx, opening) = client.stream("HugeStream").await;
+    let mut body = opening.await.unwrap().into_body();
+    let first = next_chunk(&mut body).await.unwrap().unwrap();
+    assert_eq!(first.into_data().unwrap(), wire_bytes(b"first"));
+    let end = next_chunk(&mut body).await.unwrap().unwrap();
+    let trailers = end.into_trailers().unwrap();
+    assert_eq!(trailers["grpc-status"], "8");
+    assert_eq!(
+        trailers["grpc-message"],
+        "trying to send message larger than max (2147483648 vs. 2147483647)"
+    );
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ const fn method(name: &'static str, kind: Kind, id: u16) -> Method {
     }
 }
 
-pub static METHODS: [Method; 9] = [
+pub static METHODS: [Method; 12] = [
     method("Echo", Kind::Unary, 0),
     method("Fail", Kind::Unary, 1),
     method("Later", Kind::Unary, 2),
@@ -42,6 +42,9 @@ pub static METHODS: [Method; 9] = [
     method("Wait", Kind::Stream, 6),
     method("Refuse", Kind::Stream, 7),
     method("Who", Kind::Unary, 8),
+    method("Huge", Kind::Unary, 9),
+    method("HugeStream", Kind::Stream, 10),
+    method("Large", Kind::Unary, 11),
 ];
 
 /// What the handlers of all workers count.
@@ -66,6 +69,11 @@ impl Drop for StreamOpen {
     }
 }
 
+/// One that is too large for any client. It is never built.
+fn huge() -> Frame {
+    Frame::encode(wire::MAX_MESSAGE_BYTES + 1, |_| panic!("built"))
+}
+
 pub fn frame(payload: &[u8]) -> Frame {
     Frame::encode(payload.len(), |buf| buf.put_slice(payload))
 }
@@ -77,6 +85,15 @@ impl Handler for Echo {
             "Later" => Reply::Later(Box::pin(async move {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Ok(frame(&message))
+            })),
+            "Huge" => Reply::Now(Ok(huge())),
+            // An answer as long as the request says, made when there is room for it.
+            "Large" => Reply::Later(Box::pin(async move {
+                let len = std::str::from_utf8(&message).unwrap().parse().unwrap();
+                let claim = call.unread().claim(len).await;
+                let answer = frame(&vec![b'l'; len]);
+                drop(claim);
+                Ok(answer)
             })),
             "Hang" => Reply::Later(Box::pin(std::future::pending())),
             "Who" => {
@@ -121,6 +138,12 @@ impl Handler for Echo {
                 outbound.try_send(frame(b"ready")).unwrap();
                 closing.wait().await;
                 Err(Status::new(Code::Unavailable, "server stopped"))
+            }),
+            "HugeStream" => Box::pin(async move {
+                let _open = open;
+                outbound.try_send(frame(b"first")).unwrap();
+                assert!(outbound.try_send(huge()).is_err());
+                Ok(())
             }),
             "Refuse" => Box::pin(async move {
                 let _open = open;
@@ -246,6 +269,16 @@ pub fn request(path: &str) -> http::request::Builder {
 pub fn whole(body: Bytes) -> RequestBody {
     let chunk: Chunk = Ok(hyper::body::Frame::data(body));
     StreamBody::new(Box::pin(tokio_stream::once(chunk)))
+}
+
+/// A body that begins so and does not end.
+pub fn unfinished(begin: Bytes) -> RequestBody {
+    let chunk: Chunk = Ok(hyper::body::Frame::data(begin));
+    let begin = tokio_stream::once(chunk);
+    StreamBody::new(Box::pin(tokio_stream::StreamExt::chain(
+        begin,
+        tokio_stream::pending(),
+    )))
 }
 
 pub fn wire_bytes(payload: &[u8]) -> Bytes {

@@ -224,7 +224,7 @@ async fn incomplete_requests_are_bounded_in_size_and_time() {
     }
     codes.sort();
     // Three fit into the budget and time out; seven did not fit.
-    assert_eq!(codes, [vec!["4"; 3], vec!["8"; 7]].concat());
+    assert_eq!(codes, [vec!["14"; 3], vec!["8"; 7]].concat());
     assert_eq!(client.unary("Echo", b"fine").await.code(), 0);
 }
 
