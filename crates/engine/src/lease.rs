@@ -20,6 +20,16 @@ pub struct LeaseView {
     pub keys: Vec<Key>,
 }
 
+/// A lease that was found to have run out. The time at which it did tells it from a later one
+/// of the same id: such a one runs out later, or it has run out too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DueLease {
+    /// Lease id.
+    pub id: i64,
+    /// When it ran out, in milliseconds on the caller's clock.
+    pub expired_at_ms: u64,
+}
+
 #[derive(Debug)]
 struct Lease {
     ttl_s: i64,
@@ -155,13 +165,20 @@ impl Leases {
     }
 
     /// Leases that have run out, soonest first, at most `max`.
-    pub fn due(&self, now_ms: u64, max: usize) -> Vec<i64> {
+    pub fn due(&self, now_ms: u64, max: usize) -> Vec<DueLease> {
         self.by_expiry
             .iter()
             .take_while(|(t, _)| *t <= now_ms)
             .take(max)
-            .map(|x| x.1)
+            .map(|&(expired_at_ms, id)| DueLease { id, expired_at_ms })
             .collect()
+    }
+
+    /// Whether the lease of that id is still the one that was due.
+    pub(crate) fn is_due_still(&self, due: DueLease) -> bool {
+        self.by_id
+            .get(&due.id)
+            .is_some_and(|l| l.expires_at_ms == due.expired_at_ms)
     }
 
     /// Every lease with its granted time to live, by id.

@@ -2,6 +2,7 @@
 
 use crate::interval::Bounds;
 use crate::lane::Lane;
+use crate::lease::DueLease;
 use crate::tail::KeyValue;
 use bytes::Bytes;
 use std::ops;
@@ -233,6 +234,9 @@ pub enum Write {
         /// Lease id.
         id: i64,
     },
+    /// Ends a lease whose time was over, and deletes its keys. A lease that has been granted
+    /// anew under the same id by the time that this is admitted is another one: it stays.
+    LeaseExpire(DueLease),
     /// Forgets history at and below a revision.
     Compact {
         /// The revision.
@@ -263,6 +267,7 @@ impl Write {
                 Write::Txn(op) => op.held_bytes(),
                 Write::LeaseGrant { .. }
                 | Write::LeaseRevoke { .. }
+                | Write::LeaseExpire(_)
                 | Write::Compact { .. }
                 | Write::Alarm { .. } => 0,
             }

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::footprint::{Footprint, LeaseChange};
 use crate::held_keys::OpId;
 use crate::lane::{Lane, PerLane};
+use crate::lease::DueLease;
 use crate::lock::Locks;
 use crate::op::{Class, KeyRange, Outcome, Write};
 use crate::plan::{self, Effects, View};
@@ -193,7 +194,9 @@ impl<W> Engine<W> {
                 }
             }
             Write::LeaseGrant { id, .. } => f.lease = Some(LeaseChange::Granted(*id)),
-            Write::LeaseRevoke { id } => f.lease = Some(LeaseChange::Ended(*id)),
+            Write::LeaseRevoke { id } | Write::LeaseExpire(DueLease { id, .. }) => {
+                f.lease = Some(LeaseChange::Ended(*id));
+            }
             Write::Compact { .. } => f.compacts = true,
             Write::Alarm { .. } => {}
         }
@@ -303,9 +306,13 @@ impl<W> Engine<W> {
                 if !self.leases.contains(id) {
                     return Err(Error::LeaseNotFound);
                 }
-                let keys = self.leases.attached(id).map(Bytes::copy_from_slice);
-                let keys = keys.collect();
-                Ok(Record::LeaseRevoke { id, keys })
+                Ok(self.end_of_lease(id))
+            }
+            Write::LeaseExpire(due) => {
+                if !self.leases.is_due_still(due) {
+                    return Err(Error::LeaseNotFound);
+                }
+                Ok(self.end_of_lease(due.id))
             }
             Write::Compact { revision } => {
                 if revision <= self.compact_revision {
@@ -320,6 +327,12 @@ impl<W> Engine<W> {
             // These have effects.
             Write::Put(_) | Write::Delete(_) | Write::Txn(_) => Ok(Record::Txn(Vec::new())),
         }
+    }
+
+    fn end_of_lease(&self, id: i64) -> Record {
+        let keys = self.leases.attached(id).map(Bytes::copy_from_slice);
+        let keys = keys.collect();
+        Record::LeaseRevoke { id, keys }
     }
 
     /// Whether [`Engine::admit_ready`] has something to do.

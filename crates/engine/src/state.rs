@@ -5,7 +5,7 @@ use crate::compaction::Progress;
 use crate::hash::CompactionHashes;
 use crate::history::{Event, History};
 use crate::index::Index;
-use crate::lease::{LeaseView, Leases};
+use crate::lease::{DueLease, LeaseView, Leases};
 use crate::limits::Limits;
 use crate::record::{Effect, Record, Revision};
 use crate::sequencer::Sequencer;
@@ -204,7 +204,7 @@ impl<W> Engine<W> {
     }
 
     /// Leases that have run out.
-    pub fn due_leases(&self, now_ms: u64, max: usize) -> Vec<i64> {
+    pub fn due_leases(&self, now_ms: u64, max: usize) -> Vec<DueLease> {
         self.leases.due(now_ms, max)
     }
 

@@ -523,7 +523,7 @@ impl Model {
     }
 
     fn leases(&mut self, met: &mut Met) {
-        let due: Vec<i64> = self.engine.due_leases(self.now_ms, 10);
+        let due = self.engine.due_leases(self.now_ms, 10);
         let mut want: Vec<(u64, i64)> = self
             .oracle
             .leases
@@ -532,7 +532,8 @@ impl Model {
             .map(|(&id, l)| (l.expires_at_ms, id))
             .collect();
         want.sort_unstable();
-        assert_eq!(due, want.iter().map(|x| x.1).collect::<Vec<_>>());
+        let found: Vec<(u64, i64)> = due.iter().map(|d| (d.expired_at_ms, d.id)).collect();
+        assert_eq!(found, want);
         let id = self.r.random_range(1..5);
         let got = self.engine.keep_alive(id, self.now_ms);
         let now = self.now_ms;
@@ -543,8 +544,8 @@ impl Model {
             }
             _ => assert_eq!(got, Err(Error::LeaseNotFound)),
         }
-        for id in due {
-            self.submit(Write::LeaseRevoke { id }, met);
+        for lease in due {
+            self.submit(Write::LeaseExpire(lease), met);
         }
     }
 

@@ -15,6 +15,7 @@ mod beside;
 mod durability;
 mod encode;
 mod error;
+mod expiry;
 mod http;
 mod kv;
 mod lease;

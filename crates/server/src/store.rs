@@ -19,6 +19,12 @@ pub(crate) type Answer = Result<Outcome, Error>;
 pub(crate) enum Waiter {
     /// A call on a worker.
     Call(usize, SlotId),
+    /// The end of a lease that has run out; dropped with the answer, which is how upkeep
+    /// learns that there is one.
+    Expiry {
+        /// Held while there is no answer.
+        _unanswered: Arc<()>,
+    },
     /// Nobody: the server's own upkeep.
     Nobody,
 }
@@ -64,12 +70,17 @@ impl Store {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Submits a write of the server's own; it is durable.
+    /// Submits a write of the server's own that nobody waits for; it is durable.
     pub(crate) fn write_unattended(&self, write: Write) -> Option<Answer> {
+        self.write_own(write, Waiter::Nobody)
+    }
+
+    /// Submits a write of the server's own; it is durable.
+    pub(crate) fn write_own(&self, write: Write, waiter: Waiter) -> Option<Answer> {
         let now_ms = self.now_ms();
         let (answer, open) = {
             let mut engine = self.lock();
-            let answer = engine.submit(write, Class::DURABLE, Waiter::Nobody, now_ms);
+            let answer = engine.submit(write, Class::DURABLE, waiter, now_ms);
             (answer.map(|(_, a)| a), Open::of(&engine))
         };
         self.raise(open);

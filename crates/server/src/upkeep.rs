@@ -2,6 +2,7 @@
 //! budget, automatic compaction, time-outs, and snapshots of the journal.
 
 use crate::durability::SnapshotJob;
+use crate::expiry::{self, Expiry};
 use crate::pace::Pace;
 use crate::shared::Shared;
 use crate::store::{Open, SLICE_KEYS};
@@ -10,7 +11,7 @@ use engine::Error;
 use engine::op::Write;
 use engine::sequencer::Answers;
 use journal::{SnapshotError, SnapshotWriter};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,10 +19,6 @@ use telemetry::Throttle;
 
 /// How often upkeep looks around.
 const TICK: Duration = Duration::from_millis(50);
-/// Expired leases revoked a tick at most, so that a mass expiry leaves room for others.
-const REVOKES_PER_TICK: usize = 200;
-/// A revocation that has not happened after this long is tried again.
-const REVOKE_RETRY_MS: u64 = 5_000;
 /// Events freed under the lock at a time.
 const COMPACT_EVENTS: usize = 256;
 /// Compaction by time comes at least this often.
@@ -34,7 +31,7 @@ static HISTORY_WARNING: Throttle = Throttle::new(Duration::from_secs(60));
 pub(crate) struct Upkeep {
     shared: Arc<Shared>,
     auto: AutoCompaction,
-    revoking: HashMap<i64, u64>,
+    expiry: Expiry,
     periodic: Periodic,
     sampled_at: Instant,
     forced: Option<i64>,
@@ -47,7 +44,7 @@ impl Upkeep {
         Upkeep {
             shared,
             auto,
-            revoking: HashMap::new(),
+            expiry: Expiry::default(),
             periodic: Periodic::default(),
             sampled_at: Instant::now(),
             forced: None,
@@ -73,24 +70,11 @@ impl Upkeep {
 
     fn expire_leases(&mut self) {
         let now_ms = self.shared.store.now_ms();
-        let due = self
-            .shared
-            .store
-            .lock()
-            .due_leases(now_ms, REVOKES_PER_TICK);
-        // What is no longer due is gone, or its id has been granted again.
-        self.revoking.retain(|id, since| {
-            now_ms.saturating_sub(*since) < REVOKE_RETRY_MS && due.contains(id)
-        });
-        for id in due {
-            if self.revoking.insert(id, now_ms).is_none() {
-                self.shared.metrics.lease_expired.inc();
-                // An answer at once is an error: the lease is gone already, or there is no
-                // room now; the next round sees to it.
-                self.shared
-                    .store
-                    .write_unattended(Write::LeaseRevoke { id });
-            }
+        let due = self.shared.store.lock().due_leases(now_ms, expiry::AT_ONCE);
+        let round = self.expiry.round(due, now_ms);
+        self.shared.metrics.lease_expired.add(round.new);
+        for (write, waiter) in round.writes {
+            self.shared.store.write_own(write, waiter);
         }
     }
 

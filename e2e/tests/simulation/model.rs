@@ -155,6 +155,11 @@ impl Model {
         self.leases.insert(id, (ttl_s, until));
     }
 
+    /// Whether there is such a lease, and its time is over.
+    fn is_over(&self, id: i64) -> bool {
+        self.leases.get(&id).is_some_and(|l| l.1 <= self.now_ms)
+    }
+
     /// Whether `write`, whose record is this one, was right to make it now, and was told so.
     pub(crate) fn logged(&self, write: &Write, record: &Record, outcome: &Outcome) -> Checked {
         let revision = self.revision + i64::from(record.takes_revision());
@@ -178,7 +183,10 @@ impl Model {
             }
             (Reply::Txn { succeeded, .. }, Write::Txn(_)) => *succeeded,
             (Reply::LeaseGrant { id, .. }, Write::LeaseGrant { id: asked, .. }) => id == asked,
-            (Reply::Done, Write::LeaseRevoke { .. } | Write::Compact { .. }) => true,
+            (
+                Reply::Done,
+                Write::LeaseRevoke { .. } | Write::LeaseExpire(_) | Write::Compact { .. },
+            ) => true,
             _ => false,
         };
         ensure(told, || format!("{write:?} was told {outcome:?}"))
@@ -195,6 +203,7 @@ impl Model {
             }
             (Err(Error::LeaseNotFound), Write::Put(put)) => !self.leases.contains_key(&put.lease),
             (Err(Error::LeaseNotFound), Write::LeaseRevoke { id }) => !self.leases.contains_key(id),
+            (Err(Error::LeaseNotFound), Write::LeaseExpire(due)) => !self.is_over(due.id),
             (Err(Error::LeaseExists), Write::LeaseGrant { id, .. }) => self.leases.contains_key(id),
             (Err(Error::Compacted), Write::Compact { revision }) => *revision <= self.compacted,
             (Err(Error::FutureRevision), Write::Compact { revision }) => *revision > self.revision,
@@ -242,6 +251,10 @@ impl Model {
             Write::LeaseRevoke { id } => Some(Record::LeaseRevoke {
                 id: *id,
                 keys: self.attached(*id),
+            }),
+            Write::LeaseExpire(due) => self.is_over(due.id).then(|| Record::LeaseRevoke {
+                id: due.id,
+                keys: self.attached(due.id),
             }),
             Write::Compact { revision } => Some(Record::Compact {
                 revision: *revision,

@@ -509,13 +509,14 @@ impl World {
             }
         }
         let due = process.engine().due_leases(now, 2);
-        for id in due {
+        for lease in due {
+            let id = lease.id;
             let until = self.model.leases.get(&id).map_or(0, |lease| lease.1);
             ensure(until <= now, || {
                 format!("lease {id} ends at {now}, and was promised until {until}")
             })?;
             self.tally.count("expired leases");
-            self.submit_one(process, Write::LeaseRevoke { id })?;
+            self.submit_one(process, Write::LeaseExpire(lease))?;
         }
         let mut answers = Answers::new();
         process.engine().expire_waiting(now, &mut answers);

@@ -252,6 +252,14 @@ impl Oracle {
                 self.leases.remove(id);
                 (self.revision + i64::from(run.sub > 0), Answer::Done)
             }
+            Write::LeaseExpire(due) => {
+                // Also when it has been granted anew since it was found to be due.
+                let lease = self.leases.get(&due.id);
+                if lease.is_none_or(|l| l.expires_at_ms != due.expired_at_ms) {
+                    return Err(Error::LeaseNotFound);
+                }
+                return self.apply(&Write::LeaseRevoke { id: due.id });
+            }
             Write::Compact { revision } => {
                 if *revision <= self.compact_revision {
                     return Err(Error::Compacted);
