@@ -59,6 +59,8 @@ pub struct Counts {
     pub sync_data: u64,
     /// Directory syncs.
     pub sync_dir: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
 }
 
 /// Promises that this disk breaks, to see a test fail without them.
@@ -545,6 +547,7 @@ impl File for SimFile {
         let from = (offset as usize).min(bytes.len());
         let n = buffer.len().min(bytes.len() - from);
         buffer[..n].copy_from_slice(&bytes[from..from + n]);
+        state.counts.read_bytes += n as u64;
         Ok(n)
     }
 

@@ -84,6 +84,64 @@ fn checksum(salt: u64, frame: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, &frame[8..])
 }
 
+/// The CRC's polynomial, lowest power in the highest bit.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+
+/// A checksum's difference after `bytes` more of the same bytes: times x to the power of as
+/// many bits.
+fn carry(mut difference: u32, mut bytes: u64) -> u32 {
+    let times = |a: u32, mut b: u32| {
+        let mut product = 0;
+        for bit in (0..32).rev() {
+            if a >> bit & 1 == 1 {
+                product ^= b;
+            }
+            b = b >> 1 ^ if b & 1 == 1 { POLYNOMIAL } else { 0 };
+        }
+        product
+    };
+    // x to the power of 8, squared for each binary digit.
+    let mut power = 1 << 23;
+    while bytes > 0 {
+        if bytes & 1 == 1 {
+            difference = times(power, difference);
+        }
+        power = times(power, power);
+        bytes >>= 1;
+    }
+    difference
+}
+
+/// A frame's checksum, as far as a running checksum of the bytes around it tells.
+pub(crate) struct Partial {
+    stated: u32,
+    /// Between the frame's checksum and the running one, where its bytes begin.
+    difference: u32,
+    /// How many bytes follow.
+    bytes: u64,
+}
+
+impl Partial {
+    /// Where in a frame the running checksum is taken.
+    pub(crate) const FROM: u64 = 8;
+
+    /// A frame whose first page is `page` and whose header is `header`; `running` covers all
+    /// up to its byte [`FROM`](Partial::FROM).
+    pub(crate) fn begin(page: &[u8], header: &FrameHeader, salt: u64, running: u32) -> Partial {
+        let before = crc32c::crc32c_append(seed(salt), &page[..4]);
+        Partial {
+            stated: u32_at(page, 4),
+            difference: before ^ running,
+            bytes: HEADER as u64 - Partial::FROM + u64::from(header.payload_bytes),
+        }
+    }
+
+    /// Whether its checksum is right; `running` covers all up to its end.
+    pub(crate) fn is_whole(&self, running: u32) -> bool {
+        running ^ carry(self.difference, self.bytes) == self.stated
+    }
+}
+
 /// Fills in the header of `frame`, whose payload starts at [`HEADER`]; returns its checksum.
 pub(crate) fn seal(frame: &mut [u8], header: &FrameHeader, salt: u64) -> u32 {
     frame[0..4].copy_from_slice(&MAGIC.to_le_bytes());
@@ -126,4 +184,37 @@ pub(crate) fn peek(header: &[u8], segment: u64, room_bytes: u64) -> Option<Frame
 pub(crate) fn verify(frame: &[u8], salt: u64, check: bool) -> Option<u32> {
     let stated = u32_at(frame, 4);
     (!check || stated == checksum(salt, frame)).then_some(stated)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_running_checksum_tells_a_frames_own() {
+        let bytes: Vec<u8> = (0..40_000u32).map(|n| (n * n % 251) as u8).collect();
+        let salt = 77;
+        for (at, length) in [(0, 64), (4096, 64), (4096, 4097), (8192, 31_000)] {
+            let mut file = bytes.clone();
+            let header = FrameHeader {
+                payload_bytes: length as u32 - HEADER as u32,
+                records: 1,
+                segment: 3,
+                lsn: 9,
+                mark: 8,
+                revision_before: 1,
+                previous_crc: 5,
+                flags: 0,
+            };
+            seal(&mut file[at..at + length], &header, salt);
+            let judge = |file: &[u8]| {
+                let begin = crc32c::crc32c(&file[..at + Partial::FROM as usize]);
+                let end = crc32c::crc32c(&file[..at + length]);
+                Partial::begin(&file[at..], &header, salt, begin).is_whole(end)
+            };
+            assert!(judge(&file), "{at} {length}");
+            file[at + length - 1] ^= 4;
+            assert!(!judge(&file), "{at} {length}");
+        }
+    }
 }

@@ -26,6 +26,7 @@ mod order;
 mod record;
 mod recovery;
 mod replay;
+mod scan;
 mod seed;
 mod segment;
 mod settle;

@@ -24,11 +24,13 @@ use crate::load::Snapshot;
 use crate::open::Guards;
 use crate::order::{Order, Refusal};
 use crate::replay::Replay;
+use crate::scan;
 use crate::segment;
 use crate::snapshot;
 use crate::window::Window;
 use crate::{Lsn, Position};
 use files::{FileSystem, read_full};
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 
@@ -55,7 +57,7 @@ pub(crate) struct Recovered {
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) snapshots: Vec<Lsn>,
     pub(crate) snapshot_leftovers: Vec<PathBuf>,
-    pub(crate) tail: Vec<TailFrame>,
+    pub(crate) tail: VecDeque<TailFrame>,
     /// What is not yet visible at the end, and whether an epoch is open there.
     pub(crate) order: Order,
     pub(crate) end: Position,
@@ -70,6 +72,13 @@ pub(crate) struct Recovered {
 impl Recovered {
     pub(crate) fn snapshot_lsn(&self) -> Lsn {
         self.snapshot.as_ref().map_or(0, |s| s.header.lsn)
+    }
+
+    /// Frames up to `synced` are no part of the tail.
+    fn proven(&mut self, synced: Lsn) {
+        while self.tail.front().is_some_and(|tail| tail.lsn <= synced) {
+            self.tail.pop_front();
+        }
     }
 }
 
@@ -121,7 +130,7 @@ pub(crate) fn read(
         snapshot,
         snapshots,
         snapshot_leftovers,
-        tail: Vec::new(),
+        tail: VecDeque::new(),
         order: Order::default(),
         end: Position::default(),
         frames: 0,
@@ -230,13 +239,13 @@ impl Replayer<'_> {
                 }
                 synced = synced.max(header.mark);
                 let bytes = header.frame_bytes();
-                found.tail.push(TailFrame {
+                found.tail.push_back(TailFrame {
                     link: index,
                     offset,
                     bytes,
                     lsn: header.lsn,
                 });
-                found.tail.retain(|tail| tail.lsn > synced);
+                found.proven(synced);
                 found.closed = header.flags & FLAG_CLOSE != 0;
                 found.chain[index].last_lsn = expected;
                 expected += 1;
@@ -250,8 +259,8 @@ impl Replayer<'_> {
                 } else if found.closed && later.is_empty() || !self.guards.mark {
                     None
                 } else {
-                    window
-                        .find_mark(offset, expected, id, self.format, self.guards)
+                    let file = &*found.chain[index].file;
+                    scan::find_mark(file, offset, expected, id, self.format, self.guards)
                         .map_err(OpenError::io("read", &path))?
                         .map(|header| header.mark)
                 };
@@ -267,7 +276,7 @@ impl Replayer<'_> {
         self.look_beyond(found, &later, damaged, (expected, end_offset))?;
         found.cut_short = cut_short(&found.chain[last], end_offset, expected, found.closed)
             .map_err(OpenError::io("read", &found.chain[last].path))?;
-        found.tail.retain(|tail| tail.lsn > synced);
+        found.proven(synced);
         found.end = Position {
             lsn: expected - 1,
             crc,
@@ -299,8 +308,9 @@ impl Replayer<'_> {
             let mark = self
                 .fs
                 .open(&path, false)
-                .and_then(Window::new)
-                .and_then(|mut w| w.find_mark(PAGE, expected, id, self.format, self.guards))
+                .and_then(|file| {
+                    scan::find_mark(&*file, PAGE, expected, id, self.format, self.guards)
+                })
                 .map_err(OpenError::io("read", &path))?;
             if let Some(header) = mark {
                 let first_page = if damaged.contains(&id) {

@@ -1,8 +1,7 @@
 //! Finding frames in a segment's file.
 
-use crate::Lsn;
 use crate::dir::Format;
-use crate::frame::{self, FrameHeader, HEADER, PAGE};
+use crate::frame::{self, FrameHeader, HEADER};
 use crate::open::Guards;
 use files::{File, read_full};
 use std::io;
@@ -63,24 +62,5 @@ impl Window {
         }
         let crc = frame::verify(bytes, format.salt, guards.checksum);
         Ok(crc.map(|crc| (header, crc, &bytes[HEADER..])))
-    }
-
-    /// The first frame at `offset` or later that proves `lsn` synced.
-    pub(crate) fn find_mark(
-        &mut self,
-        mut offset: u64,
-        lsn: Lsn,
-        segment: u64,
-        format: &Format,
-        guards: Guards,
-    ) -> io::Result<Option<FrameHeader>> {
-        while offset < self.length {
-            offset += match self.frame(offset, segment, format, guards)? {
-                Some((header, ..)) if header.mark >= lsn => return Ok(Some(header)),
-                Some((header, ..)) => header.frame_bytes(),
-                None => PAGE,
-            };
-        }
-        Ok(None)
     }
 }

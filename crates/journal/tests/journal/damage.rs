@@ -414,3 +414,59 @@ fn a_newer_format_is_refused() {
     assert!(matches!(error, OpenError::UnknownVersion { .. }), "{error}");
     assert!(error.to_string().contains("newer"), "{error}");
 }
+
+/// A page that looks like a frame of `segment` that reaches to the end of the file, and says
+/// that all is synced.
+fn forge(page: &mut [u8], segment: &[u8], rest_bytes: usize) {
+    page[..64].fill(0);
+    page[0..4].copy_from_slice(b"oFrm");
+    page[8..12].copy_from_slice(&(rest_bytes as u32 - 64).to_le_bytes());
+    page[16..24].copy_from_slice(segment);
+    page[32..40].copy_from_slice(&u64::MAX.to_le_bytes());
+}
+
+/// Clients choose the bytes of their values, and recycled segments hold them.
+#[test]
+fn bytes_that_look_like_frames_are_read_once() {
+    let fs = SimFs::new(7);
+    let mut options = options();
+    options.segment_bytes = 4 << 20;
+    let (mut server, _) = Server::open_with(&fs, options.clone()).unwrap();
+    server.put("p1", &[1; 1000]);
+    let store = server.store.clone();
+    server.journal.allocator().step().unwrap();
+    drop(server);
+    let (mut pages, mut total) = (0, 0);
+    for path in segments(&fs) {
+        let mut bytes = fs.contents(&path).unwrap();
+        let (segment, length) = (bytes[16..24].to_owned(), bytes.len());
+        for at in (4096..length).step_by(4096) {
+            if bytes[at..at + 4] == [0; 4] {
+                forge(&mut bytes[at..at + 4096], &segment, length - at);
+                pages += 1;
+            }
+        }
+        total += length as u64;
+        fs.set_contents(&path, &bytes).unwrap();
+    }
+    let fs = fs.kill(1);
+    let (server, _) = Server::open_with(&fs, options).unwrap();
+    let read_bytes = fs.counts().read_bytes;
+    assert_eq!(server.store, store);
+    assert!(
+        pages > 1000 && read_bytes < 2 * total,
+        "{pages} {total} {read_bytes}"
+    );
+}
+
+#[test]
+fn a_mark_behind_bytes_that_look_like_frames_is_found() {
+    let (fs, _, _) = small_log(true);
+    let path = &segments(&fs)[0];
+    let mut bytes = fs.contents(path).unwrap();
+    let (segment, length) = (bytes[16..24].to_owned(), bytes.len());
+    forge(&mut bytes[4096..8192], &segment, length - 4096);
+    fs.set_contents(path, &bytes).unwrap();
+    let error = Server::open(&fs).err().unwrap();
+    assert!(matches!(error, OpenError::Damaged(_)), "{error}");
+}
