@@ -22,9 +22,12 @@ const DEFAULT_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 const DEFAULT_UNARY_WARNING: Duration = Duration::from_millis(300);
 const RECOMMENDED_REQUEST_BYTES: u64 = 10 << 20;
+/// Half of the journal's largest record, for what a request becomes there.
+const MAX_REQUEST_BYTES: u64 = 512 << 20;
 /// More would look like a hung disk.
 const MAX_SYNC_DELAY: Duration = Duration::from_secs(10);
 const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+const MAX_THREADS: usize = 1024;
 const MIN_SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn invalid<T>(text: impl Into<String>) -> Result<T, Error> {
@@ -87,7 +90,7 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
             given => given,
         },
         socket_reuse_port: settings.bool("socket-reuse-port"),
-        socket_reuse_address: settings.bool("socket-reuse-address"),
+        socket_mode: socket_mode(&settings)?,
         unsafe_no_fsync: settings.bool("unsafe-no-fsync"),
         log_level,
         log_format,
@@ -99,7 +102,7 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         },
         feature_gates,
         history_budget_bytes: settings.uint("history-budget-bytes"),
-        threads: count(&settings, "threads"),
+        threads: threads(&settings)?,
         max_connections: positive(&settings, "max-connections")?,
         max_watches: positive(&settings, "max-watches")?,
         segment_bytes: segment_bytes(&settings)?,
@@ -423,6 +426,13 @@ fn feature_gates(
 
 fn max_request_bytes(settings: &Settings, notices: &mut Vec<Notice>) -> u64 {
     let bytes = settings.uint("max-request-bytes");
+    if bytes > MAX_REQUEST_BYTES {
+        notices.push(
+            Notice::warn("--max-request-bytes is held to what a record of the journal may have")
+                .with("max-request-bytes", MAX_REQUEST_BYTES.to_string()),
+        );
+        return MAX_REQUEST_BYTES;
+    }
     if bytes > RECOMMENDED_REQUEST_BYTES {
         notices.push(
             Notice::warn("exceeded recommended request limit")
@@ -467,6 +477,29 @@ fn positive(settings: &Settings, name: &'static str) -> Result<usize, Error> {
     }
 }
 
+fn threads(settings: &Settings) -> Result<usize, Error> {
+    match count(settings, "threads") {
+        number if number <= MAX_THREADS => Ok(number),
+        number => invalid(format!(
+            "--threads is {number}: it may be {MAX_THREADS} at most, and more than there are cores \
+             gain nothing"
+        )),
+    }
+}
+
+/// Octal, as `chmod` takes it.
+fn socket_mode(settings: &Settings) -> Result<u32, Error> {
+    let text = settings.text("socket-mode");
+    let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if digits && mode <= 0o777 => Ok(mode),
+        _ => invalid(format!(
+            "--socket-mode is {}: give permission bits in octal, such as 0600 or 0660",
+            quote(&text)
+        )),
+    }
+}
+
 fn scheduled_snapshots(settings: &Settings) -> Result<Option<ScheduledSnapshots>, Error> {
     let (interval, keep) = (
         duration(settings, "snapshot-interval")?,
@@ -501,6 +534,7 @@ fn segment_bytes(settings: &Settings) -> Result<u64, Error> {
     let bytes = settings.uint("segment-bytes");
     let least = settings
         .uint("max-request-bytes")
+        .min(MAX_REQUEST_BYTES)
         .saturating_mul(2)
         .max(MIN_SEGMENT_BYTES);
     if bytes < least && settings.is_set("segment-bytes") {

@@ -96,8 +96,13 @@ pub struct ClientTls {
     pub trusted_ca_file: Option<PathBuf>,
     /// `--client-cert-auth`, as given; see [`Self::requires_client_cert`].
     pub client_cert_auth: bool,
+    /// `--client-crl-file`.
+    pub crl_file: Option<PathBuf>,
     /// The common names that client certificates may have; empty for any.
     pub allowed_cns: Vec<String>,
+    /// The host names and addresses, for one of which client certificates must be
+    /// valid; empty for any. Not both this and the common names.
+    pub allowed_hostnames: Vec<String>,
     /// `--tls-min-version`.
     pub min_version: TlsVersion,
     /// `--tls-max-version`; not below the minimum.
@@ -201,8 +206,8 @@ pub struct Config {
     pub warning_unary_request_duration: Duration,
     /// Whether to set `SO_REUSEPORT` on listening sockets.
     pub socket_reuse_port: bool,
-    /// Whether to set `SO_REUSEADDR` on listening sockets.
-    pub socket_reuse_address: bool,
+    /// Permission bits of the Unix sockets that clients connect to.
+    pub socket_mode: u32,
     /// Whether syncing is left out; a crash of the machine then loses data.
     pub unsafe_no_fsync: bool,
     /// From which level on lines are logged.
@@ -217,7 +222,7 @@ pub struct Config {
     pub feature_gates: BTreeMap<String, bool>,
     /// How many bytes old revisions may take. 0: the server decides.
     pub history_budget_bytes: u64,
-    /// How many threads serve clients. 0: one every two cores.
+    /// How many threads serve clients, 1024 at most. 0: one every two cores.
     pub threads: usize,
     /// How many client connections may be open.
     pub max_connections: usize,

@@ -6,7 +6,8 @@ use std::ffi::OsString;
 use crate::golang::quote;
 use crate::removed::REMOVED;
 use crate::settings::{Known, Settings};
-use crate::table::{FLAGS, Flag};
+use crate::table::{FLAGS, Flag, shown};
+use crate::tls::LISTS_OF_CLIENTS;
 use crate::{Error, Notice};
 
 const ETCD: &str = "ETCD_";
@@ -64,20 +65,20 @@ impl Variables {
             if settings.is_known_set(known) {
                 return Err(Error::Shadowed { variable });
             }
-            if value.is_empty() {
+            if value.is_empty() && !LISTS_OF_CLIENTS.contains(&known.name()) {
                 continue;
             }
             settings
                 .set(known, value)
                 .map_err(|reason| Error::Variable {
-                    value: quote(value),
+                    value: quote(shown(known.name(), value)),
                     variable: variable.clone(),
                     reason,
                 })?;
             settings.notices.push(
                 Notice::info("recognized and used environment variable")
                     .with("variable-name", &variable)
-                    .with("variable-value", value),
+                    .with("variable-value", shown(known.name(), value)),
             );
             used.insert(variable);
         }

@@ -187,13 +187,13 @@ pub static FLAGS: &[Flag] = &[
     flag("backend-batch-interval", Duration, "0s", Member, Accepted, BBOLT),
     flag("backend-batch-limit", Int, "0", Member, Accepted, BBOLT),
     flag("max-txn-ops", UINT, "128", Member, Same, "How many operations a transaction may have."),
-    flag("max-request-bytes", UINT, "1572864", Member, Same, "How large a request may be."),
+    flag("max-request-bytes", UINT, "1572864", Member, Same, "How large a request may be; 512 MiB at most."),
     flag("max-concurrent-streams", UINT32, "4294967295", Member, Same, "How many streams a client may have open on one connection; above 100,000 calls are refused."),
     flag("grpc-keepalive-min-time", Duration, "5s", Member, Same, "How long a client should wait between pings."),
     flag("grpc-keepalive-interval", Duration, "2h", Member, Same, "After how long without traffic a client is pinged; 0 for never."),
     flag("grpc-keepalive-timeout", Duration, "20s", Member, Same, "How long a ping may remain unanswered before the connection is closed."),
     flag("socket-reuse-port", Bool, "false", Member, Same, "Sets SO_REUSEPORT on the listening sockets."),
-    flag("socket-reuse-address", Bool, "false", Member, Same, "Sets SO_REUSEADDR on the listening sockets."),
+    flag("socket-reuse-address", Bool, "false", Member, Accepted, "SO_REUSEADDR is always set on the listening sockets, as Go always does."),
     flag("enable-grpc-gateway", Bool, "true", Member, Accepted, "The JSON gateway is not offered yet."),
     flag("raft-read-timeout", Duration, "5s", Member, Accepted, RAFT),
     flag("raft-write-timeout", Duration, "5s", Member, Accepted, RAFT),
@@ -233,8 +233,8 @@ pub static FLAGS: &[Flag] = &[
     flag("client-cert-auth", Bool, "false", Security, Same, "Requires a client certificate; needs `--trusted-ca-file`."),
     flag("client-cert-file", Text, "", Security, Accepted, "orlop is no client of itself."),
     flag("client-key-file", Text, "", Security, Accepted, "orlop is no client of itself."),
-    flag("client-crl-file", Text, "", Security, Refused, "Revocation lists are not read, and ignoring one would let revoked certificates in."),
-    flag("client-cert-allowed-hostname", List, "", Security, Refused, "Host names of client certificates are not checked, and ignoring the list would let everyone in: use `--client-cert-allowed-cn`."),
+    flag("client-crl-file", Text, "", Security, Same, "A list of revoked certificates, DER or PEM; needs `--trusted-ca-file`. As in etcd, serial numbers alone decide."),
+    flag("client-cert-allowed-hostname", List, "", Security, Same, "The host names and addresses, for one of which a client certificate must be valid; needs `--trusted-ca-file`, and excludes `--client-cert-allowed-cn`. A list without a name is refused."),
     flag("trusted-ca-file", Text, "", Security, Same, "The authorities whose client certificates are valid; requires one of every client, as in etcd."),
     flag("auto-tls", Bool, "false", Security, Refused, "orlop makes no certificates: give `--cert-file` and `--key-file`."),
     flag("peer-cert-file", Text, "", Security, Accepted, NO_PEERS),
@@ -291,9 +291,10 @@ pub static FLAGS: &[Flag] = &[
     flag("force-new-cluster", Bool, "false", Unsafe, Accepted, "There is one member anyway."),
     flag("unsafe-no-fsync", Bool, "false", Unsafe, Same, "Does not sync the journal: a crash of the machine loses acknowledged writes."),
 
-    own("client-cert-allowed-cn", List, "", "The common names that client certificates may have; needs `--trusted-ca-file`. etcd has it in its configuration file only, as `allowed-cn` under `client-transport-security`."),
+    own("client-cert-allowed-cn", List, "", "The common names that client certificates may have; needs `--trusted-ca-file`. A list without a name is refused. etcd has it in its configuration file only, as `allowed-cn` under `client-transport-security`."),
     own("history-budget-bytes", UINT, "0", "How many bytes old revisions may take before the oldest are compacted early; 0 for what the memory of the machine or cgroup allows, printed at start."),
-    own("threads", UINT, "0", "How many threads serve clients; 0 for one every two cores."),
+    own("threads", UINT, "0", "How many threads serve clients, 1024 at most; 0 for one every two cores."),
+    own("socket-mode", Text, "0600", "The permission bits, in octal, of the Unix sockets among the client and metrics URLs: who may write to one may connect. `0660` lets its group in."),
     own("max-connections", UINT, "10000", "How many client connections may be open at once."),
     own("max-watches", UINT, "100000", "How many watches may be open at once."),
     own("segment-bytes", UINT, "67108864", "How large a segment file of the journal is."),
@@ -336,4 +337,23 @@ pub(crate) fn find(name: &str) -> Option<&'static Flag> {
 pub fn all_etcd_flag_names() -> Vec<&'static str> {
     let etcds = FLAGS.iter().filter(|flag| !flag.own);
     etcds.map(|flag| flag.name).collect()
+}
+
+/// Flags whose values nobody may read in a log.
+const SECRET: [&str; 6] = [
+    "discovery",
+    "discovery-password",
+    "discovery-proxy",
+    "discovery-token",
+    "discovery-user",
+    "discovery-endpoints",
+];
+
+/// What a log shows of a flag's value.
+pub(crate) fn shown<'a>(name: &str, value: &'a str) -> &'a str {
+    if SECRET.contains(&name) {
+        "(not shown)"
+    } else {
+        value
+    }
 }

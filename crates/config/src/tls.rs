@@ -9,6 +9,10 @@ use crate::listen::Listen;
 use crate::settings::Settings;
 use crate::{Error, Notice, cipher};
 
+/// Who may come in: empty ones are refused, in a variable too.
+pub(crate) const LISTS_OF_CLIENTS: [&str; 2] =
+    ["client-cert-allowed-cn", "client-cert-allowed-hostname"];
+
 fn tls_version(text: &str) -> Result<Option<TlsVersion>, Error> {
     match text {
         "" => Ok(None),
@@ -19,6 +23,20 @@ fn tls_version(text: &str) -> Result<Option<TlsVersion>, Error> {
             quote(text)
         )),
     }
+}
+
+/// The names in a list of who may come in. One that was given and holds none is a mistake, such
+/// as a variable that was not set: it would let everyone in.
+fn allowed(settings: &Settings, flag: &'static str) -> Result<Vec<String>, Error> {
+    let mut names = settings.list(flag);
+    names.retain(|name| !name.is_empty());
+    if settings.is_set(flag) && names.is_empty() {
+        return invalid(format!(
+            "--{flag} is given and holds no name, which would let every client in: name some, or \
+             leave it out"
+        ));
+    }
+    Ok(names)
 }
 
 /// TLS towards clients, if a URL needs it.
@@ -43,8 +61,20 @@ pub(crate) fn client_tls(
     }
     let cipher_suites = cipher::select(&names, notices)?;
 
-    let [cert, key, ca] =
-        ["cert-file", "key-file", "trusted-ca-file"].map(|name| settings.text(name));
+    let [cert, key, ca, crl] = [
+        "cert-file",
+        "key-file",
+        "trusted-ca-file",
+        "client-crl-file",
+    ]
+    .map(|name| settings.text(name));
+    let [allowed_cns, allowed_hostnames] = LISTS_OF_CLIENTS.map(|flag| allowed(settings, flag));
+    let (allowed_cns, allowed_hostnames) = (allowed_cns?, allowed_hostnames?);
+    if !allowed_cns.is_empty() && !allowed_hostnames.is_empty() {
+        return invalid(
+            "--client-cert-allowed-cn and --client-cert-allowed-hostname exclude each other",
+        );
+    }
     let client_cert_auth = settings.bool("client-cert-auth");
     let given = !cert.is_empty() || !key.is_empty();
     for url in urls
@@ -64,6 +94,11 @@ pub(crate) fn client_tls(
         if client_cert_auth {
             ignoring(
                 "scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL",
+            );
+        }
+        if !crl.is_empty() || !allowed_cns.is_empty() || !allowed_hostnames.is_empty() {
+            ignoring(
+                "scheme is http or unix while client certificates are restricted by names or a revocation list; everyone who reaches this URL is let in",
             );
         }
     }
@@ -99,20 +134,26 @@ pub(crate) fn client_tls(
             "--client-cert-auth needs --trusted-ca-file: whose client certificates are valid?",
         );
     }
-    let mut allowed_cns = settings.list("client-cert-allowed-cn");
-    allowed_cns.retain(|name| !name.is_empty());
-    if !allowed_cns.is_empty() && ca.is_empty() {
-        return invalid(
-            "allowed common names of client certificates need --trusted-ca-file: whose client \
-             certificates are valid?",
-        );
+    for (what, given) in [
+        ("allowed common names", !allowed_cns.is_empty()),
+        ("allowed host names", !allowed_hostnames.is_empty()),
+        ("a list of revoked", !crl.is_empty()),
+    ] {
+        if given && ca.is_empty() {
+            return invalid(format!(
+                "{what} of client certificates need --trusted-ca-file: whose client certificates \
+                 are valid?"
+            ));
+        }
     }
     Ok(Some(ClientTls {
         cert_file: PathBuf::from(cert),
         key_file: PathBuf::from(key),
         trusted_ca_file: (!ca.is_empty()).then(|| PathBuf::from(ca)),
         client_cert_auth,
+        crl_file: (!crl.is_empty()).then(|| PathBuf::from(crl)),
         allowed_cns,
+        allowed_hostnames,
         min_version,
         max_version,
         cipher_suites,

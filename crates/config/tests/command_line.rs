@@ -97,6 +97,7 @@ fn every_typed_field_follows_its_flag() {
         "--key-file=k",
         "--trusted-ca-file=ca",
         "--client-cert-auth",
+        "--client-crl-file=crl",
         "--client-cert-allowed-cn=a,b",
         "--tls-min-version=TLS1.2",
         "--tls-max-version=TLS1.2",
@@ -114,7 +115,7 @@ fn every_typed_field_follows_its_flag() {
         "--warning-apply-duration=8s",
         "--warning-unary-request-duration=9s",
         "--socket-reuse-port",
-        "--socket-reuse-address",
+        "--socket-mode=0660",
         "--unsafe-no-fsync",
         "--log-level=debug",
         "--log-format=console",
@@ -167,7 +168,9 @@ fn every_typed_field_follows_its_flag() {
     assert_eq!(tls.key_file, PathBuf::from("k"));
     assert_eq!(tls.trusted_ca_file, Some(PathBuf::from("ca")));
     assert!(tls.client_cert_auth && tls.requires_client_cert());
+    assert_eq!(tls.crl_file, Some(PathBuf::from("crl")));
     assert_eq!(tls.allowed_cns, ["a", "b"]);
+    assert!(tls.allowed_hostnames.is_empty());
     assert_eq!(
         (tls.min_version, tls.max_version),
         (TlsVersion::Tls12, TlsVersion::Tls12)
@@ -198,7 +201,7 @@ fn every_typed_field_follows_its_flag() {
         config.warning_unary_request_duration,
         Duration::from_secs(9)
     );
-    assert!(config.socket_reuse_port && config.socket_reuse_address && config.unsafe_no_fsync);
+    assert!(config.socket_reuse_port && config.socket_mode == 0o660 && config.unsafe_no_fsync);
     assert_eq!(config.log_level, LogLevel::Debug);
     assert_eq!(config.log_format, LogFormat::Console);
     assert_eq!(config.log_outputs, [LogOutput::Stderr, LogOutput::Stdout]);
@@ -354,6 +357,24 @@ fn variables_are_read_as_flags_are() {
 }
 
 #[test]
+fn no_secret_is_printed() {
+    let run = run_with(
+        &[],
+        &[
+            ("ETCD_DISCOVERY_PASSWORD", "hunter2"),
+            ("ETCD_DISCOVERY_USER", "hunter2"),
+            ("ETCD_DISCOVERY_PROXY", "http://u:hunter2@proxy"),
+        ],
+    );
+    let told = format!("{:?}", run.notices);
+    assert!(told.contains("ETCD_DISCOVERY_PASSWORD"), "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+    for flag in ["--discovery-token=hunter2", "--discovery=hunter2"] {
+        assert!(!error(&[flag]).contains("hunter2"), "{flag}");
+    }
+}
+
+#[test]
 fn a_flag_and_its_variable_conflict() {
     for value in ["x", ""] {
         let failed = parse(&["--name=y"], &[("ETCD_NAME", value)]).unwrap_err();
@@ -505,8 +526,6 @@ fn refused_flags_say_why_and_defaults_are_fine() {
     for args in [
         &["--wal-dir=/w"][..],
         &["--auto-tls"],
-        &["--client-crl-file=x"],
-        &["--client-cert-allowed-hostname=x"],
         &["--enable-log-rotation"],
         &["--discovery-fallback=proxy"],
         &["--log-outputs=/var/log/etcd.log"],
@@ -523,7 +542,6 @@ fn refused_flags_say_why_and_defaults_are_fine() {
         "--wal-dir=",
         "--auto-tls=false",
         "--discovery-fallback=exit",
-        "--client-cert-allowed-hostname=",
     ]);
     let run = run(&["--enable-v2=false", "--proxy=off", "--proxy-read-timeout=5"]);
     assert_eq!(
@@ -690,8 +708,71 @@ fn tls_versions_and_suites() {
     run(&["--cipher-suites=TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305"]);
 }
 
+/// A server with TLS and these flags.
+fn with_tls<'a>(flags: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec![
+        "--listen-client-urls=https://127.0.0.1:2379",
+        "--advertise-client-urls=https://127.0.0.1:2379",
+        "--cert-file=c",
+        "--key-file=k",
+    ];
+    args.extend(flags);
+    args
+}
+
+#[test]
+fn a_check_of_client_certificates_is_never_left_out_in_silence() {
+    let hosts = run(&with_tls(&[
+        "--trusted-ca-file=ca",
+        "--client-cert-allowed-hostname=node.example,10.0.0.1",
+    ]));
+    let tls = hosts.config.client_tls.unwrap();
+    assert_eq!(tls.allowed_hostnames, ["node.example", "10.0.0.1"]);
+    for flag in ["client-cert-allowed-cn", "client-cert-allowed-hostname"] {
+        for names in ["", ",", ",,"] {
+            let given = format!("--{flag}={names}");
+            let text = error(&with_tls(&["--trusted-ca-file=ca", &given]));
+            assert!(text.contains("holds no name"), "{given}: {text}");
+        }
+    }
+    let unset = parse(
+        &with_tls(&["--trusted-ca-file=ca"]),
+        &[("ORLOP_CLIENT_CERT_ALLOWED_CN", "")],
+    );
+    assert!(unset.unwrap_err().to_string().contains("holds no name"));
+    for flag in [
+        "--client-cert-allowed-cn=a",
+        "--client-cert-allowed-hostname=a",
+        "--client-crl-file=crl",
+    ] {
+        let text = error(&with_tls(&[flag]));
+        assert!(text.contains("need --trusted-ca-file"), "{flag}: {text}");
+        let plain = run(&[flag]);
+        let told = warnings(&plain);
+        assert!(
+            told[0].contains("everyone who reaches this URL"),
+            "{told:?}"
+        );
+    }
+    let both = error(&with_tls(&[
+        "--trusted-ca-file=ca",
+        "--client-cert-allowed-cn=a",
+        "--client-cert-allowed-hostname=a",
+    ]));
+    assert!(both.contains("exclude each other"), "{both}");
+}
+
 #[test]
 fn further_checks() {
+    assert!(error(&["--threads=1025"]).contains("1024 at most"));
+    for mode in ["", "1777", "0888", "+600", "rw"] {
+        let text = error(&[&format!("--socket-mode={mode}")]);
+        assert!(text.contains("octal"), "{mode}: {text}");
+    }
+    let huge = run(&["--max-request-bytes=18446744073709551615"]);
+    assert_eq!(huge.config.max_request_bytes, 512 << 20);
+    assert_eq!(huge.config.segment_bytes, 1 << 30);
+    assert_eq!(warnings(&huge).len(), 1);
     assert_eq!(
         error(&["--log-level=foo"]).split(" (").next(),
         Some("unrecognized level: \"foo\"")

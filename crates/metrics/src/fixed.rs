@@ -311,6 +311,12 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         |i| i.watchers_behind as f64,
         "Watches that have not been sent everything up to the store's revision.",
     );
+    r.input(
+        "orlop_certificate_not_after_timestamp_seconds",
+        Orlop,
+        |i| i.certificate_not_after_unix_s as f64,
+        "When the server's certificate, or another of its chain, expires, in Unix seconds; the earliest of all listeners; 0 without TLS.",
+    );
     let mut family = r.family(
         "orlop_log_lines_dropped_total",
         Kind::Counter,

@@ -72,6 +72,8 @@ pub struct ScrapeInput {
     pub unsynced_bytes: u64,
     /// How long the oldest of them has waited, in seconds.
     pub unsynced_age_s: f64,
+    /// When the first certificate of a listener expires, in Unix seconds; 0 without TLS.
+    pub certificate_not_after_unix_s: i64,
     /// Log lines dropped because the output did not take them.
     pub log_lines_dropped: u64,
 }

@@ -308,6 +308,7 @@ const ALSO: &[(&str, &[(&str, &str)])] = &[
     ("orlop_connections_refused_total", &[]),
     ("orlop_waiting_operations", &[]),
     ("orlop_streams", &[]),
+    ("orlop_certificate_not_after_timestamp_seconds", &[]),
     ("orlop_log_lines_dropped_total", &[]),
     ("orlop_build_info", &[("version", "0.1.0")]),
 ];

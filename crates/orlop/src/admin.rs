@@ -1,6 +1,7 @@
 //! Asks a running server's admin endpoint: over its Unix socket, or over TCP with a client
 //! certificate.
 
+use crate::data_dir::DataDir;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Uri;
@@ -25,9 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Which server.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// The data directory of the server, which must run on this machine.
-    #[arg(long, default_value = "default.orlop", env = "ETCD_DATA_DIR")]
-    data_dir: PathBuf,
+    // Of a server that runs on this machine.
+    #[command(flatten)]
+    data_dir: DataDir,
     /// Its admin socket, if that is not in the data directory.
     #[arg(long)]
     admin_socket: Option<PathBuf>,
@@ -73,7 +74,7 @@ pub(crate) fn ask(target: &Target, ask: &Ask<'_>) -> Result<String, String> {
 
 impl Target {
     fn socket(&self) -> PathBuf {
-        let own = || self.data_dir.join(server::ADMIN_SOCKET);
+        let own = || self.data_dir.path().join(server::ADMIN_SOCKET);
         self.admin_socket.clone().unwrap_or_else(own)
     }
 
@@ -103,7 +104,7 @@ impl Target {
         }
         let stream = UnixStream::connect(self.socket()).await.map_err(|e| {
             format!(
-                "no server answers on {place}: {e}; is it running, and is this its data directory (--data-dir, --admin-socket)?"
+                "no server answers on {place}: {e}; is it running, and is this its data directory (DATA_DIR, --admin-socket)?"
             )
         })?;
         exchange(stream, &place, ask).await

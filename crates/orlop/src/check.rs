@@ -1,23 +1,23 @@
 //! `orlop check DATA_DIR`: offline verification.
 
+use crate::data_dir::DataDir;
 use files::real::RealFs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Arguments of `orlop check`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The data directory. Nothing in it is changed.
-    data_dir: PathBuf,
+    #[command(flatten)]
+    data_dir: DataDir,
 }
 
-/// Exit code 0: a server can start from it; 1: it is damaged, or could not be checked.
+/// Changes nothing. Exit code 0: a server can start from it; 1: it is damaged, or could not be checked.
 pub(crate) fn run(args: &Args) -> ExitCode {
     let marker_dir = files::real::memory_dir();
     match journal::check(
         Arc::new(RealFs::new()),
-        &args.data_dir,
+        &args.data_dir.path(),
         marker_dir.as_deref(),
     ) {
         Ok(report) => {

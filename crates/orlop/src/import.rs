@@ -183,6 +183,13 @@ async fn import(args: &Args) -> Result<(), Failure> {
         status.header.as_ref().map_or(0, |h| h.revision)
     );
     check_source(&source).await?;
+    if let Some(reason) = args.tls.refused_by_orlop() {
+        say!(
+            "WARNING: with this --cacert as its --trusted-ca-file, orlop would refuse the \
+             certificate that etcd takes here: {reason}. See that the apiservers have others \
+             before you stop etcd"
+        );
+    }
     // Until here a signal may just end the program.
     let mut signals =
         Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;

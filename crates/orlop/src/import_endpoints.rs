@@ -29,6 +29,12 @@ pub(crate) struct TlsArgs {
 }
 
 impl TlsArgs {
+    /// Why orlop would refuse the client certificate, if it trusted the same authority.
+    pub(crate) fn refused_by_orlop(&self) -> Option<String> {
+        let (ca, cert) = (self.cacert.as_ref()?, self.cert.as_ref()?);
+        wire::check_client_certificate(ca, cert).err()
+    }
+
     fn config(&self) -> Result<ClientTlsConfig, SourceError> {
         let read = |path: &Path| {
             std::fs::read(path).map_err(|error| {

@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod check;
+mod data_dir;
 mod export;
 mod failure;
 mod import;

@@ -65,10 +65,11 @@ fn serve(
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (mut terminate, mut interrupt) = runtime.block_on(async {
+    let (mut terminate, mut interrupt, mut hangup) = runtime.block_on(async {
         Ok::<_, std::io::Error>((
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
         ))
     })?;
     let server = Server::start(config, Some(counters))?;
@@ -77,9 +78,16 @@ fn serve(
         tracing::warn!(%error, "cannot tell the service manager that the server is ready");
     }
     let name = runtime.block_on(async {
-        tokio::select! {
-            _ = terminate.recv() => "terminated",
-            _ = interrupt.recv() => "interrupt",
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break "terminated",
+                _ = interrupt.recv() => break "interrupt",
+                // From here on and to the end of the process: the default would end it.
+                _ = hangup.recv() => {
+                    tracing::info!("received SIGHUP: looking at the certificates, and serving on");
+                    server.look_at_certificates();
+                }
+            }
         }
     });
     tracing::info!(signal = name, "received signal; shutting down");
@@ -136,13 +144,14 @@ fn announce(personality: Personality, config: &Config, s: &Started) {
         }
     }
     if personality == Personality::Orlop {
-        print_hello(s, &data_dir.display().to_string());
+        print_hello(config, s, &data_dir.display().to_string());
     }
 }
 
 /// What a newcomer needs to go on.
-fn print_hello(s: &Started, data_dir: &str) {
+fn print_hello(config: &Config, s: &Started, data_dir: &str) {
     let urls = s.client_urls.join(",");
+    let reached = reachable_urls(config, s);
     let state = if s.created {
         "new".to_string()
     } else {
@@ -159,9 +168,56 @@ fn print_hello(s: &Started, data_dir: &str) {
         s.revision
     );
     println!("  profile         {} ({})", s.profile, s.profile_source);
-    println!("  etcdctl         etcdctl --endpoints={urls} put hello world");
-    println!("  kube-apiserver  kube-apiserver --etcd-servers={urls} ...");
+    let tls = tls_flags(config.client_tls.as_ref(), &reached);
+    println!("  etcdctl         etcdctl --endpoints={reached}{tls} put hello world");
+    if tls.contains(CLIENT) {
+        println!("                  ({CLIENT}.crt, .key: a pair that --trusted-ca-file trusts)");
+    }
+    println!("  kube-apiserver  kube-apiserver --etcd-servers={reached} ...");
     println!("  stop            Ctrl-C");
+}
+
+/// Where a client on this machine gets to: what is listened on, or what is advertised where that
+/// is every address.
+fn reachable_urls(config: &Config, s: &Started) -> String {
+    let every = |url: &String| url.contains("//0.0.0.0:") || url.contains("//[::]:");
+    if s.client_urls.iter().any(every) {
+        let advertised = config.advertise_client_urls.iter();
+        return advertised
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",");
+    }
+    s.client_urls.join(",")
+}
+
+/// What stands for a client's certificate, if none is known.
+const CLIENT: &str = "CLIENT";
+
+/// etcdctl's flags for these URLs. The server's own certificate will do for a client if its
+/// authority and its uses allow it, as kubeadm's do.
+fn tls_flags(tls: Option<&config::ClientTls>, urls: &str) -> String {
+    let Some(tls) = tls.filter(|_| urls.contains("https://") || urls.contains("unixs://")) else {
+        return String::new();
+    };
+    let (cert, key) = (tls.cert_file.as_path(), tls.key_file.as_path());
+    let trusted = tls.trusted_ca_file.as_deref();
+    let signer = trusted
+        .into_iter()
+        .chain([cert])
+        .find(|file| wire::names_issuer(file, cert));
+    let mut flags = match signer {
+        Some(file) => format!(" --cacert={}", file.display()),
+        None => " --cacert=CA.crt".to_owned(),
+    };
+    if let Some(ca) = trusted {
+        let own = match wire::check_client_certificate(ca, cert) {
+            Ok(()) => format!(" --cert={} --key={}", cert.display(), key.display()),
+            Err(_) => format!(" --cert={CLIENT}.crt --key={CLIENT}.key"),
+        };
+        flags.push_str(&own);
+    }
+    flags
 }
 
 fn program(personality: Personality) -> &'static str {

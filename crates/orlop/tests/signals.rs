@@ -100,6 +100,27 @@ fn signals_at_once_are_one_and_the_log_is_closed() {
 }
 
 #[test]
+fn a_hangup_is_no_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = Running::start(dir.path(), "0s");
+    running.signal(&["HUP"]);
+    let begun = Instant::now();
+    while !running.log().contains("received SIGHUP") {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{}",
+            running.log()
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    TcpStream::connect(&running.address).unwrap();
+    running.signal(&["TERM", "HUP"]);
+    assert_eq!(running.ended().code(), Some(0), "{}", running.log());
+    let found = running.check();
+    assert!(found.contains("the last process closed the log"), "{found}");
+}
+
+#[test]
 fn a_later_signal_does_not_wait_for_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let mut running = Running::start(dir.path(), "400ms");

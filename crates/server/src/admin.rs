@@ -8,13 +8,17 @@
 //! | `POST /v1/profile` `{"profile": "NAME"}` | puts a profile in force, until it is reset |
 //! | `DELETE /v1/profile` | back to what the command line says |
 //! | `POST /v1/rules?name=NAME` and TOML | puts rules in force, until they are reset |
+//!
+//! A page in a browser whose user holds a client certificate must not reach it: what a browser
+//! sends for a page of another origin (an `Origin`, or a body of a type that needs no leave) is
+//! refused.
 
 use crate::http::{Query, answer as http_answer, json as json_text};
 use crate::rates::Rate;
 use crate::shared::Shared;
 use crate::switch::{Choice, SwitchError, switch};
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::{Method, Response, StatusCode, header};
 use policy::WhatIf;
 use serde_json::{Value, json};
 use std::rc::Rc;
@@ -22,6 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 use wire::{Call, Frame, Handler, HttpRequest, Inbound, LocalFuture, Outbound, Reply, Status};
+
+/// What bodies may be. None of them is among the types that a page may send without leave.
+const BODY_TYPES: [&str; 2] = ["application/json", "application/toml"];
 
 /// The socket's name in the data directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";
@@ -73,6 +80,9 @@ fn answer(
     from: &str,
     who: Option<&str>,
 ) -> Response<Bytes> {
+    if let Some(refusal) = refuse_pages(request) {
+        return refusal;
+    }
     // At most as long as rules may be: the transport refuses more.
     let body = request.body();
     let choice = match (request.method(), request.uri().path()) {
@@ -117,6 +127,38 @@ fn answer(
         }
         Err(e @ SwitchError::Stopping) => error(StatusCode::SERVICE_UNAVAILABLE, &e.to_string()),
     }
+}
+
+/// Refuses what a browser sends for a page. A page cannot send the types that are taken here
+/// without asking first (a preflight), and asking is refused like every unknown method.
+fn refuse_pages(request: &http::Request<Bytes>) -> Option<Response<Bytes>> {
+    let headers = request.headers();
+    let by_a_page = ["origin", "sec-fetch-site"]
+        .iter()
+        .any(|name| headers.contains_key(*name));
+    if by_a_page {
+        return Some(error(
+            StatusCode::FORBIDDEN,
+            "the admin endpoint is for programs, and this was sent by a browser",
+        ));
+    }
+    if request.method() != Method::POST {
+        return None;
+    }
+    let given = headers.get(header::CONTENT_TYPE).map(|v| v.as_bytes());
+    let kind = given.and_then(|given| given.split(|&b| b == b';').next());
+    let known = kind.is_some_and(|kind| {
+        BODY_TYPES
+            .iter()
+            .any(|known| kind.trim_ascii().eq_ignore_ascii_case(known.as_bytes()))
+    });
+    if known {
+        return None;
+    }
+    Some(error(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "set the header content-type to application/json, or to application/toml for rules",
+    ))
 }
 
 fn profile_of(body: &[u8]) -> Option<String> {
@@ -246,4 +288,48 @@ fn json_answer(status: StatusCode, value: &Value) -> Response<Bytes> {
 
 fn error(status: StatusCode, text: &str) -> Response<Bytes> {
     json_answer(status, &json!({ "error": text }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(method: Method, headers: &[(&str, &str)]) -> u16 {
+        let mut request = http::Request::builder().method(method);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Bytes::new()).unwrap();
+        refuse_pages(&request).map_or(200, |refusal| refusal.status().as_u16())
+    }
+
+    #[test]
+    fn what_a_page_of_another_origin_can_send_is_refused() {
+        let json = ("content-type", "Application/JSON; charset=utf-8");
+        assert_eq!(sent(Method::POST, &[json]), 200);
+        assert_eq!(
+            sent(Method::POST, &[("content-type", "application/toml")]),
+            200
+        );
+        assert_eq!(sent(Method::GET, &[]), 200);
+        // The types that a page may send without leave.
+        for simple in [
+            "text/plain",
+            "text/plain; x=application/json",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=a",
+        ] {
+            assert_eq!(
+                sent(Method::POST, &[("content-type", simple)]),
+                415,
+                "{simple}"
+            );
+        }
+        assert_eq!(sent(Method::POST, &[]), 415);
+        for method in [Method::POST, Method::DELETE, Method::GET] {
+            let origin = ("origin", "https://elsewhere.example");
+            assert_eq!(sent(method.clone(), &[json, origin]), 403);
+            assert_eq!(sent(method, &[json, ("sec-fetch-site", "same-site")]), 403);
+        }
+    }
 }

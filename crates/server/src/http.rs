@@ -5,8 +5,12 @@ use crate::maintenance::{alarm_name, scrape_input};
 use crate::service::Service;
 use crate::shared::{CLUSTER_VERSION, ETCD_VERSION};
 use bytes::Bytes;
-use http::{Method, Response, StatusCode, header};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, Method, Response, StatusCode, header};
 use metrics::{Check, Probe};
+use parking_lot::Mutex;
+use std::io::Write;
 use std::rc::Rc;
 use wire::HttpRequest;
 
@@ -57,7 +61,12 @@ impl Service {
             ),
             "/metrics" => {
                 let body = self.shared.metrics.encode(&scrape_input(&self.shared));
-                answer(StatusCode::OK, metrics::CONTENT_TYPE, body)
+                let plain = answer(StatusCode::OK, metrics::CONTENT_TYPE, body);
+                if takes_gzip(r.request.headers()) {
+                    gzipped(plain)
+                } else {
+                    plain
+                }
             }
             _ => match (path.strip_prefix("/livez"), path.strip_prefix("/readyz")) {
                 (Some(rest), _) => self.probe(Probe::Livez, &LIVEZ, rest, &query),
@@ -70,6 +79,7 @@ impl Service {
     /// `/health`: false with a reason while an alarm is set that `exclude` does not name.
     fn health(&self, query: &Query<'_>) -> Response<Bytes> {
         let alarms = self.shared.store.lock().alarms();
+        self.shared.health_told.look(&alarms);
         let alarm = alarms
             .into_iter()
             .map(alarm_name)
@@ -86,7 +96,6 @@ impl Service {
             }
             Some(a) => {
                 m.health_failures.inc();
-                tracing::warn!(alarm = a, "serving /health false due to an alarm");
                 text(
                     StatusCode::SERVICE_UNAVAILABLE,
                     &format!("{{\"health\":\"false\",\"reason\":\"ALARM {a}\"}}\n"),
@@ -140,6 +149,36 @@ impl Service {
     }
 }
 
+/// The alarms of which the log has said that they make `/health` false: a line when one comes
+/// and one when it goes, however often and with whatever exceptions probes ask.
+#[derive(Debug, Default)]
+pub(crate) struct HealthTold(Mutex<Vec<i32>>);
+
+impl HealthTold {
+    /// Says what has changed since the last time.
+    fn look(&self, alarms: &[i32]) {
+        let mut told = self.0.lock();
+        if *told == alarms {
+            return;
+        }
+        for &alarm in alarms.iter().filter(|a| !told.contains(a)) {
+            let alarm = alarm_name(alarm);
+            tracing::warn!(
+                alarm,
+                "serving /health false due to an alarm, until it is cleared"
+            );
+        }
+        for &alarm in told.iter().filter(|a| !alarms.contains(a)) {
+            let alarm = alarm_name(alarm);
+            tracing::info!(
+                alarm,
+                "the alarm is cleared: it no longer makes /health false"
+            );
+        }
+        alarms.clone_into(&mut told);
+    }
+}
+
 /// The query of a URL, as it is written.
 pub(crate) struct Query<'a>(pub(crate) &'a str);
 
@@ -178,6 +217,38 @@ pub(crate) fn answer(
     r.headers_mut().insert(
         header::X_CONTENT_TYPE_OPTIONS,
         header::HeaderValue::from_static("nosniff"),
+    );
+    r
+}
+
+/// Whether `Accept-Encoding` names gzip, and not with weight 0.
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| {
+            let mut parts = coding.split(';').map(str::trim);
+            let gzip = parts.next().is_some_and(|c| c.eq_ignore_ascii_case("gzip"));
+            let weight = parts.find_map(|p| p.strip_prefix("q=")?.parse::<f32>().ok());
+            gzip && weight.is_none_or(|weight| weight > 0.0)
+        })
+}
+
+/// The same answer, compressed. It stays plain if that fails, which it does not in memory.
+fn gzipped(plain: Response<Bytes>) -> Response<Bytes> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let compressed = encoder
+        .write_all(plain.body())
+        .and_then(|()| encoder.finish());
+    let Ok(compressed) = compressed else {
+        return plain;
+    };
+    let mut r = plain.map(|_| Bytes::from(compressed));
+    r.headers_mut().insert(
+        header::CONTENT_ENCODING,
+        header::HeaderValue::from_static("gzip"),
     );
     r
 }

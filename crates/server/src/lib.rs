@@ -22,6 +22,7 @@ mod lease;
 mod maintenance;
 mod memory;
 mod pace;
+mod permissions;
 mod rates;
 mod scheduled;
 mod service;

@@ -67,12 +67,17 @@ impl Service {
                     .filter(|&a| r.alarm == none || a == r.alarm)
                     .collect(),
                 AlarmAction::Activate if r.alarm == none => Vec::new(),
+                // etcd would note an alarm of a member that does not exist, and obey it.
+                AlarmAction::Activate if ![0, member_id].contains(&r.member_id) => {
+                    return Err(status::member_not_found());
+                }
                 AlarmAction::Activate => {
                     this.set_alarm(r.alarm, true).await?;
                     vec![r.alarm]
                 }
                 AlarmAction::Deactivate => {
-                    if active.contains(&r.alarm) {
+                    // Another's alarm is not there to be cleared; etcd says so by success.
+                    if r.member_id == member_id && active.contains(&r.alarm) {
                         this.set_alarm(r.alarm, false).await?;
                         vec![r.alarm]
                     } else {
@@ -397,6 +402,12 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         unsynced_age_s: volatile
             .oldest_unsynced
             .map_or(0.0, |at| at.elapsed().as_secs_f64()),
+        certificate_not_after_unix_s: shared
+            .certificates
+            .iter()
+            .map(wire::Certificate::not_after_unix_s)
+            .min()
+            .unwrap_or(0),
         log_lines_dropped: shared
             .log_counters
             .as_ref()

@@ -84,6 +84,10 @@ impl Server {
         let listeners = wire::bind(listeners(config))?;
         let mut client_urls: Vec<String> = listeners.iter().map(BoundListener::url).collect();
         let metrics_urls = client_urls.split_off(config.listen_client_urls.len());
+        let certificates = listeners
+            .iter()
+            .filter_map(BoundListener::certificate)
+            .collect();
 
         let budget = memory::budget(
             memory::available_bytes(),
@@ -151,6 +155,9 @@ impl Server {
         if let Some(w) = files::real::fs_warning(&config.data_dir) {
             tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
         }
+        if let Some(w) = crate::permissions::warning(&config.data_dir) {
+            tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
+        }
         engine.set_compaction_hashes(true);
         engine.renew_leases(0);
         engine.set_disk_full(report.no_space);
@@ -202,6 +209,7 @@ impl Server {
                 files,
                 allocator: journal.allocator(),
                 log_counters,
+                certificates,
                 fragment_bytes: max_request_bytes + MESSAGE_OVERHEAD_BYTES,
                 volatile: journal.volatile(),
                 disk_full: report.no_space,
@@ -280,6 +288,14 @@ impl Server {
     /// What happened at the start.
     pub fn started(&self) -> &Started {
         &self.started
+    }
+
+    /// Looks at the files of certificates, keys, authorities and revocation lists now, instead of
+    /// within a second. Waits for the disk.
+    pub fn look_at_certificates(&self) {
+        for certificate in &self.shared.certificates {
+            certificate.look();
+        }
     }
 
     /// Stops: streams are told, calls under way finish, the journal is closed. Leases stay.
@@ -414,8 +430,8 @@ fn listeners(config: &Config) -> Vec<ListenerConfig> {
         };
         ListenerConfig {
             serves,
+            unix_mode: Some(config.socket_mode),
             reuse_port: config.socket_reuse_port,
-            reuse_address: true,
             ..ListenerConfig::new(address(url), tls)
         }
     };
@@ -435,7 +451,9 @@ fn tls(t: &config::ClientTls) -> wire::TlsConfig {
             .requires_client_cert()
             .then(|| t.trusted_ca_file.clone())
             .flatten(),
+        crl_file: t.crl_file.clone(),
         allowed_common_names: t.allowed_cns.clone(),
+        allowed_hostnames: t.allowed_hostnames.clone(),
         min_version: version(t.min_version),
         max_version: version(t.max_version),
         cipher_suites: t.cipher_suites.iter().map(|s| s.iana_id()).collect(),

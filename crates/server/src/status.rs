@@ -30,6 +30,7 @@ statuses! {
     stopped = Unavailable, "etcdserver: server stopped";
     corrupt = DataLoss, "etcdserver: corrupt cluster";
     auth_not_enabled = FailedPrecondition, "etcdserver: authentication is not enabled";
+    member_not_found = NotFound, "etcdserver: member not found";
     bad_leader_transferee = FailedPrecondition, "etcdserver: bad leader transferee";
     wrong_downgrade_format = InvalidArgument, "etcdserver: wrong downgrade target version format";
     invalid_downgrade_target = InvalidArgument, "etcdserver: invalid downgrade target version";

@@ -136,9 +136,6 @@ impl Store {
     /// Opens a read and takes its first slice; short reads end there.
     pub(crate) fn read(self: &Arc<Self>, op: RangeOp) -> Result<Read, Error> {
         let mut engine = self.lock();
-        if engine.is_corrupt() {
-            return Err(Error::Corrupt);
-        }
         let mut cursor = engine.range_open(op)?;
         engine.range_step(&mut cursor, SLICE_KEYS);
         let pin = (!cursor.is_done()).then(|| {

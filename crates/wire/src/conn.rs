@@ -71,7 +71,7 @@ pub(crate) enum Rejected {
     Silent(u64),
     #[error("TLS handshake took longer than {0} s")]
     SlowHandshake(u64),
-    #[error("TLS handshake: {0}")]
+    #[error("TLS handshake: {}", crate::tls::of_handshake(.0))]
     Handshake(#[source] io::Error),
     #[error(transparent)]
     Client(#[from] ClientRefused),

@@ -46,7 +46,7 @@ pub use mailbox::{Mailboxes, Pending, SlotId, Slots};
 pub use memory::{Claim, Room, Unread};
 pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
-pub use tls::{TlsConfig, TlsVersion};
+pub use tls::{Certificate, TlsConfig, TlsVersion, check_client_certificate, names_issuer};
 pub use turn::timed;
 pub use worker::current_worker;
 

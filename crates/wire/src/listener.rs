@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::error::{Error, bind_advice};
-use crate::tls::{TlsConfig, TlsSource};
+use crate::tls::{Certificate, TlsConfig, TlsSource};
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 4096;
@@ -162,6 +162,11 @@ impl BoundListener {
         }
     }
 
+    /// Its certificate, if it uses TLS.
+    pub fn certificate(&self) -> Option<Certificate> {
+        self.tls.clone().map(Certificate)
+    }
+
     /// The TCP address, or `None` for a Unix socket.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match &self.socket {
@@ -175,7 +180,13 @@ impl BoundListener {
 ///
 /// On an error none stays taken.
 pub fn bind(listeners: Vec<ListenerConfig>) -> Result<Vec<BoundListener>, Error> {
-    listeners.into_iter().map(bind_one).collect()
+    let bound: Vec<_> = listeners
+        .into_iter()
+        .map(bind_one)
+        .collect::<Result<_, _>>()?;
+    let sources = bound.iter().filter_map(|bound| bound.tls.as_ref());
+    crate::tls::watch(sources.map(Arc::downgrade).collect()).map_err(Error::Worker)?;
+    Ok(bound)
 }
 
 fn bind_one(config: ListenerConfig) -> Result<BoundListener, Error> {

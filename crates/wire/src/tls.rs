@@ -1,17 +1,22 @@
-//! TLS: files, their reload, client certificates.
+//! TLS: files, client certificates.
+
+mod client;
+mod files;
+mod reason;
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, parse_x509_pem};
@@ -19,8 +24,10 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, 
 use crate::Error;
 use crate::handler::PeerTls;
 
-/// How often the files are looked at, at most, when connections come in.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+pub use client::{check_client_certificate, names_issuer};
+pub use files::Certificate;
+pub(crate) use files::watch;
+pub(crate) use reason::{of as reason_of, of_handshake};
 
 /// A version of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,8 +40,9 @@ pub enum TlsVersion {
 
 /// TLS settings of a listener.
 ///
-/// Files are read again when they change, without a restart: each new connection looks at most
-/// once a second. Files that cannot be used leave the old ones in force, with an error in the log.
+/// Files are read again when they change, without a restart: a thread looks at them once a second,
+/// so that no connection waits for a disk. Files that cannot be used leave the old ones in force,
+/// with an error in the log.
 #[derive(Debug, Clone)]
 pub struct TlsConfig {
     /// The server's certificate chain, PEM.
@@ -117,20 +125,17 @@ impl TlsConfig {
 struct Loaded {
     acceptor: TlsAcceptor,
     revoked_serials: Arc<HashSet<Vec<u8>>>,
+    validity: files::Validity,
 }
 
 /// The TLS side of a listener, shared by all workers.
 pub(crate) struct TlsSource {
     config: TlsConfig,
     alpn: Vec<Vec<u8>>,
-    state: Mutex<SourceState>,
-}
-
-struct SourceState {
-    loaded: Loaded,
-    /// Of the files last tried, good or bad.
-    stamp: Vec<Option<(SystemTime, u64)>>,
-    checked_at: Instant,
+    /// Held to clone or replace it, and never while files are read.
+    loaded: Mutex<Loaded>,
+    /// Held while files are read.
+    seen: Mutex<files::Seen>,
 }
 
 impl std::fmt::Debug for TlsSource {
@@ -162,46 +167,18 @@ impl TlsSource {
         }
         // Before reading: a file that changes meanwhile is read again.
         let stamp = config.stamp();
-        let loaded = read(config, &alpn)?;
-        let state = Mutex::new(SourceState {
-            loaded,
-            stamp,
-            checked_at: Instant::now(),
-        });
+        let loaded = Mutex::new(read(config, &alpn)?);
         Ok(TlsSource {
             config: config.clone(),
             alpn,
-            state,
+            loaded,
+            seen: Mutex::new(files::Seen::new(stamp)),
         })
     }
 
     /// For the next handshake: the newest files that can be used.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        self.current().acceptor
-    }
-
-    fn current(&self) -> Loaded {
-        let mut state = self.state.lock();
-        if state.checked_at.elapsed() < CHECK_EVERY {
-            return state.loaded.clone();
-        }
-        state.checked_at = Instant::now();
-        let stamp = self.config.stamp();
-        if stamp != state.stamp {
-            state.stamp = stamp;
-            match read(&self.config, &self.alpn) {
-                Ok(loaded) => {
-                    state.loaded = loaded;
-                    tracing::info!(
-                        cert = %self.config.cert_file.display(), "TLS files changed: using the new ones"
-                    );
-                }
-                Err(error) => tracing::error!(
-                    %error, "TLS files changed but cannot be used: staying with the old ones"
-                ),
-            }
-        }
-        state.loaded.clone()
+        self.loaded.lock().acceptor.clone()
     }
 
     /// Checks what a handshake does not: names and revocation. `chain` is the client's, verified.
@@ -212,7 +189,7 @@ impl TlsSource {
         let Some(chain) = chain.filter(|chain| !chain.is_empty()) else {
             return Ok(PeerTls::default());
         };
-        let revoked = self.state.lock().loaded.revoked_serials.clone();
+        let revoked = self.loaded.lock().revoked_serials.clone();
         let mut common_name = None;
         for (depth, der) in chain.iter().enumerate() {
             let (_, cert) = X509Certificate::from_der(der)
@@ -264,20 +241,16 @@ fn read(config: &TlsConfig, alpn: &[Vec<u8>]) -> Result<Loaded, Error> {
         unusable("key file", &config.key_file, reason)
     })?;
     let provider = Arc::new(provider(config));
-    let verifier = match &config.client_ca_file {
+    let verifier: Arc<dyn ClientCertVerifier> = match &config.client_ca_file {
         None => WebPkiClientVerifier::no_client_auth(),
         Some(path) => {
             let pem = read_file("trusted CA file", path)?;
             let bad = |reason| unusable("trusted CA file", path, reason);
-            let mut roots = RootCertStore::empty();
-            for der in certificates(&pem).map_err(bad)? {
-                roots.add(der).map_err(|error| bad(error.to_string()))?;
-            }
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .map_err(|error| bad(error.to_string()))?
+            let authorities = certificates(&pem).map_err(bad)?;
+            Arc::new(client::ClientVerifier::new(authorities, &provider).map_err(bad)?)
         }
     };
+    let validity = files::Validity::of(&chain);
     let revoked_serials = match &config.crl_file {
         None => HashSet::new(),
         Some(path) => revoked_serials(&read_file("certificate revocation list", path)?)
@@ -306,6 +279,7 @@ fn read(config: &TlsConfig, alpn: &[Vec<u8>]) -> Result<Loaded, Error> {
     Ok(Loaded {
         acceptor,
         revoked_serials: Arc::new(revoked_serials),
+        validity,
     })
 }
 

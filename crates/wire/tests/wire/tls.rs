@@ -1,11 +1,14 @@
 //! TLS as clients meet it: handshakes, client certificates, reload, clear errors.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -28,12 +31,14 @@ fn client_config(authority: &Authority, client: Option<&Pair>) -> ClientConfig {
         .with_root_certificates(roots);
     let mut config = match client {
         None => builder.with_no_client_auth(),
-        Some(pair) => builder
-            .with_client_auth_cert(
-                vec![CertificateDer::from_pem_file(&pair.cert).unwrap()],
-                PrivateKeyDer::from_pem_file(&pair.key).unwrap(),
-            )
-            .unwrap(),
+        Some(pair) => {
+            let chain = CertificateDer::pem_file_iter(&pair.cert).unwrap();
+            let key = PrivateKeyDer::from_pem_file(&pair.key).unwrap();
+            let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+            // Not looked at: it may be of a kind that rustls does not read.
+            let pair = CertifiedKey::new(chain.map(Result::unwrap).collect(), key);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair)))
+        }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     config
@@ -124,6 +129,97 @@ async fn clients_must_show_a_certificate_of_the_ca() {
         .unwrap_err();
 }
 
+/// A server for clients of these authorities, with this version of TLS only.
+fn start_for(authority: &Authority, ca_file: PathBuf, version: TlsVersion) -> Running {
+    let server = authority.issue("server", "server", &["localhost"], 1);
+    let mut tls = TlsConfig::new(&server.cert, &server.key);
+    tls.client_ca_file = Some(ca_file);
+    (tls.min_version, tls.max_version) = (version, version);
+    start_tls(tls)
+}
+
+#[tokio::test]
+async fn client_certificates_that_go_takes_are_taken() {
+    let authority = Authority::new();
+    let any = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
+    };
+    let ca = |params: &mut CertificateParams| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.extended_key_usages = Vec::new();
+    };
+    let pairs = [
+        authority.issue_version1("version1", "apiserver"),
+        authority.issue_as("any", "apiserver", &[], 5, any),
+        authority.issue_as("authority", "apiserver", &[], 6, ca),
+    ];
+    // What `openssl req -x509` makes, named as an authority itself.
+    let own = Authority::named("apiserver");
+    let both = authority.dir.path().join("both.pem");
+    let two = [authority.ca_file(), own.ca_file()].map(|file| std::fs::read(file).unwrap());
+    std::fs::write(&both, two.concat()).unwrap();
+    for version in [TlsVersion::V12, TlsVersion::V13] {
+        let running = start_for(&authority, both.clone(), version);
+        for pair in pairs.iter().chain([&own.pair()]) {
+            let known = who(&running, client_config(&authority, Some(pair))).await;
+            assert_eq!(known.as_deref(), Ok("apiserver"), "{:?}", pair.cert);
+        }
+    }
+}
+
+#[tokio::test]
+async fn certificates_of_odd_kinds_need_a_signature_and_a_use() {
+    let authority = Authority::new();
+    // Another authority of the same name.
+    let elsewhere = Authority::new();
+    let server_only = |params: &mut CertificateParams| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    };
+    let expired = |params: &mut CertificateParams| {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    };
+    let any = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
+    };
+    let ca_file = authority.ca_file();
+    let running = start_for(&authority, ca_file.clone(), TlsVersion::V13);
+    for (pair, reason) in [
+        (
+            elsewhere.issue_version1("a", "a"),
+            "it is of X.509 version 1: ",
+        ),
+        (
+            elsewhere.issue_as("b", "b", &[], 2, any),
+            "extended key usage is any: ",
+        ),
+        (
+            authority.issue_as("c", "c", &[], 3, server_only),
+            "must name clientAuth",
+        ),
+        (
+            authority.issue_as("d", "d", &[], 4, expired),
+            "it has expired",
+        ),
+    ] {
+        who(&running, client_config(&authority, Some(&pair)))
+            .await
+            .unwrap_err();
+        let told = wire::check_client_certificate(&ca_file, &pair.cert).unwrap_err();
+        assert!(told.contains(reason), "{told}");
+    }
+    // A small RSA key is refused even in a certificate that is trusted by itself.
+    let weak = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/wire/weak-rsa.pem"
+    ));
+    let told = wire::check_client_certificate(weak, weak).unwrap_err();
+    assert!(told.contains("RSA key has 1024 bits"), "{told}");
+    let good = authority.issue("good", "good", &[], 7);
+    assert_eq!(wire::check_client_certificate(&ca_file, &good.cert), Ok(()));
+}
+
 #[tokio::test]
 async fn names_and_revocation_are_checked() {
     let authority = Authority::new();
@@ -172,8 +268,14 @@ async fn changed_files_are_used_without_a_restart() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(shown().await, first);
     authority.issue("server", "second", &["localhost"], 9);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    let second = shown().await;
+    let mut second = shown().await;
+    for _ in 0..100 {
+        if second != first {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        second = shown().await;
+    }
     assert_ne!(first, second);
     assert_eq!(
         second,
