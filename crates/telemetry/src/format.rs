@@ -31,6 +31,11 @@ impl Line {
         }
     }
 
+    /// Message and fields, to tell one line from another.
+    pub(crate) fn words(&self) -> String {
+        format!("{}{}", self.message, self.fields)
+    }
+
     pub(crate) fn message(&mut self, text: &str) {
         self.message.push_str(text);
     }

@@ -12,7 +12,8 @@
 //!
 //! This crate may start one thread for each output and set the panic hook. It
 //! ends no process, knows nothing of the server and has no opinion on what is
-//! worth saying; a warning that may repeat goes through a [`Throttle`].
+//! worth saying; a warning that may repeat goes through a [`Throttle`], and what
+//! other crates repeat is counted here.
 //!
 //! Facts on the shape of a line: etcd 3.7.3's own log, its
 //! `client/pkg/logutil` and `server/embed/config_logging.go`, and zap 1.27.
@@ -20,6 +21,7 @@
 mod format;
 mod notify;
 mod output;
+mod repeats;
 mod subscriber;
 mod throttle;
 mod value;

@@ -11,10 +11,11 @@ use tracing::{Event, Metadata, Subscriber};
 
 use crate::format::{self, Line};
 use crate::output::Queue;
+use crate::repeats::Repeats;
 use crate::{FATAL, Format, LAST_WORDS, Level, PANIC, Strings};
 
 /// Crates whose own events are for their developers: of these only warnings
-/// and errors are written.
+/// and errors are written, and repetitions of those are counted instead.
 const FOREIGN: &[&str] = &[
     "h2",
     "hyper",
@@ -34,6 +35,7 @@ pub(crate) struct LineSubscriber {
     level: Level,
     format: Format,
     queues: Arc<[Arc<Queue>]>,
+    repeats: Repeats,
 }
 
 impl LineSubscriber {
@@ -42,6 +44,7 @@ impl LineSubscriber {
             level,
             format,
             queues,
+            repeats: Repeats::default(),
         }
     }
 }
@@ -90,6 +93,15 @@ impl Subscriber for LineSubscriber {
         };
         let mut visitor = Visitor(Line::new(self.format));
         event.record(&mut visitor);
+        if is_foreign(metadata.target()) {
+            let place = metadata.callsite();
+            let Some(suppressed) = self.repeats.allow(place, &visitor.0.words()) else {
+                return;
+            };
+            if suppressed > 0 {
+                visitor.0.number("suppressed", suppressed);
+            }
+        }
         let (file, at) = (
             metadata.file().unwrap_or("unknown"),
             metadata.line().unwrap_or(0),
@@ -226,6 +238,29 @@ mod tests {
         assert_eq!(line["took"], "1.5ms");
         assert_eq!(line["listen-client-urls"][0], "http://127.0.0.1:2379");
         assert_eq!(line["error"], "no");
+    }
+
+    #[test]
+    fn what_another_crate_repeats_is_one_line() {
+        let lines = logged(Level::Info, || {
+            for n in 0..1_000 {
+                // One place, whose words the client chooses; another whose words stay the same.
+                tracing::warn!(target: "h2::proto::ping_pong", "a PING ack {n} never sent");
+                tracing::warn!(target: "h2::proto::streams", reason = "r", "too many resets");
+                tracing::warn!("our own");
+            }
+        });
+        let of = |text: &str| {
+            let with = |line: &&serde_json::Value| line["msg"].as_str().unwrap().contains(text);
+            lines.iter().filter(with).count()
+        };
+        assert_eq!(of("too many resets"), 1);
+        assert!((1..=8).contains(&of("PING ack")), "{}", of("PING ack"));
+        assert_eq!(
+            of("our own"),
+            1_000,
+            "those are throttled where they are written"
+        );
     }
 
     #[test]
