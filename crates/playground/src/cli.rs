@@ -170,7 +170,7 @@ impl Args {
 
     fn options(&self) -> Result<Options> {
         let mut say = |line: &str| eprintln!("{line}");
-        let programs = Programs::find(self.kube_bin.as_deref(), &mut say)?;
+        let programs = Programs::find(self.kube_bin.as_deref(), self.nodes, &mut say)?;
         let mut store = match self.store {
             StoreName::Orlop => Setup::new(Kind::Orlop, std::env::current_exe()?),
             StoreName::Etcd => {
@@ -188,6 +188,7 @@ impl Args {
             store,
             nodes: self.nodes,
             port: self.port,
+            private_store: true,
         })
     }
 
@@ -220,7 +221,12 @@ async fn hello(
         took.as_secs_f64()
     );
     println!("  kubeconfig  {kubeconfig}");
-    println!("  store       {}", cluster.store().url());
+    let store = cluster.store();
+    println!("  store       {}", store.url());
+    println!("  etcdctl     etcdctl {}", store.etcdctl_flags().join(" "));
+    if store.kind() == Kind::Orlop {
+        println!("  status      orlop status {}", store.data_dir().display());
+    }
     println!("  files, logs {}", cluster.dir().display());
     println!("  stop        Ctrl-C");
     println!("Type next, in another terminal:");

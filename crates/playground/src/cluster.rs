@@ -7,8 +7,9 @@ use tempfile::TempDir;
 
 use crate::api::Api;
 use crate::control_plane::{ControlPlane, Plan};
+use crate::pki::Authority;
 use crate::proc::Process;
-use crate::store::{Kind, Setup, Store};
+use crate::store::{Kind, Setup, Store, Tls};
 use crate::{Result, bins, ensure, eventually, fail, kwok};
 
 /// Requests a second that controllers may make. Their defaults (20 and 50) would hide
@@ -25,8 +26,8 @@ const KUBE_SET: &str = "kube-1.37";
 pub struct Programs {
     /// Directory of the Kubernetes programs.
     pub kube: PathBuf,
-    /// KWOK.
-    pub kwok: PathBuf,
+    /// KWOK, if there are to be nodes.
+    pub kwok: Option<PathBuf>,
     /// kubectl, if it is there.
     pub kubectl: Option<PathBuf>,
 }
@@ -37,17 +38,17 @@ impl Programs {
     pub fn none() -> Self {
         Self {
             kube: PathBuf::new(),
-            kwok: PathBuf::new(),
+            kwok: None,
             kubectl: None,
         }
     }
 
     /// Takes the programs in `kube_bin`, or the pinned ones, which are built if they are
-    /// not in the cache. `say` hears of the building.
+    /// not in the cache; KWOK only for a cluster with `nodes`. `say` hears of the building.
     ///
     /// # Errors
     /// If a program is missing, or cannot be built.
-    pub fn find(kube_bin: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<Self> {
+    pub fn find(kube_bin: Option<&Path>, nodes: u32, say: &mut dyn FnMut(&str)) -> Result<Self> {
         let kube = match kube_bin {
             Some(dir) => dir.to_owned(),
             None => bins::set(KUBE_SET)?.build(say)?,
@@ -62,10 +63,10 @@ impl Programs {
             })?;
         }
         let own_kwok = kube.join("kwok");
-        let kwok = if own_kwok.is_file() {
-            own_kwok
-        } else {
-            bins::set("kwok")?.build(say)?.join("kwok")
+        let kwok = match nodes {
+            0 => None,
+            _ if own_kwok.is_file() => Some(own_kwok),
+            _ => Some(bins::set("kwok")?.build(say)?.join("kwok")),
         };
         let kubectl = Some(kube.join("kubectl")).filter(|path| path.is_file());
         Ok(Self {
@@ -98,6 +99,19 @@ pub struct Options {
     pub nodes: u32,
     /// Port of the apiserver; 0 for a free one.
     pub port: u16,
+    /// Whether the store takes only the apiserver and who may read the cluster's directory: it
+    /// demands a certificate then. Otherwise every user of the machine can read what is in it.
+    pub private_store: bool,
+}
+
+/// Certificates of a store and its clients, made in `dir`.
+fn store_tls(dir: &Path) -> Result<Tls> {
+    let authority = Authority::new(dir, "store")?;
+    Ok(Tls {
+        server: authority.sign("store")?,
+        ca: authority.cert.clone(),
+        client: Some(authority.sign("store-client")?),
+    })
 }
 
 /// A running cluster. Dropped, its programs are killed and its directory is removed;
@@ -123,7 +137,11 @@ impl Cluster {
             Kind::Etcd => "etcd",
             Kind::Orlop => "orlop",
         };
-        let store = Store::start_as(options.store, name, path, None).await?;
+        let tls = match options.private_store {
+            true => Some(store_tls(path)?),
+            false => None,
+        };
+        let store = Store::start_as(options.store, name, path, tls).await?;
         let plan = Plan {
             binaries: options.programs.kube,
             checks_cache: false,
@@ -137,9 +155,9 @@ impl Cluster {
         let kubeconfig = plane.write_kubeconfig("admin")?;
         let api = plane.api();
         kwok::create_nodes(&api, options.nodes).await?;
-        let kwok = match options.nodes {
-            0 => None,
-            _ => Some(kwok::start(&options.programs.kwok, &kubeconfig, path)?),
+        let kwok = match &options.programs.kwok {
+            Some(program) if options.nodes > 0 => Some(kwok::start(program, &kubeconfig, path)?),
+            _ => None,
         };
         let mut cluster = Self {
             kwok,

@@ -47,17 +47,9 @@ impl Etcdctl {
     /// # Errors
     /// If etcdctl is not built.
     pub fn new(url: &str, tls: Option<&Tls>) -> Result<Self> {
-        let mut flags = vec![format!("--endpoints={url}")];
-        if let Some(tls) = tls {
-            flags.push(format!("--cacert={}", tls.ca.display()));
-            if let Some(client) = &tls.client {
-                flags.push(format!("--cert={}", client.cert.display()));
-                flags.push(format!("--key={}", client.key.display()));
-            }
-        }
         Ok(Self {
             program: binaries("etcd")?.join("etcdctl"),
-            flags,
+            flags: flags(url, tls),
         })
     }
 
@@ -150,6 +142,19 @@ impl Etcdctl {
         }
         Ok(keys)
     }
+}
+
+/// What etcdctl has to be told to reach the server at `url`.
+pub(crate) fn flags(url: &str, tls: Option<&Tls>) -> Vec<String> {
+    let mut flags = vec![format!("--endpoints={url}")];
+    if let Some(tls) = tls {
+        flags.push(format!("--cacert={}", tls.ca.display()));
+        if let Some(client) = &tls.client {
+            flags.push(format!("--cert={}", client.cert.display()));
+            flags.push(format!("--key={}", client.key.display()));
+        }
+    }
+    flags
 }
 
 /// Waits until `text` is in the file at `path`, and returns all of it.

@@ -7,8 +7,10 @@
 //! left in the group to end, kills what does not, and removes the directories that it was
 //! told of.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -18,6 +20,8 @@ use rustix::process::{Pid, Signal, getpgrp, getpid, kill_process};
 
 use crate::Result;
 
+/// Behind each path on the pipe.
+const END: u8 = 0;
 /// How long processes may take to end by themselves: a store then removes what it has outside
 /// of its directory.
 const TERM_LIMIT: Duration = Duration::from_secs(2);
@@ -57,7 +61,9 @@ impl Guard {
     /// If the guard is gone.
     pub fn remove_at_end(&mut self, dir: &Path) -> Result<()> {
         if let Some(pipe) = &mut self.pipe {
-            writeln!(pipe, "{}", dir.display())?;
+            // No path holds this byte.
+            pipe.write_all(dir.as_os_str().as_bytes())?;
+            pipe.write_all(&[END])?;
         }
         Ok(())
     }
@@ -73,13 +79,7 @@ impl Drop for Guard {
 
 /// The guard's own life: waits for the end of standard input, then cleans up.
 pub fn run() {
-    let mut dirs = Vec::new();
-    for line in std::io::stdin().lock().lines() {
-        match line {
-            Ok(line) => dirs.push(PathBuf::from(line)),
-            Err(_) => break,
-        }
-    }
+    let dirs = directories(std::io::stdin().lock());
     let began = Instant::now();
     let send = |to: &[Pid], signal| {
         for pid in to {
@@ -97,6 +97,19 @@ pub fn run() {
     }
     for dir in dirs {
         let _ = fs::remove_dir_all(dir);
+    }
+}
+
+/// The directories that the parent names until it ends. One whose end is missing is none: it may
+/// be the beginning of another's path.
+fn directories(mut from: impl BufRead) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    loop {
+        let mut path = Vec::new();
+        match from.read_until(END, &mut path) {
+            Ok(_) if path.pop() == Some(END) => dirs.push(PathBuf::from(OsString::from_vec(path))),
+            _ => return dirs,
+        }
     }
 }
 
@@ -125,6 +138,17 @@ fn group_of(pid: Pid) -> Option<Pid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+
+    #[test]
+    fn a_path_is_one_whatever_is_in_it() {
+        let found = directories(&b"/tmp/a\n/home\0/tmp/\xff\0/tm"[..]);
+        let expected = [&b"/tmp/a\n/home"[..], b"/tmp/\xff"];
+        assert_eq!(
+            found,
+            expected.map(|path| Path::new(OsStr::from_bytes(path)))
+        );
+    }
 
     #[test]
     fn this_process_is_in_a_group() {

@@ -300,6 +300,12 @@ impl Store {
         Etcdctl::new(&self.url(), self.tls.as_ref())
     }
 
+    /// What etcdctl has to be told to reach it.
+    #[must_use]
+    pub fn etcdctl_flags(&self) -> Vec<String> {
+        crate::etcdctl::flags(&self.url(), self.tls.as_ref())
+    }
+
     /// Its metrics now.
     ///
     /// # Errors

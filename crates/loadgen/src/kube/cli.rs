@@ -200,7 +200,7 @@ fn try_run(args: &Args) -> Result<Report> {
         if args.disk_delay.is_some() && specs.iter().any(|spec| spec.kind() == Kind::Etcd) {
             stores::check_tracer()?;
         }
-        Programs::find(args.kube_bin.as_deref(), &mut say)?
+        Programs::find(args.kube_bin.as_deref(), args.nodes, &mut say)?
     };
     let interrupt = Interrupt::on_signals()?;
     let mut bench = Bench {

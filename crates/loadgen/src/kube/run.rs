@@ -239,6 +239,8 @@ impl Bench {
             store: setup,
             nodes: self.nodes,
             port: 0,
+            // What is compared is the store, and not how fast a Go client encrypts.
+            private_store: false,
         };
         let cluster = tokio::select! {
             cluster = Cluster::start(options, dir) => cluster?,
