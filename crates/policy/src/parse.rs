@@ -187,15 +187,11 @@ impl<'t> Reader<'t> {
                         }
                     }
                 }
-                "notify" | "window" => self.error(
-                    key.span(),
-                    format!(
-                        "{} is reserved for deferred notification, which a later version will have; every write is announced at once",
-                        key.get_ref()
-                    ),
-                ),
                 other => {
-                    self.error(key.span(), format!("a rule has no {other:?}; it has {RULE_KEYS}"));
+                    self.error(
+                        key.span(),
+                        format!("a rule has no {other:?}; it has {RULE_KEYS}"),
+                    );
                 }
             }
         }

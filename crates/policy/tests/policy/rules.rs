@@ -24,11 +24,7 @@ fn mistakes_are_told_with_line_column_and_reason() {
         ),
         (
             rule("durability = \"volatile\"\nnotify = \"deferred\""),
-            "r.toml:5:1: notify is reserved for deferred",
-        ),
-        (
-            rule("durability = \"volatile\"\nwindow = \"500ms\""),
-            "r.toml:5:1: window is reserved for deferred",
+            "r.toml:5:1: a rule has no \"notify\"; it has ",
         ),
         (
             rule("durability = \"volatile\"\nsync_within = \"31s\""),
