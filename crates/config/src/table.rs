@@ -186,7 +186,7 @@ pub static FLAGS: &[Flag] = &[
     flag("backend-bbolt-freelist-type", Text, "", Member, Accepted, BBOLT),
     flag("backend-batch-interval", Duration, "0s", Member, Accepted, BBOLT),
     flag("backend-batch-limit", Int, "0", Member, Accepted, BBOLT),
-    flag("max-txn-ops", UINT, "128", Member, Same, "How many operations a transaction may have."),
+    flag("max-txn-ops", UINT, "128", Member, Same, "How many operations one level of a transaction may have. Nested ones and compares included it may have 16,384, or three times this if that is more ([limits](../operating/limits.md#everything-else))."),
     flag("max-request-bytes", UINT, "1572864", Member, Same, "How large a request may be; 512 MiB at most."),
     flag("max-concurrent-streams", UINT32, "4294967295", Member, Same, "How many streams a client may have open on one connection; above 100,000 calls are refused."),
     flag("grpc-keepalive-min-time", Duration, "5s", Member, Same, "How long a client should wait between pings."),

@@ -9,7 +9,7 @@
 use crate::Lsn;
 use crate::dir::Format;
 use crate::frame::{self, FrameHeader, HEADER, PAGE, Partial};
-use crate::fs::{File, read_full};
+use files::{File, read_full};
 use crate::open::Guards;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
