@@ -9,8 +9,8 @@
 use crate::Lsn;
 use crate::dir::Format;
 use crate::frame::{self, FrameHeader, HEADER, PAGE, Partial};
-use files::{File, read_full};
 use crate::open::Guards;
+use files::{File, read_full};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;

@@ -326,6 +326,15 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
     );
     family.sample(&[], Source::Input(|i| i.log_lines_dropped as f64));
     family.done();
+    let mut family = r.family(
+        "orlop_panics_total",
+        Kind::Counter,
+        &[],
+        Orlop,
+        "Bugs that ended one call or one job, and not the process: each is in the log, at level panic.",
+    );
+    family.sample(&[], Source::Input(|i| i.panics as f64));
+    family.done();
 }
 
 /// Series about the process.

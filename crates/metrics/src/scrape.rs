@@ -76,4 +76,6 @@ pub struct ScrapeInput {
     pub certificate_not_after_unix_s: i64,
     /// Log lines dropped because the output did not take them.
     pub log_lines_dropped: u64,
+    /// Panics that ended a piece of work and not the process.
+    pub panics: u64,
 }

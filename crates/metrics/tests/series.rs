@@ -310,6 +310,7 @@ const ALSO: &[(&str, &[(&str, &str)])] = &[
     ("orlop_streams", &[]),
     ("orlop_certificate_not_after_timestamp_seconds", &[]),
     ("orlop_log_lines_dropped_total", &[]),
+    ("orlop_panics_total", &[]),
     ("orlop_build_info", &[("version", "0.1.0")]),
 ];
 

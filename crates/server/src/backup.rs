@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use telemetry::GoDuration;
+use threads::Panicked;
 use tokio::sync::mpsc::{Receiver, Sender};
 use wire::{Call, Frame, LocalFuture, Outbound, Status};
 
@@ -112,17 +113,19 @@ impl Service {
                 return Err(status::too_many_snapshots());
             };
             let (pieces, ready) = tokio::sync::mpsc::channel(PIECES_AHEAD);
-            let body = {
-                let shared = shared.clone();
-                move || {
-                    make(&shared, &pieces);
-                    drop(turn);
+            let (of_work, at_end) = (shared.clone(), pieces.clone());
+            let work = move || {
+                make(&of_work, &pieces);
+                drop(turn);
+            };
+            let ended = move |result: Result<(), Panicked>| {
+                if result.is_err() {
+                    // Without a word the client would take what it has for all.
+                    let _ = at_end.blocking_send(Err(status::failed()));
                 }
             };
-            let thread = std::thread::Builder::new()
-                .name("send-snapshot".into())
-                .spawn(body)
-                .map_err(|_| status::stopped())?;
+            let thread =
+                threads::spawn_job("send-snapshot", work, ended).map_err(|_| status::stopped())?;
             shared.keep_thread(thread);
             send(call, ready, outbound).await
         })
@@ -152,6 +155,7 @@ async fn send(
 
 /// Makes all pieces; ends early when nobody takes them any more.
 fn make(shared: &Arc<Shared>, pieces: &Sender<Result<Frame, Status>>) {
+    threads::fault_point("send-snapshot");
     match make_pieces(shared, pieces) {
         Ok(()) => {}
         Err(Failure::Stopped) => {

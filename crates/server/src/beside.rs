@@ -47,7 +47,7 @@ impl Beside {
             let result = work(&|| asked.strong_count() == 0);
             (result, permit)
         });
-        let (result, _permit) = thread.await.map_err(|_| status::stopped())?;
+        let (result, _permit) = thread.await.map_err(|_| status::failed())?;
         drop(wanted);
         result
     }

@@ -135,6 +135,7 @@ impl Committer {
     /// Runs until the server stops; then closes the journal.
     pub(crate) fn run(mut self) {
         loop {
+            threads::fault_point("committer");
             let stopping = self.shared.stopping();
             let batch = {
                 let mut engine = self.shared.store.lock();
@@ -348,6 +349,7 @@ pub(crate) fn publish(shared: &Shared, ticket: u64, answers: &mut Answers<Waiter
     let began = Instant::now();
     let now_ms = shared.store.now_ms();
     let mut engine = shared.store.lock();
+    threads::fault_point("publish");
     if shared.disk_full() {
         // There was room for it: what waited for it need not be refused.
         engine.set_disk_full(false);

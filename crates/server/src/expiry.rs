@@ -72,9 +72,9 @@ impl Asked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::op::{Class, DURABLE};
+    use engine::op::Class;
     use engine::sequencer::Answers;
-    use engine::{Engine, Error, Limits};
+    use engine::{Engine, Error, Lane, Limits};
 
     const SECOND: u64 = 1_000;
 
@@ -112,15 +112,17 @@ mod tests {
         }
 
         fn commit(&mut self, now_ms: u64) {
-            let batch = self.engine.take_batch(DURABLE, usize::MAX).unwrap();
+            let batch = self.engine.take_batch(Lane::Durable, usize::MAX).unwrap();
             let mut answers = Answers::new();
-            self.engine.complete(batch.ticket, now_ms, &mut answers);
+            let done = self.engine.complete(batch.ticket, now_ms, &mut answers);
+            assert!(done.is_ok());
             assert!(answers.iter().all(|(_, answer)| answer.is_ok()));
         }
 
         fn fail(&mut self, error: Error) {
-            let batch = self.engine.take_batch(DURABLE, usize::MAX).unwrap();
-            self.engine.fail(batch.ticket, error, &mut Answers::new());
+            let batch = self.engine.take_batch(Lane::Durable, usize::MAX).unwrap();
+            let failed = self.engine.fail(batch.ticket, error, &mut Answers::new());
+            assert!(failed.is_ok());
         }
     }
 

@@ -408,6 +408,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
             .map(wire::Certificate::not_after_unix_s)
             .min()
             .unwrap_or(0),
+        panics: threads::survived(),
         log_lines_dropped: shared
             .log_counters
             .as_ref()

@@ -178,13 +178,16 @@ impl Scheduled {
             let now = Instant::now();
             if now >= due {
                 due = now + self.interval;
-                self.save();
+                if let Err(error) = threads::contain(|| self.save()) {
+                    self.failed(&error);
+                }
             }
             std::thread::sleep(TICK);
         }
     }
 
     fn save(&self) {
+        threads::fault_point("save");
         let started = Instant::now();
         let m = &self.shared.metrics;
         match self.try_save() {
@@ -206,16 +209,18 @@ impl Scheduled {
                 }
             }
             Err(Error::Stopped) => {}
-            Err(error) => {
-                m.scheduled_snapshot_failures.inc();
-                tracing::warn!(
-                    %error,
-                    "snapshot-dir" = %self.directory.dir.display(),
-                    "next-try-in" = %GoDuration(self.interval),
-                    "failed to save a scheduled snapshot; those saved before are kept"
-                );
-            }
+            Err(error) => self.failed(&error),
         }
+    }
+
+    fn failed(&self, error: &dyn std::error::Error) {
+        self.shared.metrics.scheduled_snapshot_failures.inc();
+        tracing::warn!(
+            %error,
+            "snapshot-dir" = %self.directory.dir.display(),
+            "next-try-in" = %GoDuration(self.interval),
+            "failed to save a scheduled snapshot; those saved before are kept"
+        );
     }
 
     fn try_save(&self) -> Result<(Name, u64), Error> {

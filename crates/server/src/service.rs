@@ -10,6 +10,7 @@ use metrics::GrpcMethod;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use threads::CriticalTurns;
 use wire::mailbox::Slots;
 use wire::{
     Call, Event, Handler, HttpRequest, Inbound, Kind, LocalFuture, Method, Outbound, Reply, Status,
@@ -115,6 +116,7 @@ impl Handler for Service {
         let Some(method) = GrpcMethod::from_id(call.method.id) else {
             return Reply::Now(Err(status::no_lock_service()));
         };
+        threads::fault_point("call");
         match method {
             M::KvRange => self.range(&call, message),
             M::KvPut => self.put(call, message),
@@ -160,7 +162,8 @@ impl Handler for Service {
         let this = self.clone();
         match GrpcMethod::from_id(call.method.id) {
             Some(GrpcMethod::WatchWatch) => {
-                let watch = self.watch(call, inbound, outbound);
+                // The hub is of all watches of the worker: half changed, it would leave out events.
+                let watch = CriticalTurns(self.watch(call, inbound, outbound));
                 Box::pin(async move {
                     let _open = open;
                     watch.await

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use telemetry::Throttle;
+use threads::Panicked;
 
 /// The release of etcd whose behaviour and version the server shows to clients:
 /// Kubernetes decides by it which features to use.
@@ -404,12 +405,15 @@ impl Shared {
     }
 
     pub(crate) fn spawn_snapshot(self: &Arc<Self>, job: SnapshotJob) {
-        let this = self.clone();
-        let body = move || crate::upkeep::snapshot(&this, job);
-        match std::thread::Builder::new()
-            .name("snapshot".into())
-            .spawn(body)
-        {
+        let (this, at_end) = (self.clone(), self.clone());
+        let work = move || crate::upkeep::snapshot(&this, job);
+        let ended = move |result: Result<(), Panicked>| {
+            if let Err(error) = result {
+                tracing::error!(%error, "failed to save a snapshot of the journal; the log is kept and it is tried again later");
+                at_end.snapshot_end(Err(error.to_string()));
+            }
+        };
+        match threads::spawn_job("snapshot", work, ended) {
             Ok(handle) => self.keep_thread(handle),
             Err(error) => {
                 tracing::warn!(%error, "cannot start the snapshot thread; tried again later");

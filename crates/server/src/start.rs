@@ -20,6 +20,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use threads::{CriticalTurns, spawn_vital};
 use wire::{Address, BoundListener, ListenerConfig, Mailboxes, Serves};
 
 /// How long a stop waits for calls under way.
@@ -218,7 +219,7 @@ impl Server {
         shared.committed(report.position.lsn(), 0);
 
         let allocator = journal.allocator();
-        shared.keep_thread(spawn("allocator", move || allocator.run())?);
+        shared.keep_thread(spawn_vital("allocator", move || allocator.run())?);
         let for_waker = Arc::downgrade(&shared);
         journal.set_waker(move || {
             if let Some(shared) = for_waker.upgrade() {
@@ -226,16 +227,16 @@ impl Server {
             }
         });
         let (for_writer, writer) = (shared.clone(), journal.volatile());
-        let volatile = spawn("volatile", move || {
+        let volatile = spawn_vital("volatile", move || {
             crate::volatile::run(&for_writer, &writer)
         })?;
         let committer = Committer::new(shared.clone(), journal, volatile);
-        let committer = spawn("committer", move || committer.run())?;
+        let committer = spawn_vital("committer", move || committer.run())?;
         let upkeep = Upkeep::new(shared.clone(), config.auto_compaction);
-        let upkeep = spawn("upkeep", move || upkeep.run())?;
+        let upkeep = spawn_vital("upkeep", move || upkeep.run())?;
         if let Some(scheduled) = &config.scheduled_snapshots {
             let scheduled = Scheduled::new(shared.clone(), scheduled);
-            shared.keep_thread(spawn("scheduled", move || scheduled.run())?);
+            shared.keep_thread(spawn_vital("scheduled", move || scheduled.run())?);
         }
 
         let wire_config = wire::Config {
@@ -255,10 +256,9 @@ impl Server {
                 unreachable!("worker {worker} has no mailbox")
             };
             let service = Service::new(for_workers.clone(), slots);
-            tokio::task::spawn_local(crate::watch::run_pump(
-                service.hub.clone(),
-                service.slots.clone(),
-            ));
+            // A task's panic would end the task alone, and watches would wait for ever.
+            let pump = crate::watch::run_pump(service.hub.clone(), service.slots.clone());
+            tokio::task::spawn_local(CriticalTurns(Box::pin(pump)));
             service
         })?;
         shared.serving(wire.counts());
@@ -305,7 +305,7 @@ impl Server {
             admin.shutdown(Duration::ZERO);
         }
         self.shared.stop();
-        // A thread that panicked has said so.
+        // They do not panic: that ends the process.
         let _ = self.committer.join();
         let _ = self.upkeep.join();
         self.shared.join_threads();
@@ -391,13 +391,6 @@ fn address(url: &Url) -> Address {
             None => format!("{}:{}", url.host(), url.port().unwrap_or(0)),
         }),
     }
-}
-
-fn spawn(
-    name: &str,
-    body: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, std::io::Error> {
-    std::thread::Builder::new().name(name.into()).spawn(body)
 }
 
 fn options(config: &Config) -> Options {

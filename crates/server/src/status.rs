@@ -29,6 +29,8 @@ statuses! {
     timed_out = Unavailable, "etcdserver: request timed out";
     stopped = Unavailable, "etcdserver: server stopped";
     corrupt = DataLoss, "etcdserver: corrupt cluster";
+    /// Not etcd's: work beside a worker panicked.
+    failed = Internal, "orlop: a bug in the server; the panic is in its log";
     auth_not_enabled = FailedPrecondition, "etcdserver: authentication is not enabled";
     member_not_found = NotFound, "etcdserver: member not found";
     bad_leader_transferee = FailedPrecondition, "etcdserver: bad leader transferee";

@@ -7,6 +7,7 @@ use engine::op::{Class, Outcome, RangeOp, Reply, Write};
 use engine::range::RangeCursor;
 use engine::{Engine, Error, Lane};
 use parking_lot::{Mutex, MutexGuard};
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 use wire::mailbox::{Mailboxes, SlotId};
@@ -61,8 +62,11 @@ impl Store {
     }
 
     /// The engine, for a moment.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Engine<Waiter>> {
-        self.engine.lock()
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        Locked {
+            engine: self.engine.lock(),
+            _critical: threads::critical(),
+        }
     }
 
     /// The clock that the engine sees, in milliseconds since the start.
@@ -106,7 +110,7 @@ impl Store {
             let mut engine = self.lock();
             ready = engine.admit_ready(&mut answers);
             let open = Open::of(&engine);
-            MutexGuard::unlock_fair(engine);
+            engine.unlock_fair();
             self.raise(open);
             self.deliver(&mut answers);
         }
@@ -146,6 +150,34 @@ impl Store {
             }
         });
         Ok(Read { cursor, pin })
+    }
+}
+
+/// The engine while this thread has it. A panic meanwhile ends the process before anybody else
+/// can see what it left.
+pub(crate) struct Locked<'a> {
+    engine: MutexGuard<'a, Engine<Waiter>>,
+    _critical: threads::Critical,
+}
+
+impl Locked<'_> {
+    /// Gives the engine to whoever waits for it, even if this thread asks for it again at once.
+    pub(crate) fn unlock_fair(self) {
+        MutexGuard::unlock_fair(self.engine);
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Engine<Waiter>;
+
+    fn deref(&self) -> &Engine<Waiter> {
+        &self.engine
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Engine<Waiter> {
+        &mut self.engine
     }
 }
 
@@ -206,7 +238,7 @@ impl Read {
             let engine = pin.store.lock();
             engine.range_step(&mut self.cursor, SLICE_KEYS);
             // The next slice may follow at once, and others wait.
-            MutexGuard::unlock_fair(engine);
+            engine.unlock_fair();
         }
         if self.cursor.is_done() {
             self.pin = None;

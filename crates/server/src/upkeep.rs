@@ -11,16 +11,20 @@ use engine::Error;
 use engine::op::Write;
 use engine::sequencer::Answers;
 use journal::{SnapshotError, SnapshotWriter};
+use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use telemetry::Throttle;
+use threads::Panicked;
 
 /// How often upkeep looks around.
 const TICK: Duration = Duration::from_millis(50);
 /// Events freed under the lock at a time.
 const COMPACT_EVENTS: usize = 256;
+/// A hash that failed is tried again so much later.
+const HASH_RETRY: Duration = Duration::from_secs(1);
 /// Compaction by time comes at least this often.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -35,7 +39,7 @@ pub(crate) struct Upkeep {
     periodic: Periodic,
     sampled_at: Instant,
     forced: Option<i64>,
-    hashing: Option<JoinHandle<()>>,
+    hashing: Hashing,
     compacting_since: Option<Instant>,
 }
 
@@ -48,7 +52,7 @@ impl Upkeep {
             periodic: Periodic::default(),
             sampled_at: Instant::now(),
             forced: None,
-            hashing: None,
+            hashing: Hashing::default(),
             compacting_since: None,
         }
     }
@@ -56,6 +60,7 @@ impl Upkeep {
     /// Runs until the server stops.
     pub(crate) fn run(mut self) {
         while !self.shared.stopping() {
+            threads::fault_point("upkeep");
             self.expire_leases();
             self.expire_waiting();
             self.shared.rates.tick(&self.shared.metrics);
@@ -174,14 +179,15 @@ impl Upkeep {
     /// As etcd, keeps the hash of what is about to be compacted, for HashKV; what it needs
     /// is freed after it. On a thread of its own, since it reads everything.
     fn hash_compaction(&mut self) {
-        if self.hashing.as_ref().is_some_and(|t| !t.is_finished()) {
+        if !self.hashing.may_begin(Instant::now()) {
             return;
         }
         let Some(mut cursor) = self.shared.store.lock().compaction_hash_open() else {
             return;
         };
         let store = self.shared.store.clone();
-        let body = move || {
+        let work = move || {
+            threads::fault_point("hash");
             let mut pace = Pace::start();
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
                 cursor.settle();
@@ -190,11 +196,15 @@ impl Upkeep {
             let hash = cursor.finish_hash(&mut || pace.rest());
             store.lock().compaction_hash_done(hash);
         };
+        let failed = self.hashing.failed.clone();
+        let ended = move |result: Result<(), Panicked>| {
+            if let Err(error) = result {
+                tracing::error!(%error, "failed to hash before a compaction; it is tried again, and nothing is freed before");
+                *failed.lock() = Some(Instant::now());
+            }
+        };
         // Without a thread it is tried again at the next tick.
-        self.hashing = std::thread::Builder::new()
-            .name("hash".into())
-            .spawn(body)
-            .ok();
+        self.hashing.thread = threads::spawn_job("hash", work, ended).ok();
     }
 
     /// Frees a slice of what compaction made unreachable; true if there is more.
@@ -224,6 +234,23 @@ impl Upkeep {
             self.shared.compacted_now();
         }
         more
+    }
+}
+
+/// The hash before a compaction.
+#[derive(Debug, Default)]
+struct Hashing {
+    thread: Option<JoinHandle<()>>,
+    /// When the last one failed.
+    failed: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Hashing {
+    /// Whether none runs, and none has failed just now.
+    fn may_begin(&self, now: Instant) -> bool {
+        let running = self.thread.as_ref().is_some_and(|t| !t.is_finished());
+        let rests = |at: Instant| now.saturating_duration_since(at) < HASH_RETRY;
+        !running && !self.failed.lock().is_some_and(rests)
     }
 }
 
@@ -271,6 +298,7 @@ fn millis(d: Duration) -> f64 {
 
 /// Writes a snapshot of the journal, so that replay stays short and old segments go.
 pub(crate) fn snapshot(shared: &Arc<Shared>, job: SnapshotJob) {
+    threads::fault_point("snapshot");
     let started = Instant::now();
     let at = job.at;
     match write_snapshot(shared, job) {

@@ -43,6 +43,7 @@ impl Here {
 /// The volatile writer's thread: runs until the server stops and nothing volatile is left.
 pub(crate) fn run(shared: &Arc<Shared>, writer: &VolatileWriter) {
     loop {
+        threads::fault_point("volatile");
         let stopping = shared.stopping();
         let batch = take(&mut shared.store.lock(), MAX_BATCH_BYTES);
         match batch {
@@ -89,6 +90,8 @@ pub(crate) fn write_here(shared: &Shared) -> bool {
     if !few(load) || !shared.here.allowed(now_ms) {
         return false;
     }
+    // From here on a batch may be on its way, and nobody else brings it to its end.
+    let _critical = threads::critical();
     let Some(turn) = shared.volatile.turn(|| store.lock().revision()) else {
         return false;
     };

@@ -29,6 +29,7 @@ impl Shared {
         let volatile = class.lane == Lane::Volatile;
         let (answer, open) = {
             let mut engine = store.lock();
+            threads::fault_point("submit");
             let answer = engine.submit(write, class, waiter, now_ms);
             (answer.map(|(_, a)| a), Open::of(&engine))
         };

@@ -133,6 +133,12 @@ impl Status {
         Status::new(Code::DeadlineExceeded, "context deadline exceeded")
     }
 
+    /// What a call gets whose handler panicked.
+    pub(crate) fn panicked(panicked: &threads::Panicked) -> Self {
+        let text = format!("orlop: {panicked}; what was asked for may have happened");
+        Status::new(Code::Internal, text)
+    }
+
     /// What a handler sees when its client reset the stream or went away; the text is Go's.
     pub fn canceled() -> Self {
         Status::new(Code::Canceled, "context canceled")

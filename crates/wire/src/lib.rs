@@ -7,9 +7,10 @@
 //!
 //! It may not decode messages, and it may not hold a lock across an await.
 //!
-//! **Panics.** A panic on a worker's thread aborts the process, after its message was printed: a
-//! half-done request may have left state behind that others trust, and a worker that is silently
-//! missing is worse than a restart.
+//! **Panics.** A panic of a handler fails its call, with INTERNAL or 500: what a handler shares with
+//! others it changes in sections that the `threads` crate knows as critical, and a panic in those
+//! ends the process, so nothing half done is ever served. Any other panic on the acceptor's or a
+//! worker's thread ends the process too: a worker that is silently missing is worse than a restart.
 
 mod config;
 mod conn;

@@ -204,9 +204,7 @@ fn start_acceptor(
             let _ = stopped.await;
         });
     };
-    let thread = std::thread::Builder::new()
-        .name("wire-accept".to_owned())
-        .spawn(run)?;
+    let thread = threads::spawn_vital("wire-accept", run)?;
     Ok(Acceptor { stop, thread })
 }
 

@@ -233,7 +233,14 @@ async fn stream<H: Handler>(
     let (outbound, mut stream) =
         StreamBody::pair(worker.config.stream_queue_bytes, memory, observer);
     let (deadline, method) = (call.deadline, call.method);
-    let future = worker.handler.stream(call, inbound, outbound.clone());
+    let handled = threads::contain(|| worker.handler.stream(call, inbound, outbound.clone()));
+    let future = async move {
+        let ended = match handled {
+            Ok(future) => threads::Contained(future).await,
+            Err(panicked) => Err(panicked),
+        };
+        ended.unwrap_or_else(|panicked| Err(Status::panicked(&panicked)))
+    };
     let open = Rc::new(open);
     let with_task = Rc::clone(&open);
     let who = turn::Who::call(method, &connection.peer);
@@ -284,8 +291,17 @@ async fn serve_http<H: Handler>(
         Ok(bytes) => {
             let request = Request::from_parts(head, bytes);
             let peer = Rc::clone(&connection.peer);
-            let request = HttpRequest { request, peer };
-            connection.worker.handler.http(request).await
+            let handler = &connection.worker.handler;
+            let handled = threads::contain(|| handler.http(HttpRequest { request, peer }));
+            let answered = match handled {
+                Ok(future) => threads::Contained(future).await,
+                Err(panicked) => Err(panicked),
+            };
+            answered.unwrap_or_else(|_| {
+                let mut response = Response::new(Bytes::from_static(b"a bug in the server\n"));
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                response
+            })
         }
         Err(StatusCode::SERVICE_UNAVAILABLE) => return http_refused(too_many_wait()),
         Err(code) => {

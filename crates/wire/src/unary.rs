@@ -129,7 +129,8 @@ impl<H: Handler> Unary<H> {
             }
         }
         match &mut self.stage {
-            Stage::Waiting(reply) => reply.as_mut().poll(cx),
+            Stage::Waiting(reply) => threads::contain(|| reply.as_mut().poll(cx))
+                .unwrap_or_else(|panicked| Poll::Ready(Err(Status::panicked(&panicked)))),
             Stage::Reading(..) | Stage::Ready(..) | Stage::Done => Poll::Pending,
         }
     }
@@ -137,12 +138,14 @@ impl<H: Handler> Unary<H> {
     /// Hands the request to the handler; its answer, if there is one at once.
     fn start(&mut self, call: Call, message: Bytes) -> Option<Result<Frame, Status>> {
         self.timer = None;
-        match self.connection.worker.handler.unary(call, message) {
-            Reply::Now(result) => Some(result),
-            Reply::Later(reply) => {
+        let handler = &self.connection.worker.handler;
+        match threads::contain(|| handler.unary(call, message)) {
+            Ok(Reply::Now(result)) => Some(result),
+            Ok(Reply::Later(reply)) => {
                 self.stage = Stage::Waiting(reply);
                 None
             }
+            Err(panicked) => Some(Err(Status::panicked(&panicked))),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 
 use telemetry::Throttle;
@@ -55,7 +55,6 @@ pub(crate) fn spawn<H: Handler>(
     routes: Arc<Routes>,
     factory: Arc<dyn Fn(WorkerId) -> H + Send + Sync>,
 ) -> io::Result<(WorkerHandle, JoinHandle<()>)> {
-    abort_on_worker_panic();
     let (orders, inbox) = unbounded_channel();
     let connections = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&connections);
@@ -94,9 +93,7 @@ pub(crate) fn spawn<H: Handler>(
         });
         // Dropping the runtime drops what is still under way.
     };
-    let thread = std::thread::Builder::new()
-        .name(format!("wire-{worker}"))
-        .spawn(run)?;
+    let thread = threads::spawn_vital(&format!("wire-{worker}"), run)?;
     match started.recv() {
         Ok(Ok(())) => Ok((
             WorkerHandle {
@@ -156,19 +153,4 @@ impl Drop for OpenConnection {
         self.0.fetch_sub(1, Ordering::Relaxed);
         self.1.wake_all();
     }
-}
-
-/// Makes a panic on a worker's thread end the process, after the usual message.
-fn abort_on_worker_panic() {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            before(info);
-            if let Some(worker) = current_worker() {
-                tracing::error!(worker, "a serving thread panicked: ending the process");
-                std::process::abort();
-            }
-        }));
-    });
 }
