@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout)] // its purpose
 
 use bytes::Bytes;
-use engine::op::{Class, Compare, KeyRange, Op, Operator, PutOp, Target, TxnOp, Write};
+use engine::op::{Class, Compare, DeleteOp, KeyRange, Op, Operator, PutOp, Target, TxnOp, Write};
 use engine::record::{Effect, Record};
 use engine::{Engine, Lane, Limits};
 use rustix::time::{ClockId, clock_gettime};
@@ -115,6 +115,56 @@ fn longest_create_us(engine: &mut Engine<u64>, keys: std::ops::Range<u64>) -> u1
     longest
 }
 
+/// Milliseconds of the two holds of the lock that a transaction needs which is as large as one
+/// may be, half of it deletes of existing keys, by key or by range, half of it puts of new ones.
+fn largest_txn_ms(engine: &mut Engine<u64>, by_range: bool) -> (f64, f64) {
+    const OPS: u64 = 16_384;
+    let value = Bytes::from(vec![b'v'; 20]);
+    let old = |i: u64| key(i + u64::from(by_range) * OPS);
+    let nested = |ops: Vec<Op>| {
+        Op::Txn(TxnOp {
+            success: ops,
+            ..TxnOp::default()
+        })
+    };
+    let delete = |i: u64| {
+        let key = old(i);
+        let end = match by_range {
+            true => [&key[..], b"\0"].concat().into(),
+            false => Bytes::new(),
+        };
+        Op::Delete(DeleteOp {
+            range: KeyRange { key, end },
+            prev_kv: false,
+        })
+    };
+    let put = |i: u64| {
+        Op::Put(PutOp {
+            key: Bytes::from(format!("new-{by_range}-{i}")),
+            value: value.clone(),
+            ..PutOp::default()
+        })
+    };
+    let write = Write::Txn(TxnOp {
+        success: vec![
+            nested((0..OPS / 2).map(put).collect()),
+            nested((0..OPS / 2).map(delete).collect()),
+        ],
+        ..TxnOp::default()
+    });
+    let mut answers = Vec::new();
+    let started = Instant::now();
+    engine.submit(write, Class::DURABLE, 0, 0);
+    let submitted = started.elapsed();
+    let batch = engine.take_batch(Lane::Durable, usize::MAX);
+    let started = Instant::now();
+    if let Some(b) = batch {
+        assert!(engine.complete(b.ticket, 0, &mut answers).is_ok());
+    }
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    (ms(submitted), ms(started.elapsed()))
+}
+
 fn compact(engine: &mut Engine<u64>) -> (f64, u128) {
     let revision = engine.revision();
     engine.submit(Write::Compact { revision }, Class::DURABLE, 0, 0);
@@ -210,6 +260,47 @@ fn main() {
         longest = longest.max(step.elapsed().as_micros());
     }
     println!("longest completion with 5000 waiting for one key: {longest} us");
+    // 10,000 wait for one write: they are admitted in slices.
+    engine.submit(
+        Write::Delete(DeleteOp {
+            range: KeyRange {
+                key: key(0),
+                end: [&key(0)[..], b"\0"].concat().into(),
+            },
+            prev_kv: false,
+        }),
+        Class::DURABLE,
+        0,
+        0,
+    );
+    let volatile = Class {
+        lane: Lane::Volatile,
+        ..Class::DURABLE
+    };
+    for i in 0..10_000 {
+        engine.submit(cas(key(0), value.clone(), 0), volatile.clone(), i, 0);
+    }
+    let mut longest = 0;
+    for lane in std::iter::repeat_n([Lane::Durable, Lane::Volatile], 10_001).flatten() {
+        let Some(b) = engine.take_batch(lane, usize::MAX) else {
+            continue;
+        };
+        let step = Instant::now();
+        assert!(engine.complete(b.ticket, 0, &mut answers).is_ok());
+        longest = longest.max(step.elapsed().as_micros());
+        while engine.has_ready() {
+            let step = Instant::now();
+            engine.admit_ready(&mut answers);
+            longest = longest.max(step.elapsed().as_micros());
+        }
+    }
+    println!("longest turn with 10000 waiting behind a range: {longest} us");
+    for by_range in [false, true] {
+        let (submit, complete) = largest_txn_ms(&mut engine, by_range);
+        println!(
+            "the largest transaction, deletes by range {by_range}: submitted in {submit:.1} ms, visible in {complete:.1} ms (budget 50)"
+        );
+    }
     drop(engine);
 
     for (what, ordered) in [("in key order", true), ("in any order", false)] {

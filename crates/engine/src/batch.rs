@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::footprint::{Footprint, LeaseChange};
 use crate::held_keys::OpId;
 use crate::lane::Lane;
-use crate::lock::Locks;
 use crate::op::{Class, Outcome, PutOp, Write};
 use crate::plan::Step;
 use crate::record::{Effect, Record};
@@ -233,6 +232,7 @@ impl<W> Engine<W> {
         let ticket = self.seq.next_ticket;
         self.seq.next_ticket += 1;
         let (pending, records) = l.take(max_bytes);
+        self.seq.steps.add(pending.len() as u64);
         let sync_within_ms = pending.iter().map(|p| p.class.sync_within_ms).min();
         let tags = pending.iter().fold(u8::MAX, |tags, p| tags & p.class.tags);
         l.in_flight.push_back((ticket, pending));
@@ -325,12 +325,7 @@ impl<W> Engine<W> {
     /// place, and is ready.
     fn take_back_from(&mut self, lane: Lane, at: usize, now_ms: u64) {
         let back = self.seq.lanes[lane].take_from(at);
-        // Whoever looks at a lock next must not be sent to one that was taken back.
-        self.seq.locks = Locks::default();
-        for (_, l) in self.seq.lanes.iter() {
-            l.pending()
-                .for_each(|p| self.seq.locks.add(&p.footprint, p.id));
-        }
+        self.seq.lock_anew();
         let deadline_ms = now_ms.saturating_add(self.limits.wait_timeout_ms);
         for p in back {
             self.seq.held_bytes -= p.bytes;

@@ -30,6 +30,11 @@ pub struct DueLease {
     pub expired_at_ms: u64,
 }
 
+/// Bytes that a lease costs, and a key that is attached to one; part of what the quota counts.
+const LEASE_BYTES: usize = 160;
+/// See [`LEASE_BYTES`].
+const ATTACHED_BYTES: usize = 48;
+
 #[derive(Debug)]
 struct Lease {
     ttl_s: i64,
@@ -42,6 +47,8 @@ struct Lease {
 pub struct Leases {
     by_id: HashMap<i64, Lease>,
     by_expiry: BTreeSet<(u64, i64)>,
+    /// Keys attached to leases.
+    attached: usize,
 }
 
 fn expiry_ms(now_ms: u64, ttl_s: i64) -> u64 {
@@ -52,6 +59,11 @@ impl Leases {
     /// Number of leases.
     pub fn len(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// What all of them cost, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.by_id.len() * LEASE_BYTES + self.attached * ATTACHED_BYTES
     }
 
     /// Whether there is none.
@@ -82,18 +94,19 @@ impl Leases {
     pub(crate) fn remove(&mut self, id: i64) {
         if let Some(l) = self.by_id.remove(&id) {
             self.by_expiry.remove(&(l.expires_at_ms, id));
+            self.attached -= l.keys.len();
         }
     }
 
     pub(crate) fn attach(&mut self, id: i64, key: Key) {
         if let Some(l) = self.by_id.get_mut(&id) {
-            l.keys.insert(key);
+            self.attached += usize::from(l.keys.insert(key));
         }
     }
 
     pub(crate) fn detach(&mut self, id: i64, key: &[u8]) {
         if let Some(l) = self.by_id.get_mut(&id) {
-            l.keys.remove(key);
+            self.attached -= usize::from(l.keys.remove(key));
         }
     }
 

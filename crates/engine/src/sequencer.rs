@@ -40,7 +40,7 @@ pub(crate) struct Sequencer<W> {
     pub(crate) waiting: WaitingQueue<W>,
     /// What pending writes hold in memory, about.
     pub(crate) held_bytes: usize,
-    steps: Steps,
+    pub(crate) steps: Steps,
 }
 
 impl<W> Sequencer<W> {
@@ -53,6 +53,18 @@ impl<W> Sequencer<W> {
             waiting: WaitingQueue::new(),
             held_bytes: 0,
             steps: Steps::default(),
+        }
+    }
+
+    /// Takes the locks of all that is pending anew, after some that were not first in their lane
+    /// have gone: a lock must send nobody to one of those.
+    pub(crate) fn lock_anew(&mut self) {
+        let steps = self.locks.steps();
+        self.locks = Locks::default();
+        self.steps.add(steps);
+        for (_, lane) in self.lanes.iter() {
+            lane.pending()
+                .for_each(|p| self.locks.add(&p.footprint, p.id));
         }
     }
 
@@ -117,15 +129,15 @@ impl<W> Engine<W> {
         }
     }
 
-    /// Whom a write must wait for: one who holds what it needs, else one who came earlier and
-    /// waits for it.
+    /// Whom a write must wait for: one who came earlier and waits for what it needs, who will
+    /// go later than those who hold it; else one who holds it.
     fn in_the_way(&mut self, f: &Footprint, id: OpId) -> Option<OpId> {
         let attached = Attached {
             index: &self.index,
             leases: &self.leases,
         };
-        let holder = self.seq.locks.blocker(f, &attached);
-        holder.or_else(|| self.seq.waiting.earlier(f, id, &attached))
+        let earlier = self.seq.waiting.earlier(f, id, &attached);
+        earlier.or_else(|| self.seq.locks.blocker(f, &attached))
     }
 
     pub(crate) fn attached(&self) -> Attached<'_> {
@@ -368,8 +380,8 @@ impl<W> Engine<W> {
         };
         let (locks, waiting) = (&mut self.seq.locks, &self.seq.waiting);
         let on = waiting.get(id).and_then(|op| {
-            let holder = locks.blocker(&op.footprint, &attached);
-            holder.or_else(|| waiting.earlier(&op.footprint, id, &attached))
+            let earlier = waiting.earlier(&op.footprint, id, &attached);
+            earlier.or_else(|| locks.blocker(&op.footprint, &attached))
         });
         if let Some(on) = on {
             return self.seq.waiting.hang(id, on);
@@ -398,10 +410,11 @@ impl<W> Engine<W> {
         let waiting = self.seq.waiting.drain();
         for lane in Lane::ALL {
             for p in self.seq.lanes[lane].take_open() {
-                self.seq.release(p.id, &p.footprint, p.bytes);
+                self.seq.held_bytes -= p.bytes;
                 answers.push((p.waiter, Err(error)));
             }
         }
+        self.seq.lock_anew();
         answers.extend(waiting.map(|w| (w.waiter, Err(error))));
     }
 

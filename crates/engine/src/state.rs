@@ -26,7 +26,7 @@ const EMPTY_BYTES: usize = 4096;
 pub struct Sizes {
     /// Everything retained.
     pub total_bytes: usize,
-    /// Keys that exist now.
+    /// Keys that exist now, and leases.
     pub data_bytes: usize,
     /// The rest: superseded versions, tombstones, events.
     pub history_bytes: usize,
@@ -107,9 +107,10 @@ impl<W> Engine<W> {
 
     /// Sizes in bytes.
     pub fn sizes(&self) -> Sizes {
-        let data_bytes =
-            self.index.live_bytes() + self.index.live_keys() * crate::index::VERSION_OVERHEAD_BYTES;
-        let kept_bytes = self.index.total_bytes() + self.history.bytes();
+        let data_bytes = self.index.live_bytes()
+            + self.index.live_keys() * crate::index::VERSION_OVERHEAD_BYTES
+            + self.leases.bytes();
+        let kept_bytes = self.index.total_bytes() + self.history.bytes() + self.leases.bytes();
         Sizes {
             total_bytes: EMPTY_BYTES + kept_bytes,
             data_bytes,

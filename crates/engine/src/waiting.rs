@@ -1,10 +1,10 @@
 //! Operations that wait for others, first in, first out.
 //!
-//! Each hangs on one operation that it must wait for: one that is pending, or one that waits
-//! itself and came earlier. When that one goes, those that hang on it, and no others, are
-//! *ready* to be looked at again: they are admitted, or hang on the next one. An operation
-//! hangs on the latest of the earlier ones in its way, so that a crowd at one key is a chain,
-//! of which each completion moves one link.
+//! Each hangs on one operation that it must wait for: the latest of those that came earlier and
+//! wait themselves, or, if none of those is in its way, one that is pending. When that one goes,
+//! those that hang on it, and no others, are *ready* to be looked at again: they are admitted, or
+//! hang on the next one. So a crowd at one key is a chain, of which each completion moves one
+//! link.
 
 use crate::attached::Attached;
 use crate::footprint::{Footprint, LeaseChange};

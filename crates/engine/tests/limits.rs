@@ -158,3 +158,33 @@ fn a_ticket_out_of_order_is_an_error_that_changes_nothing() {
     }
     assert_eq!((answers.len(), engine.revision()), (3, 4));
 }
+
+#[test]
+fn leases_count_as_data() {
+    let mut engine: Engine<u64> = Engine::new(Limits {
+        quota_bytes: 1 << 20,
+        ..Limits::default()
+    });
+    let mut granted = 0;
+    let refused = loop {
+        let lease = Write::LeaseGrant {
+            id: granted + 1,
+            ttl_s: 60,
+        };
+        if let Some((_, answer)) = engine.submit(lease, Class::DURABLE, 0, 0) {
+            break answer;
+        }
+        finish(&mut engine);
+        engine.check_quota();
+        granted += 1;
+        assert!(granted < 100_000);
+    };
+    assert_eq!(refused, Err(Error::NoSpace));
+    assert!(engine.sizes().data_bytes > 1 << 20);
+    for id in 1..=granted {
+        let end = engine.submit(Write::LeaseRevoke { id }, Class::DURABLE, 0, 0);
+        assert!(end.is_none());
+        finish(&mut engine);
+    }
+    assert!(engine.check_quota() && engine.sizes().data_bytes == 0);
+}

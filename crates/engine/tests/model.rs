@@ -677,7 +677,14 @@ impl Model {
                 self.answered(w, a, met);
             }
         }
+        let mut turns = 0;
         while !self.writes.is_empty() {
+            turns += 1;
+            assert!(
+                turns < 100_000,
+                "{} writes wait for nothing",
+                self.writes.len()
+            );
             self.give(Vec::new(), met);
             self.take();
             if self.engine.compaction_hash_open().is_some() && self.wants_more_compaction() {
