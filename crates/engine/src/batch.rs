@@ -257,10 +257,11 @@ impl<W> Engine<W> {
         answers: &mut Answers<W>,
     ) -> Result<(), OutOfOrder> {
         self.now_ms = now_ms;
+        let mut range_keys = self.limits.txn_range_keys;
         for p in self.take_in_flight(ticket)? {
             let outcome = match p.plan {
                 Plan::Put(op) => self.execute_put(&op),
-                Plan::Effects { step, effects, .. } => self.execute(step, effects),
+                Plan::Effects { step, effects, .. } => self.execute(step, effects, &mut range_keys),
                 Plan::Other { record, .. } => self.apply_other(record),
             };
             self.seq.release(p.id, &p.footprint, p.bytes);

@@ -27,7 +27,7 @@ impl<W> Engine<W> {
     }
 
     fn compaction_target(&self) -> i64 {
-        let pinned = self.pins.first_key_value().map_or(i64::MAX, |(&r, _)| r);
+        let pinned = self.pins.lowest().unwrap_or(i64::MAX);
         self.compact_revision.min(pinned)
     }
 

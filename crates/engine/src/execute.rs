@@ -43,14 +43,20 @@ impl<W> Engine<W> {
         }
     }
 
-    /// Executes a plan with its effects, at the next revision if there are any.
-    pub(crate) fn execute(&mut self, step: Step, effects: Vec<Effect>) -> Outcome {
+    /// Executes a plan with its effects, at the next revision if there are any. Its ranges
+    /// take from `range_keys` what they visit; what is too long is left for later.
+    pub(crate) fn execute(
+        &mut self,
+        step: Step,
+        effects: Vec<Effect>,
+        range_keys: &mut usize,
+    ) -> Outcome {
         let mut run = Run {
             main: self.revision + 1,
             sub: 0,
             effects: effects.into_iter(),
         };
-        let (revision, reply) = self.step(step, &mut run);
+        let (revision, reply) = self.step(step, &mut run, range_keys);
         if run.sub > 0 {
             self.revision = run.main;
         }
@@ -63,11 +69,12 @@ impl<W> Engine<W> {
         Outcome { revision, reply }
     }
 
-    fn step(&mut self, step: Step, run: &mut Run) -> (i64, Reply) {
+    fn step(&mut self, step: Step, run: &mut Run, range_keys: &mut usize) -> (i64, Reply) {
         match step {
             Step::Range(op) => {
-                let reply = self.range_in_txn(&op);
-                (run.shown(self.revision), Reply::Range(reply))
+                let at = run.after(self.revision);
+                let reply = self.range_in_txn(op, at, range_keys);
+                (run.shown(self.revision), reply)
             }
             Step::Put { prev_kv } => {
                 let mut prev = None;
@@ -98,7 +105,8 @@ impl<W> Engine<W> {
                 )
             }
             Step::Txn { succeeded, steps } => {
-                let replies = steps.into_iter().map(|s| self.step(s, run)).collect();
+                let steps = steps.into_iter();
+                let replies = steps.map(|s| self.step(s, run, range_keys)).collect();
                 (0, Reply::Txn { succeeded, replies })
             }
         }
@@ -117,6 +125,17 @@ impl Run {
         Revision {
             main: self.main,
             sub: self.sub - 1,
+        }
+    }
+
+    /// The last change that the transaction sees.
+    fn after(&self, before: i64) -> Revision {
+        match self.sub {
+            0 => Revision::end_of(before),
+            _ => Revision {
+                main: self.main,
+                sub: self.sub - 1,
+            },
         }
     }
 

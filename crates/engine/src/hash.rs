@@ -11,6 +11,7 @@
 
 use crate::Engine;
 use crate::error::Error;
+use crate::pin::{Pin, Strength};
 use crate::versions::{Stored, Versions, VersionsCursor};
 
 /// How many hashes of compactions are kept, as in etcd.
@@ -36,10 +37,19 @@ const ENTRY_BYTES: usize = 256;
 #[derive(Debug, Default)]
 pub(crate) struct CompactionHashes {
     enabled: bool,
-    /// The compaction that is to be hashed, as (previous compact revision, its own).
-    wanted: Option<(i64, i64)>,
+    wanted: Option<Wanted>,
     /// Those that are done, ascending by revision.
     done: Vec<KvHash>,
+}
+
+/// A compaction that is to be hashed.
+#[derive(Debug)]
+struct Wanted {
+    /// The compact revision before it.
+    previous: i64,
+    own: i64,
+    /// Keeps what it compacts until then.
+    _pin: Pin,
 }
 
 /// Where a sliced hash stands.
@@ -53,7 +63,7 @@ pub struct HashCursor {
 }
 
 impl<W> Engine<W> {
-    /// Opens a hash at `revision` (0: now). Pin [`HashCursor::pin`] while it runs.
+    /// Opens a hash at `revision` (0: now).
     pub fn hash_open(&self, revision: i64) -> Result<HashCursor, Error> {
         Ok(HashCursor {
             header_revision: self.revision,
@@ -76,18 +86,20 @@ impl<W> Engine<W> {
     /// A compaction has become visible: have its hash computed. As in etcd there is none
     /// for a compaction that comes before the last one's is done.
     pub(crate) fn want_compaction_hash(&mut self, previous: i64) {
-        let h = &mut self.compaction_hashes;
-        if h.enabled && h.wanted.is_none() {
-            h.wanted = Some((previous, self.compact_revision));
-            self.pin(previous.max(0));
+        if self.compaction_hashes.enabled && self.compaction_hashes.wanted.is_none() {
+            self.compaction_hashes.wanted = Some(Wanted {
+                previous,
+                own: self.compact_revision,
+                _pin: self.pin(previous.max(0), Strength::Firm),
+            });
         }
     }
 
     /// The hash that a compaction is waiting for, if one is. Step and finish it
     /// ([`HashCursor::finish_hash`]), then hand it to [`Engine::compaction_hash_done`];
-    /// until then nothing that it needs is freed, so it needs no pin.
+    /// until then nothing that it needs is freed.
     pub fn compaction_hash_open(&self) -> Option<HashCursor> {
-        let (previous, own) = self.compaction_hashes.wanted?;
+        let Wanted { previous, own, .. } = *self.compaction_hashes.wanted.as_ref()?;
         Some(HashCursor {
             header_revision: self.revision,
             versions: self.versions_cursor(own, previous),
@@ -95,10 +107,16 @@ impl<W> Engine<W> {
         })
     }
 
+    /// Whether a compaction waits for its hash.
+    pub fn is_compaction_hash_due(&self) -> bool {
+        self.compaction_hashes.wanted.is_some()
+    }
+
     /// Keeps a compaction's hash and lets the compaction free.
     pub fn compaction_hash_done(&mut self, hash: KvHash) {
         let h = &mut self.compaction_hashes;
-        if h.wanted != Some((hash.compact_revision, hash.revision)) {
+        let of_it = |w: &Wanted| (w.previous, w.own) == (hash.compact_revision, hash.revision);
+        if !h.wanted.as_ref().is_some_and(of_it) {
             return;
         }
         h.wanted = None;
@@ -107,7 +125,6 @@ impl<W> Engine<W> {
         if h.done.len() > CACHED_HASHES {
             h.done.remove(0);
         }
-        self.unpin(hash.compact_revision.max(0));
     }
 
     /// What HashKV answers at a revision that was compacted at, instead of a new hash
@@ -119,11 +136,6 @@ impl<W> Engine<W> {
 }
 
 impl HashCursor {
-    /// The revision to pin while it runs.
-    pub fn pin(&self) -> i64 {
-        self.versions.pin()
-    }
-
     /// Puts away what a step collected; see [`VersionsCursor::settle`].
     pub fn settle(&mut self) {
         self.versions.settle();

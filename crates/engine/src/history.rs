@@ -145,6 +145,14 @@ impl History {
         }
     }
 
+    /// What share (0 to 1) of the events came after revision `from`, up to `to`.
+    pub(crate) fn share_between(&self, from: i64, to: i64) -> f64 {
+        let events = self
+            .first_at(to + 1)
+            .saturating_sub(self.first_at(from + 1));
+        events as f64 / self.len.max(1) as f64
+    }
+
     /// The lowest revision to compact at so that about `share` (0 to 1) of the events go:
     /// the one after that of the last event to go, since those at a compact revision stay.
     pub(crate) fn revision_to_free(&self, share: f64) -> Option<i64> {

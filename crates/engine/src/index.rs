@@ -124,11 +124,16 @@ impl<'a> Entry<'a> {
     /// The encoding of the version that stood at `revision`, unless the key did not exist
     /// then.
     pub fn live_at(&self, revision: i64) -> Option<&'a Arc<[u8]>> {
-        if self.slot.main <= revision {
+        self.standing_at(Revision::end_of(revision))
+    }
+
+    /// The same after one change of a transaction.
+    pub fn standing_at(&self, at: Revision) -> Option<&'a Arc<[u8]>> {
+        if self.slot.revision() <= at {
             return self.slot.tail.as_ref();
         }
         let older = self.older?;
-        let n = older.partition_point(|v| v.revision.main <= revision);
+        let n = older.partition_point(|v| v.revision <= at);
         older.get(n.checked_sub(1)?)?.tail.as_ref()
     }
 }

@@ -8,6 +8,7 @@
 mod attached;
 mod batch;
 mod compaction;
+mod compare;
 pub mod cover;
 pub mod error;
 mod execute;
@@ -23,9 +24,10 @@ pub mod lease;
 pub mod limits;
 mod lock;
 pub mod op;
-
+pub mod pin;
 mod plan;
 pub mod range;
+pub mod read_txn;
 pub mod record;
 pub mod restore;
 pub mod sequencer;

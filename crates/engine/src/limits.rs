@@ -15,6 +15,9 @@ pub struct Limits {
     pub ready_steps: u64,
     /// How long an operation waits for others on its keys, in milliseconds.
     pub wait_timeout_ms: u64,
+    /// Keys that the ranges inside the transactions of one batch visit in one go, about; what
+    /// they have yet to visit is left to the caller ([`crate::op::Reply::Unfinished`]).
+    pub txn_range_keys: usize,
     /// Shortest time to live of a lease, in seconds: shorter ones are lengthened, as etcd
     /// does.
     pub min_lease_ttl_s: i64,
@@ -28,6 +31,7 @@ impl Default for Limits {
             max_held_bytes: 128 << 20,
             ready_steps: 20_000,
             wait_timeout_ms: 7_000,
+            txn_range_keys: 4096,
             min_lease_ttl_s: 2,
         }
     }

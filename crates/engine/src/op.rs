@@ -3,6 +3,7 @@
 use crate::interval::Bounds;
 use crate::lane::Lane;
 use crate::lease::DueLease;
+use crate::range::RangeCursor;
 use crate::tail::KeyValue;
 use bytes::Bytes;
 use std::ops;
@@ -94,7 +95,7 @@ pub enum SortOrder {
 }
 
 /// etcd's RangeRequest.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeOp {
     /// Which keys.
     pub range: KeyRange,
@@ -324,6 +325,20 @@ pub struct RangeReply {
 pub enum Reply {
     /// A range's.
     Range(RangeReply),
+    /// That of a range whose keys were measured and not kept, since the answer would be too
+    /// large.
+    Measured {
+        /// Bytes that its keys and values would take.
+        kvs_bytes: usize,
+        /// More keys lie beyond the limit.
+        more: bool,
+        /// Number of keys in the range.
+        count: i64,
+    },
+    /// That of a range inside a transaction that is too long to be read in one hold of the
+    /// store's lock: it is read on with [`crate::Engine::range_step`], and sees what the
+    /// transaction saw. No answer has it when all is read ([`Reply::unfinished`]).
+    Unfinished(Box<RangeCursor>),
     /// A put's.
     Put {
         /// The former version, where asked for.
@@ -362,7 +377,53 @@ impl Reply {
             Reply::Put { prev } => usize::from(prev.is_some()),
             Reply::Delete { prevs, .. } => prevs.len(),
             Reply::Txn { replies, .. } => replies.iter().map(|(_, r)| r.kvs()).sum(),
-            Reply::LeaseGrant { .. } | Reply::Done => 0,
+            Reply::Measured { .. }
+            | Reply::Unfinished(_)
+            | Reply::LeaseGrant { .. }
+            | Reply::Done => 0,
+        }
+    }
+
+    /// Bytes that the keys and values of a range's answer take.
+    pub fn range_bytes(&self) -> usize {
+        match self {
+            Reply::Range(r) => r.kvs.iter().map(KeyValue::field_len).sum(),
+            Reply::Measured { kvs_bytes, .. } => *kvs_bytes,
+            _ => 0,
+        }
+    }
+
+    /// Lets go of a range's keys, and keeps how large they are.
+    pub fn measure_only(&mut self) {
+        let kvs_bytes = self.range_bytes();
+        if let Reply::Range(r) = self {
+            *self = Reply::Measured {
+                kvs_bytes,
+                more: r.more,
+                count: r.count,
+            };
+        }
+    }
+
+    /// The ranges in it that are to be read on, in order.
+    pub fn unfinished(&mut self, found: &mut impl FnMut(&mut Reply)) {
+        match self {
+            Reply::Unfinished(_) => found(self),
+            Reply::Txn { replies, .. } => {
+                for (_, reply) in replies {
+                    reply.unfinished(found);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a range in it is to be read on.
+    pub fn is_unfinished(&self) -> bool {
+        match self {
+            Reply::Unfinished(_) => true,
+            Reply::Txn { replies, .. } => replies.iter().any(|(_, r)| r.is_unfinished()),
+            _ => false,
         }
     }
 }

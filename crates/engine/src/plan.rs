@@ -3,16 +3,17 @@
 //! The plan is made once, at admission; applying it later needs no decision, so the
 //! effects that the log keeps are exactly those that are applied.
 
+use crate::compare::{self, CompareCursor};
 use crate::cover::Cover;
 use crate::error::Error;
 use crate::footprint::Footprint;
 use crate::index::Index;
 use crate::interval::Interval;
 use crate::lease::Leases;
-use crate::op::{Compare, DeleteOp, KeyRange, Op, Operator, PutOp, RangeOp, Target, TxnOp};
+use crate::op::{Compare, DeleteOp, KeyRange, Op, PutOp, RangeOp, TxnOp};
 use crate::record::Effect;
 use crate::steps::Steps;
-use crate::tail::{self, Fields};
+use crate::tail;
 use bytes::Bytes;
 use std::collections::BTreeSet;
 
@@ -166,26 +167,18 @@ impl View<'_> {
 
     fn holds(&self, c: &Compare) -> bool {
         self.steps.add(1);
-        let mut any = false;
         if c.range.is_one() {
-            if let Some((_, tail)) = self.index.live(&c.range.key) {
-                return compare(c, &tail::decode(tail));
-            }
-        } else {
-            for tail in self
-                .index
-                .range_of(&c.range)
-                .filter_map(|e| e.newest_tail())
-            {
-                any = true;
-                self.steps.add(1);
-                if !compare(c, &tail::decode(tail)) {
-                    return false;
-                }
-            }
+            let live = self.index.live(&c.range.key);
+            return live.map_or_else(
+                || compare::holds_for_none(c),
+                |(_, tail)| compare::holds(c, &tail::decode(tail)),
+            );
         }
-        // A value compare on a key that is not there never holds: no value is not "".
-        any || (!matches!(c.target, Target::Value(_)) && compare(c, &Fields::default()))
+        // In one go: that of a write is atomic with it.
+        let (mut cursor, mut left) = (CompareCursor::default(), usize::MAX);
+        let holds = cursor.step(c, self.index, i64::MAX, &mut left);
+        self.steps.add((usize::MAX - left) as u64);
+        holds == Some(true)
     }
 }
 
@@ -210,25 +203,6 @@ impl From<PutOp> for Effect {
             value: op.value,
             lease: op.lease,
         }
-    }
-}
-
-fn compare(c: &Compare, f: &Fields<'_>) -> bool {
-    use std::cmp::Ordering::{Equal, Greater, Less};
-    let ord = match &c.target {
-        Target::Version(v) => f.version.cmp(v),
-        Target::Create(v) => f.create_revision.cmp(v),
-        Target::Mod(v) => f.mod_revision.cmp(v),
-        Target::Value(v) => f.value.cmp(v.as_ref()),
-        Target::Lease(v) => f.lease.cmp(v),
-        Target::Unknown => Equal,
-    };
-    match c.operator {
-        Operator::Equal => ord == Equal,
-        Operator::NotEqual => ord != Equal,
-        Operator::Greater => ord == Greater,
-        Operator::Less => ord == Less,
-        Operator::Unknown => true,
     }
 }
 

@@ -88,6 +88,16 @@ pub struct Revision {
     pub sub: i64,
 }
 
+impl Revision {
+    /// After the last change that a transaction at `main` can have made.
+    pub fn end_of(main: i64) -> Self {
+        Revision {
+            main,
+            sub: i64::MAX,
+        }
+    }
+}
+
 /// One retained version of a key, as snapshots carry it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VersionItem {

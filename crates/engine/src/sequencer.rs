@@ -226,7 +226,10 @@ impl<W> Engine<W> {
         } = op;
         let plan = match self.plan(write) {
             Ok(Plan::Effects { step, effects, .. }) if effects.is_empty() => {
-                let outcome = self.execute(step, effects);
+                let mut range_keys = self.limits.txn_range_keys;
+                let outcome = self.execute(step, effects, &mut range_keys);
+                let visited = self.limits.txn_range_keys - range_keys;
+                self.seq.steps.add(visited as u64);
                 return Admitted::Answered(waiter, Ok(outcome));
             }
             Ok(plan) => plan,

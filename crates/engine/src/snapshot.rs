@@ -3,6 +3,7 @@
 use crate::Engine;
 use crate::history::Event;
 use crate::index::Version;
+use crate::pin::{Pin, Strength};
 use crate::record::{PutItem, Revision, SnapshotItem, SnapshotMeta, VersionItem};
 use crate::tail::{self, Fields, Key};
 use bytes::Bytes;
@@ -18,14 +19,8 @@ pub struct SnapshotCursor {
     at: Option<Key>,
     part: Vec<Version>,
     done: bool,
-}
-
-impl SnapshotCursor {
-    /// The revision to pin while it runs: everything that compaction has left above this
-    /// one is part of it, superseded or not.
-    pub fn pin(&self) -> i64 {
-        self.meta.compact_revision.max(0)
-    }
+    /// Everything that compaction has left is part of it, superseded or not.
+    pin: Option<Pin>,
 }
 
 /// A key with versions, taken under the lock; turn it into an item outside.
@@ -101,6 +96,7 @@ impl<W> Engine<W> {
                 at: None,
                 part: Vec::new(),
                 done: false,
+                pin: Some(self.pin(meta.compact_revision.max(0), Strength::Firm)),
             },
             head,
         )
@@ -134,6 +130,7 @@ impl<W> Engine<W> {
             }
         }
         c.done = true;
+        c.pin = None;
         c.done
     }
 

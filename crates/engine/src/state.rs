@@ -7,10 +7,11 @@ use crate::history::{Event, History};
 use crate::index::Index;
 use crate::lease::{DueLease, LeaseView, Leases};
 use crate::limits::Limits;
+use crate::pin::Pins;
 use crate::record::{Effect, Record, Revision};
 use crate::sequencer::Sequencer;
 use crate::tail::{self, Fields, Key};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// etcd's alarm numbers.
@@ -44,7 +45,7 @@ pub struct Engine<W> {
     pub(crate) alarms: BTreeSet<i32>,
     pub(crate) disk_full: bool,
     over_quota: bool,
-    pub(crate) pins: BTreeMap<i64, usize>,
+    pub(crate) pins: Pins,
     pub(crate) compaction: Progress,
     pub(crate) compaction_hashes: CompactionHashes,
     pub(crate) seq: Sequencer<W>,
@@ -67,7 +68,7 @@ impl<W> Engine<W> {
             alarms: BTreeSet::new(),
             disk_full: false,
             over_quota: false,
-            pins: BTreeMap::new(),
+            pins: Pins::default(),
             compaction: Progress::default(),
             compaction_hashes: CompactionHashes::default(),
             seq: Sequencer::new(),
@@ -75,6 +76,11 @@ impl<W> Engine<W> {
             rules: 0,
             scratch: Vec::new(),
         }
+    }
+
+    /// Tells the time, in milliseconds of the caller's clock: pins have an age.
+    pub fn set_now(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
     }
 
     /// The revision of the last visible write.

@@ -155,6 +155,12 @@ impl KeyValue {
         kv_len(&self.key, &self.tail)
     }
 
+    /// Length of the same as a field of a message, with tag and length, in bytes.
+    pub fn field_len(&self) -> usize {
+        let len = self.encoded_len();
+        1 + varint_len(len as u64) + len
+    }
+
     /// Appends its protobuf encoding (`mvccpb.KeyValue`).
     pub fn encode_into(&self, buf: &mut Vec<u8>) {
         encode_kv(&self.key, &self.tail, buf);

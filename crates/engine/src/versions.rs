@@ -7,6 +7,7 @@
 
 use crate::Engine;
 use crate::error::Error;
+use crate::pin::{Pin, Strength};
 use crate::record::Revision;
 use crate::tail::{self, Key};
 use std::cmp::Reverse;
@@ -115,10 +116,12 @@ pub struct VersionsCursor {
     slice: Vec<Stored>,
     parts: Vec<Vec<Stored>>,
     done: bool,
+    /// What compaction has left is collected, superseded or not.
+    pin: Option<Pin>,
 }
 
 impl<W> Engine<W> {
-    /// Begins to collect at `revision` (0: now). Pin [`VersionsCursor::pin`] until done.
+    /// Begins to collect at `revision` (0: now).
     ///
     /// # Errors
     /// [`Error::Compacted`] and [`Error::FutureRevision`].
@@ -145,6 +148,7 @@ impl<W> Engine<W> {
             slice: Vec::new(),
             parts: Vec::new(),
             done: false,
+            pin: Some(self.pin(compact_revision.max(0), Strength::Firm)),
         }
     }
 
@@ -166,17 +170,12 @@ impl<W> Engine<W> {
             }
         }
         c.done = true;
+        c.pin = None;
         true
     }
 }
 
 impl VersionsCursor {
-    /// The revision to pin while it runs: what compaction has left above this one is
-    /// collected, superseded or not.
-    pub fn pin(&self) -> i64 {
-        self.compact_revision.max(0)
-    }
-
     /// Collects a key's versions; returns false if `left` ran out before the end.
     fn visit(
         &mut self,

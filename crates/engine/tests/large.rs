@@ -4,6 +4,7 @@
 
 use bytes::Bytes;
 use engine::op::{Class, KeyRange, PutOp, RangeOp, Write};
+use engine::pin::Strength;
 use engine::{Engine, Lane, Limits};
 use std::collections::BTreeMap;
 
@@ -48,9 +49,9 @@ fn filled() -> (Engine<()>, BTreeMap<String, u64>) {
 }
 
 fn range(engine: &Engine<()>, op: RangeOp, slice: usize) -> Vec<(String, u64)> {
-    let mut c = engine.range_open(op).unwrap();
+    let mut c = engine.range_open(op, Strength::Firm, slice).unwrap();
     while !c.is_done() {
-        engine.range_step(&mut c, slice);
+        engine.range_step(&mut c, slice).unwrap();
     }
     let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
     let reply = c.finish();

@@ -23,6 +23,7 @@ use engine::lane::{Lane, PerLane};
 use engine::op::{
     Bound, Class, DeleteOp, KeyRange, Op, Outcome, PutOp, RangeOp, RangeReply, Reply, TxnOp, Write,
 };
+use engine::pin::Strength;
 use engine::range::RangeCursor;
 use engine::record::{Effect, Record, Revision, SnapshotItem};
 use engine::restore::Restore;
@@ -82,6 +83,7 @@ fn answer(reply: &Reply) -> Answer {
             ttl_s: *ttl_s,
         },
         Reply::Done => Answer::Done,
+        Reply::Measured { .. } | Reply::Unfinished(_) => panic!("not of so few keys: {reply:?}"),
     }
 }
 
@@ -109,9 +111,9 @@ fn limits(r: &mut ChaCha8Rng) -> Limits {
 enum Reading {
     /// With what was taken before the end.
     Range(Box<RangeCursor>, Vec<Kv>, Answer),
-    Hash(HashCursor, i64, u32),
-    Snapshot(SnapshotCursor, i64, Vec<SnapshotItem>, Box<Oracle>),
-    Export(VersionsCursor, i64, StoreHead, Box<Oracle>),
+    Hash(HashCursor, u32),
+    Snapshot(SnapshotCursor, Vec<SnapshotItem>, Box<Oracle>),
+    Export(VersionsCursor, StoreHead, Box<Oracle>),
 }
 
 struct Model {
@@ -381,31 +383,26 @@ impl Model {
                 let revision = self.r.random_range(compact.max(0)..now + 1);
                 let cursor = self.engine.hash_open(revision).unwrap();
                 let want = self.oracle.hash(revision).unwrap();
-                let pin = cursor.pin();
-                self.engine.pin(pin);
-                self.readings.push(Reading::Hash(cursor, pin, want.hash));
+                self.readings.push(Reading::Hash(cursor, want.hash));
             }
             1 => {
                 let (cursor, head) = self.engine.snapshot_open();
-                let pin = cursor.pin();
-                self.engine.pin(pin);
                 let at = Box::new(self.oracle.clone());
-                self.readings.push(Reading::Snapshot(cursor, pin, head, at));
+                self.readings.push(Reading::Snapshot(cursor, head, at));
             }
             2 => {
                 let (cursor, head) = self.engine.export_open();
-                let pin = cursor.pin();
-                self.engine.pin(pin);
                 let at = Box::new(self.oracle.clone());
-                self.readings.push(Reading::Export(cursor, pin, head, at));
+                self.readings.push(Reading::Export(cursor, head, at));
             }
             _ => {
                 let op = generate::range_op(&mut self.r, compact, now);
                 let want = self.oracle.range(&op, now);
-                match (self.engine.range_open(op), want) {
+                let slice = self.r.random_range(0..4);
+                let opened = self.engine.range_open(op, Strength::Firm, slice);
+                match (opened, want) {
                     (Ok(cursor), Ok(want)) => {
                         assert_eq!(cursor.header_revision, now);
-                        self.engine.pin(cursor.revision);
                         let cursor = Box::new(cursor);
                         self.readings.push(Reading::Range(cursor, Vec::new(), want));
                     }
@@ -422,7 +419,7 @@ impl Model {
         let plain = matches!(&self.readings[i], Reading::Range(c, ..) if c.is_plain());
         let finished = match &mut self.readings[i] {
             Reading::Range(c, taken, _) => {
-                self.engine.range_step(c, slice);
+                self.engine.range_step(c, slice).unwrap();
                 if plain && slice == 2 {
                     taken.extend(c.take_collected().iter().map(kv));
                 }
@@ -436,7 +433,7 @@ impl Model {
                 }
                 end
             }
-            Reading::Snapshot(c, _, items, _) => {
+            Reading::Snapshot(c, items, _) => {
                 let mut keys = Vec::new();
                 let end = self.engine.snapshot_step(c, slice, &mut keys);
                 items.extend(keys.into_iter().map(|k| k.into_item()));
@@ -448,7 +445,6 @@ impl Model {
         }
         match self.readings.swap_remove(i) {
             Reading::Range(c, mut taken, want) => {
-                self.engine.unpin(c.revision);
                 let mut got = range_answer(&c.finish());
                 if let Answer::Range { kvs, more, .. } = &mut got {
                     taken.append(kvs);
@@ -463,18 +459,15 @@ impl Model {
                 }
                 assert_eq!(got, want);
             }
-            Reading::Hash(c, pin, want) => {
-                self.engine.unpin(pin);
+            Reading::Hash(c, want) => {
                 let got = c.finish_hash(&mut || ());
                 let what = format!("hash at {} over {}", got.revision, got.compact_revision);
                 assert_eq!(got.hash, want, "{what}");
             }
-            Reading::Export(c, pin, head, at) => {
-                self.engine.unpin(pin);
+            Reading::Export(c, head, at) => {
                 self.check_export(&c.finish(&mut || ()), &head, &at);
             }
-            Reading::Snapshot(c, pin, items, at) => {
-                self.engine.unpin(pin);
+            Reading::Snapshot(c, items, at) => {
                 let mut restored = Engine::new(Limits::default());
                 restored.restore_begin(c.meta);
                 for item in items {
@@ -565,8 +558,7 @@ impl Model {
                 revision,
                 ..RangeOp::default()
             };
-            let mut c = engine.range_open(op).unwrap();
-            engine.range_step(&mut c, usize::MAX);
+            let c = engine.range_open(op, Strength::Firm, usize::MAX).unwrap();
             let got: Vec<Kv> = c.finish().kvs.iter().map(kv).collect();
             assert_eq!(got, oracle.at(&oracle::everything(), revision));
             let want = oracle.hash(revision).unwrap();

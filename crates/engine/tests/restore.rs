@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test
 
 use engine::op::{Class, KeyRange, PutOp, RangeOp, Write};
+use engine::pin::Strength;
 use engine::record::{Revision, SnapshotItem};
 use engine::restore::{Restore, RestoreError};
 use engine::tail::{self, Fields};
@@ -47,8 +48,7 @@ fn count(engine: &Engine<u64>) -> i64 {
         },
         ..RangeOp::default()
     };
-    let mut c = engine.range_open(op).unwrap();
-    engine.range_step(&mut c, usize::MAX);
+    let c = engine.range_open(op, Strength::Firm, usize::MAX).unwrap();
     c.finish().count
 }
 

@@ -234,6 +234,36 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         "Calls that wait for another call's write to their keys.",
     );
     r.input(
+        "orlop_pins",
+        Orlop,
+        |i| i.open_read_transactions as f64,
+        "Reads of one revision that are under way and keep it from being freed; the same as etcd_mvcc_db_open_read_transactions.",
+    );
+    r.input(
+        "orlop_pin_oldest_age_seconds",
+        Orlop,
+        |i| i.pin_oldest_age_s,
+        "How long the oldest of these reads is under way; 0 if there is none.",
+    );
+    r.input(
+        "orlop_pinned_bytes",
+        Orlop,
+        |i| i.pinned_bytes as f64,
+        "Compacted history that these reads keep from being freed, about.",
+    );
+    r.input(
+        "orlop_snapshots_sending",
+        Orlop,
+        |i| i.snapshots_sending as f64,
+        "Snapshots that are being sent to clients.",
+    );
+    r.input(
+        "orlop_snapshots_held_bytes",
+        Orlop,
+        |i| i.snapshots_held_bytes as f64,
+        "The most that these snapshots keep in memory: what is replaced or deleted while they are sent.",
+    );
+    r.input(
         "orlop_leases",
         Orlop,
         |i| i.leases as f64,

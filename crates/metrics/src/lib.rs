@@ -216,6 +216,8 @@ pub struct Metrics {
     pub write_duration: ByClass<Histogram>,
     /// `orlop_history_compactions_forced_total`
     pub history_compactions_forced: Counter,
+    /// `orlop_pins_broken_total`
+    pub pins_broken: Counter,
     /// `orlop_watches_cancelled_slow_total`
     pub watch_cancelled_slow: Counter,
 }
@@ -532,6 +534,11 @@ impl Metrics {
                 "orlop_history_compactions_forced_total",
                 Orlop,
                 "Compactions that orlop made by itself because history was over its budget.",
+            ),
+            pins_broken: r.counter(
+                "orlop_pins_broken_total",
+                Orlop,
+                "RangeStreams ended because their client was slow to read and history was over its budget.",
             ),
             watch_cancelled_slow: r.counter(
                 "orlop_watches_cancelled_slow_total",

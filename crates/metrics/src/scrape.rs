@@ -22,6 +22,14 @@ pub struct ScrapeInput {
     pub db_in_use_bytes: u64,
     /// Reads of a revision that are under way over several turns (long lists).
     pub open_read_transactions: u64,
+    /// How long the oldest of them is under way, in seconds.
+    pub pin_oldest_age_s: f64,
+    /// Compacted history that they keep from being freed, in bytes.
+    pub pinned_bytes: u64,
+    /// Snapshots that are being sent to clients.
+    pub snapshots_sending: u64,
+    /// Bytes of keys and values that those hold at most.
+    pub snapshots_held_bytes: u64,
     /// The store's revision.
     pub current_revision: i64,
     /// The compacted revision, -1 before the first compaction.

@@ -3,20 +3,21 @@
 //! A thread of its own collects in slices, encodes and hashes, and gives way to writers in
 //! between; it holds what is there already, not copies. It is a few pieces ahead of the
 //! client at most: a slow one costs that thread and the memory of what is replaced
-//! meanwhile, and one that goes away ends it.
+//! meanwhile, for as long as [`Transfer`] lets it; and one that goes away ends it.
 
 use crate::encode::{int_len, nested_len, put_int, put_nested};
 use crate::pace::Pace;
 use crate::service::Service;
 use crate::shared::Shared;
 use crate::status;
-use crate::store::{Pin, SLICE_KEYS};
+use crate::store::SLICE_KEYS;
+use crate::transfer::Transfer;
 use bytes::BufMut;
 use snapshot::{Encoder, Origin, StorageVersion, human_bytes};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 use telemetry::GoDuration;
 use threads::Panicked;
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -28,8 +29,6 @@ const SENT_AT_ONCE: usize = 4;
 const PIECE_BYTES: usize = 64 << 10;
 /// Messages ready before the client takes them.
 const PIECES_AHEAD: usize = 8;
-/// Longest that a client may take nothing.
-const STALL: Duration = Duration::from_secs(120);
 
 /// The etcd that the files are for.
 const STORAGE_VERSION: StorageVersion = StorageVersion::V3_7;
@@ -51,12 +50,7 @@ pub(crate) fn encoder(
     unwanted: impl Fn() -> bool,
 ) -> Result<(Encoder, i64), Failure> {
     let store = &shared.store;
-    let (mut cursor, head, pin) = {
-        let mut engine = store.lock();
-        let (cursor, head) = engine.export_open();
-        let pin = Pin::new(store, &mut engine, cursor.pin());
-        (cursor, head, pin)
-    };
+    let (mut cursor, head) = store.lock().export_open();
     while !store.lock().versions_step(&mut cursor, SLICE_KEYS) {
         cursor.settle();
         if unwanted() {
@@ -64,7 +58,6 @@ pub(crate) fn encoder(
         }
         pace.rest();
     }
-    drop(pin);
     let versions = cursor.finish(&mut || pace.rest());
     pace.rest();
     let origin = Origin {
@@ -77,27 +70,60 @@ pub(crate) fn encoder(
     Ok((encoder.map_err(Failure::Encode)?, head.revision))
 }
 
-/// How many snapshots are being sent.
+/// The snapshots that are being sent.
 #[derive(Debug, Default)]
-pub(crate) struct Sending(AtomicUsize);
+pub(crate) struct Sending {
+    count: AtomicUsize,
+    held_bytes: AtomicU64,
+}
+
+impl Sending {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of keys and values that they hold at most: as much as was there when they began,
+    /// if all of it is replaced meanwhile.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+}
 
 /// One of them.
-struct Turn(Arc<Shared>);
+struct Turn {
+    shared: Arc<Shared>,
+    held_bytes: u64,
+}
 
 impl Turn {
     fn take(shared: &Arc<Shared>) -> Option<Turn> {
         let free = |n| (n < SENT_AT_ONCE).then_some(n + 1);
-        let sending = &shared.sending_snapshots.0;
-        sending
+        let count = &shared.sending_snapshots.count;
+        count
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, free)
             .ok()?;
-        Some(Turn(shared.clone()))
+        Some(Turn {
+            shared: shared.clone(),
+            held_bytes: 0,
+        })
+    }
+
+    /// Says what it holds at most.
+    fn holds(&mut self, bytes: u64) {
+        self.held_bytes = bytes;
+        let held = &self.shared.sending_snapshots.held_bytes;
+        held.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.sending_snapshots.0.fetch_sub(1, Ordering::AcqRel);
+        let sending = &self.shared.sending_snapshots;
+        sending
+            .held_bytes
+            .fetch_sub(self.held_bytes, Ordering::Relaxed);
+        sending.count.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -113,11 +139,8 @@ impl Service {
                 return Err(status::too_many_snapshots());
             };
             let (pieces, ready) = tokio::sync::mpsc::channel(PIECES_AHEAD);
-            let (of_work, at_end) = (shared.clone(), pieces.clone());
-            let work = move || {
-                make(&of_work, &pieces);
-                drop(turn);
-            };
+            let at_end = pieces.clone();
+            let work = move || make(turn, &pieces);
             let ended = move |result: Result<(), Panicked>| {
                 if result.is_err() {
                     // Without a word the client would take what it has for all.
@@ -139,24 +162,35 @@ async fn send(
     outbound: Outbound,
 ) -> Result<(), Status> {
     let closing = call.closing();
+    let mut transfer = None;
     loop {
         let piece = tokio::select! {
             () = closing.wait() => return Err(status::stopped()),
             piece = ready.recv() => piece,
         };
         let Some(piece) = piece else { return Ok(()) };
-        tokio::select! {
+        let sent = tokio::select! {
             () = closing.wait() => return Err(status::stopped()),
-            () = tokio::time::sleep(STALL) => return Err(status::timed_out()),
-            sent = outbound.send(piece?) => sent.map_err(|_| status::stopped())?,
+            sent = transfer
+                .get_or_insert_with(Transfer::bounded)
+                .send(&outbound, piece?) => sent,
+        };
+        if let Err(error) = sent {
+            let (reason, remote) = (error.message.as_ref(), call.peer.address.as_str());
+            tracing::warn!(
+                reason,
+                remote,
+                "a database snapshot was not sent to its end"
+            );
+            return Err(error);
         }
     }
 }
 
 /// Makes all pieces; ends early when nobody takes them any more.
-fn make(shared: &Arc<Shared>, pieces: &Sender<Result<Frame, Status>>) {
+fn make(mut turn: Turn, pieces: &Sender<Result<Frame, Status>>) {
     threads::fault_point("send-snapshot");
-    match make_pieces(shared, pieces) {
+    match make_pieces(&mut turn, pieces) {
         Ok(()) => {}
         Err(Failure::Stopped) => {
             tracing::info!("the client left before it had all of the database snapshot");
@@ -169,15 +203,14 @@ fn make(shared: &Arc<Shared>, pieces: &Sender<Result<Frame, Status>>) {
     }
 }
 
-fn make_pieces(
-    shared: &Arc<Shared>,
-    pieces: &Sender<Result<Frame, Status>>,
-) -> Result<(), Failure> {
+fn make_pieces(turn: &mut Turn, pieces: &Sender<Result<Frame, Status>>) -> Result<(), Failure> {
+    let shared = turn.shared.clone();
     let started = Instant::now();
     let mut pace = Pace::start();
-    let (mut encoder, revision) = encoder(shared, &mut pace, || pieces.is_closed())?;
+    let (mut encoder, revision) = encoder(&shared, &mut pace, || pieces.is_closed())?;
     let version = STORAGE_VERSION.to_string();
     let total = encoder.bytes();
+    turn.holds(total);
     tracing::info!(
         "total-bytes" = total,
         size = %human_bytes(total),

@@ -69,7 +69,6 @@ pub(crate) struct SnapshotJob {
     pub(crate) at: Position,
     pub(crate) cursor: SnapshotCursor,
     pub(crate) head: Vec<engine::record::SnapshotItem>,
-    pub(crate) pin: crate::store::Pin,
 }
 
 impl SnapshotJob {
@@ -312,25 +311,15 @@ impl Committer {
         // Between commits, and while the journal keeps volatile writes out, everything admitted
         // is visible or not yet in the log: what is visible is what the log holds up to there.
         let store = self.shared.store.clone();
-        let open = || {
-            let mut engine = store.lock();
-            let (cursor, head) = engine.snapshot_open();
-            let pin = crate::store::Pin::new(&store, &mut engine, cursor.pin());
-            (cursor, head, pin)
-        };
-        let (at, (cursor, head, pin)) = match self.journal.snapshot_position(open) {
+        let open = || store.lock().snapshot_open();
+        let (at, (cursor, head)) = match self.journal.snapshot_position(open) {
             Ok(opened) => opened,
             Err(error) => {
                 self.shared.snapshot_end(Err(error.to_string()));
                 return self.failed(&error);
             }
         };
-        let job = SnapshotJob {
-            at,
-            cursor,
-            head,
-            pin,
-        };
+        let job = SnapshotJob { at, cursor, head };
         let data = self.shared.store.lock().sizes().total_bytes as u64;
         self.snapshot_after_bytes = self.shared.snapshot_after_bytes(data);
         self.shared.spawn_snapshot(job);

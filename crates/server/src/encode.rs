@@ -3,15 +3,10 @@
 //! Keys and values are copied once, into the frame. Field numbers are those of etcd's
 //! `rpc.proto`, named beside them.
 
-use crate::status;
 use bytes::{BufMut, BytesMut};
 use engine::op::{Outcome, RangeReply, Reply};
 use engine::tail::{KeyValue, varint_len};
-use wire::{Frame, Status};
-
-/// The largest message that is sent, in bytes: etcd's limit, and near what HTTP/2 libraries
-/// take. A larger one must end as an error that no client takes for its own going away.
-const MAX_MESSAGE_BYTES: usize = i32::MAX as usize;
+use wire::{Frame, MAX_MESSAGE_BYTES, Status};
 
 /// Keys and values written between two rests.
 const KVS_A_REST: usize = 64;
@@ -86,7 +81,7 @@ pub(crate) fn put_kv(buf: &mut impl BufMut, field: u8, key: &[u8], tail: &[u8]) 
 }
 
 fn kvs_len(kvs: &[KeyValue]) -> usize {
-    kvs.iter().map(|kv| nested_len(kv.encoded_len())).sum()
+    kvs.iter().map(KeyValue::field_len).sum()
 }
 
 fn put_kvs(buf: &mut impl BufMut, field: u8, kvs: &[KeyValue], rest: &mut impl FnMut()) {
@@ -98,8 +93,8 @@ fn put_kvs(buf: &mut impl BufMut, field: u8, kvs: &[KeyValue], rest: &mut impl F
     }
 }
 
-fn range_len(r: &RangeReply) -> usize {
-    kvs_len(&r.kvs) + int_len(r.more.into()) + int_len(r.count as u64)
+fn range_len(kvs_bytes: usize, more: bool, count: i64) -> usize {
+    kvs_bytes + int_len(more.into()) + int_len(count as u64)
 }
 
 /// `RangeResponse{header=1, kvs=2, more=3, count=4}` without its header.
@@ -112,7 +107,7 @@ fn put_range(buf: &mut impl BufMut, r: &RangeReply, rest: &mut impl FnMut()) {
 /// Field number of an answer inside `ResponseOp`.
 fn op_field(reply: &Reply) -> u8 {
     match reply {
-        Reply::Range(_) => 1,
+        Reply::Range(_) | Reply::Measured { .. } | Reply::Unfinished(_) => 1,
         Reply::Put { .. } => 2,
         Reply::Delete { .. } => 3,
         Reply::Txn { .. } | Reply::LeaseGrant { .. } | Reply::Done => 4,
@@ -122,8 +117,15 @@ fn op_field(reply: &Reply) -> u8 {
 fn reply_len(ids: Option<&Ids>, revision: i64, reply: &Reply, nested: &mut NestedLens) -> usize {
     nested_len(header_len(ids, revision))
         + match reply {
-            Reply::Range(r) => range_len(r),
-            Reply::Put { prev } => prev.as_ref().map_or(0, |kv| nested_len(kv.encoded_len())),
+            Reply::Range(r) => range_len(kvs_len(&r.kvs), r.more, r.count),
+            Reply::Measured {
+                kvs_bytes,
+                more,
+                count,
+            } => range_len(*kvs_bytes, *more, *count),
+            // It says nothing yet: too large for any frame.
+            Reply::Unfinished(_) => MAX_MESSAGE_BYTES,
+            Reply::Put { prev } => prev.as_ref().map_or(0, KeyValue::field_len),
             Reply::Delete { deleted, prevs } => int_len(*deleted as u64) + kvs_len(prevs),
             Reply::Txn { succeeded, replies } => {
                 let mut len = int_len((*succeeded).into());
@@ -179,7 +181,8 @@ fn put_reply(
             put_int(buf, 2, *id as u64);
             put_int(buf, 3, *ttl_s as u64);
         }
-        Reply::Done => {}
+        // Of the first two no frame is made: they are too large.
+        Reply::Measured { .. } | Reply::Unfinished(_) | Reply::Done => {}
     }
 }
 
@@ -187,7 +190,7 @@ fn put_reply(
 /// anything is written.
 fn frame(len: usize, write: impl FnOnce(&mut BytesMut)) -> Result<Frame, Status> {
     if len > MAX_MESSAGE_BYTES {
-        return Err(status::answer_too_large(len, MAX_MESSAGE_BYTES));
+        return Err(Status::message_too_large(len as u64));
     }
     Ok(Frame::encode(len, write))
 }
@@ -228,7 +231,7 @@ pub(crate) fn reply_bytes(ids: &Ids, outcome: &Outcome) -> usize {
 /// A piece of a `RangeStreamResponse{range_response=1}`; only the last carries a header.
 pub(crate) fn stream_piece(header: Option<(&Ids, i64)>, r: &RangeReply) -> Frame {
     let head = header.map_or(0, |(ids, rev)| nested_len(header_len(Some(ids), rev)));
-    let len = head + range_len(r);
+    let len = head + range_len(kvs_len(&r.kvs), r.more, r.count);
     Frame::encode(nested_len(len), |b| {
         put_nested(b, 1, len);
         if let Some((ids, rev)) = header {

@@ -5,7 +5,7 @@ use crate::pace::Pace;
 use crate::service::Service;
 use crate::shared::{CLUSTER_MINOR_VERSION, CLUSTER_VERSION, ETCD_VERSION, Shared};
 use crate::status;
-use crate::store::{Pin, SLICE_KEYS};
+use crate::store::SLICE_KEYS;
 use bytes::Bytes;
 use engine::hash::KvHash;
 use engine::op::Write;
@@ -181,12 +181,7 @@ impl Service {
         let store = self.shared.store.clone();
         // Gigabytes may go through the CRC: on a thread of its own, the store in slices.
         let hash = move |unwanted: &dyn Fn() -> bool| {
-            let (mut cursor, pin) = {
-                let mut engine = store.lock();
-                let cursor = engine.hash_open(revision).map_err(status::of)?;
-                let pin = Pin::new(&store, &mut engine, cursor.pin());
-                (cursor, pin)
-            };
+            let mut cursor = store.lock().hash_open(revision).map_err(status::of)?;
             let revision = cursor.header_revision;
             let mut pace = Pace::start();
             while !store.lock().hash_step(&mut cursor, SLICE_KEYS) {
@@ -196,7 +191,6 @@ impl Service {
                 }
                 pace.rest();
             }
-            drop(pin);
             Ok((cursor.finish_hash(&mut || pace.rest()), revision))
         };
         self.beside.run(None, hash).await
@@ -361,8 +355,10 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     let alarms = engine.alarms();
     let (revision, compact_revision) = (engine.revision(), engine.compact_revision());
     let (pending, keys, leases) = (engine.pending(), engine.keys(), engine.lease_count());
-    let (waiting, pinned) = (engine.waiting(), engine.pinned());
+    let (waiting, pins) = (engine.waiting(), engine.pinned());
     drop(engine);
+    let now_ms = shared.store.now_ms();
+    let oldest_ms = pins.oldest_ms.map(|since| now_ms.saturating_sub(since));
     let (journal_bytes, lag) = shared.journal_bytes();
     let (connections, connections_refused) = shared.connections();
     let volatile = shared.volatile.status();
@@ -388,7 +384,11 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         connections,
         connections_refused,
         waiting_operations: waiting as u64,
-        open_read_transactions: pinned as u64,
+        open_read_transactions: pins.count as u64,
+        pin_oldest_age_s: oldest_ms.map_or(0.0, |ms| ms as f64 / 1000.0),
+        pinned_bytes: pins.kept_bytes as u64,
+        snapshots_sending: shared.sending_snapshots.count() as u64,
+        snapshots_held_bytes: shared.sending_snapshots.held_bytes(),
         data_bytes: sizes.data_bytes as u64,
         history_bytes: sizes.history_bytes as u64,
         history_budget_bytes: shared.history_budget_bytes,

@@ -1,6 +1,7 @@
 //! One worker's view of the server: which method goes where.
 
 use crate::beside::Beside;
+use crate::kv::SlowCall;
 use crate::shared::Shared;
 use crate::status;
 use crate::store::Answer;
@@ -105,24 +106,11 @@ impl Service {
         }
         Ok(())
     }
-}
 
-impl Handler for Service {
-    fn unary(self: &Rc<Self>, call: Call, message: Bytes) -> Reply {
+    /// A call of another service than KV.
+    fn other_unary(self: &Rc<Self>, method: GrpcMethod, message: Bytes) -> Reply {
         use GrpcMethod as M;
-        if let Err(s) = self.count_client(&call, false) {
-            return Reply::Now(Err(s));
-        }
-        let Some(method) = GrpcMethod::from_id(call.method.id) else {
-            return Reply::Now(Err(status::no_lock_service()));
-        };
-        threads::fault_point("call");
         match method {
-            M::KvRange => self.range(&call, message),
-            M::KvPut => self.put(call, message),
-            M::KvDeleteRange => self.delete_range(call, message),
-            M::KvTxn => self.txn(call, message),
-            M::KvCompact => self.compact(call, message),
             M::LeaseGrant => self.lease_grant(message),
             M::LeaseRevoke => self.lease_revoke(message),
             M::LeaseTimeToLive => self.lease_time_to_live(message),
@@ -145,6 +133,40 @@ impl Handler for Service {
             M::HealthList => Reply::Now(Ok(self.health_list())),
             // Streams do not come here; what is left is the rest of Auth.
             _ => Reply::Now(Err(status::no_auth())),
+        }
+    }
+}
+
+impl Handler for Service {
+    fn unary(self: &Rc<Self>, call: Call, message: Bytes) -> Reply {
+        use GrpcMethod as M;
+        if let Err(s) = self.count_client(&call, false) {
+            return Reply::Now(Err(s));
+        }
+        let Some(method) = GrpcMethod::from_id(call.method.id) else {
+            return Reply::Now(Err(status::no_lock_service()));
+        };
+        threads::fault_point("call");
+        match method {
+            M::KvRange => self.range(&call, message),
+            M::KvPut => self.put(call, message),
+            M::KvDeleteRange => self.delete_range(call, message),
+            M::KvTxn => self.txn(call, message),
+            M::KvCompact => self.compact(call, message),
+            _ => {
+                let slow = SlowCall::new(self, &call, method, message.clone());
+                match self.other_unary(method, message) {
+                    Reply::Now(answer) => {
+                        slow.answered(&answer);
+                        Reply::Now(answer)
+                    }
+                    Reply::Later(answer) => Reply::Later(Box::pin(async move {
+                        let answer = answer.await;
+                        slow.answered(&answer);
+                        answer
+                    })),
+                }
+            }
         }
     }
 
@@ -221,9 +243,6 @@ impl Handler for Service {
                 let took = started.elapsed();
                 metrics.grpc.handled(m, code as u8);
                 metrics.grpc.handling(m, took.as_secs_f64());
-                if method.kind == Kind::Unary && took > self.shared.warning_unary {
-                    self.shared.warn_slow_call(method, took);
-                }
             }
         }
     }

@@ -76,9 +76,7 @@ pub(crate) struct Shared {
 }
 
 static SLOW_SYNC: Throttle = Throttle::new(Duration::from_secs(10));
-static SLOW_CALL: Throttle = Throttle::new(Duration::from_secs(10));
 static SLOW_APPLY: Throttle = Throttle::new(Duration::from_secs(10));
-static SLOW_READ: Throttle = Throttle::new(Duration::from_secs(10));
 
 /// What [`Shared::new`] takes besides the defaults.
 pub(crate) struct Parts {
@@ -299,20 +297,6 @@ impl Shared {
         }
     }
 
-    /// etcd's line for a unary call that took long.
-    pub(crate) fn warn_slow_call(&self, method: &wire::Method, took: Duration) {
-        if let Some(suppressed) = SLOW_CALL.allow() {
-            let (service, name) = (method.service, method.name);
-            tracing::warn!(
-                "time spent" = %telemetry::GoDuration(took),
-                "response type" = %format_args!("/{service}/{name}"),
-                "expected-duration" = %telemetry::GoDuration(self.warning_unary),
-                suppressed,
-                "request stats"
-            );
-        }
-    }
-
     pub(crate) fn warn_slow_apply(&self, took: Duration, records: usize) {
         self.metrics.slow_apply.inc();
         if let Some(suppressed) = SLOW_APPLY.allow() {
@@ -320,29 +304,6 @@ impl Shared {
                 took = %telemetry::GoDuration(took),
                 "expected-duration" = %telemetry::GoDuration(self.warning_apply),
                 records = records as u64,
-                suppressed,
-                "apply request took too long"
-            );
-        }
-    }
-
-    /// etcd's line for a read that took long. `prefix` says what kind, as etcd has it, with a
-    /// space behind.
-    pub(crate) fn warn_slow_read(
-        &self,
-        prefix: &'static str,
-        took: Duration,
-        request: &str,
-        response: &str,
-    ) {
-        self.metrics.slow_apply.inc();
-        if let Some(suppressed) = SLOW_READ.allow() {
-            tracing::warn!(
-                took = %telemetry::GoDuration(took),
-                "expected-duration" = %telemetry::GoDuration(self.warning_apply),
-                prefix,
-                request,
-                response,
                 suppressed,
                 "apply request took too long"
             );

@@ -44,6 +44,8 @@ statuses! {
     no_auth = Unimplemented, "orlop: users and roles are not offered; restrict access with client certificates (--client-cert-auth, --trusted-ca-file, --client-cert-allowed-cn)";
     /// Not etcd's: each snapshot that is sent takes memory.
     too_many_snapshots = ResourceExhausted, "orlop: as many snapshots as allowed are being sent already; try again when one is done";
+    /// Not etcd's: what is sent from one moment's state holds memory meanwhile.
+    slow_transfer = ResourceExhausted, "orlop: the client took less than 1 MiB a second after its first minute; what it is sent holds memory until it has it: read faster, or copy from a machine nearer by";
     /// Not etcd's: a Defragment that is not over is no success.
     slow_defragment = Unavailable, "orlop: the journal's snapshot takes longer than five minutes; it goes on";
     /// Not etcd's: its lock and election services are not offered.
@@ -66,14 +68,6 @@ pub(crate) fn of(error: Error) -> Status {
         Error::TooManyRequests => too_many_requests(),
         Error::Stopped => stopped(),
     }
-}
-
-/// grpc-go's answer instead of a message larger than it sends.
-pub(crate) fn answer_too_large(bytes: usize, max_bytes: usize) -> Status {
-    Status::new(
-        Code::ResourceExhausted,
-        format!("grpc: trying to send message larger than max ({bytes} vs. {max_bytes})"),
-    )
 }
 
 /// The store cannot be written in etcd's format.

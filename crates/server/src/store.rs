@@ -3,13 +3,14 @@
 
 use crate::durability::Signal;
 use crate::storage::Storage;
-use engine::op::{Class, Outcome, RangeOp, Reply, Write};
-use engine::range::RangeCursor;
+use engine::op::{Class, Outcome, Write};
 use engine::{Engine, Error, Lane};
 use parking_lot::{Mutex, MutexGuard};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+use tokio::sync::Notify;
 use wire::mailbox::{Mailboxes, SlotId};
 
 /// What a write comes to.
@@ -42,7 +43,24 @@ pub(crate) struct Store {
     /// For the volatile writer.
     pub(crate) volatile: Signal,
     pub(crate) storage: Storage,
+    freed: Freed,
     started: Instant,
+}
+
+/// Calls that wait for compactions to free what they free.
+#[derive(Default)]
+struct Freed {
+    waiting: AtomicUsize,
+    told: Notify,
+}
+
+/// One of them.
+struct Waits<'a>(&'a Freed);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Store {
@@ -57,6 +75,7 @@ impl Store {
             commit: Signal::default(),
             volatile: Signal::default(),
             storage,
+            freed: Freed::default(),
             started: Instant::now(),
         }
     }
@@ -117,9 +136,32 @@ impl Store {
     }
 
     /// Whether a compaction still has something to hash or to free.
-    pub(crate) fn compacting(&self) -> bool {
+    fn compacting(&self) -> bool {
         let engine = self.lock();
-        engine.compaction_hash_open().is_some() || engine.compaction_due()
+        engine.is_compaction_hash_due() || engine.compaction_due()
+    }
+
+    /// Waits until compactions have freed what they free.
+    pub(crate) async fn compacted(&self) {
+        let freed = &self.freed;
+        freed.waiting.fetch_add(1, Ordering::AcqRel);
+        let _waits = Waits(freed);
+        loop {
+            let mut told = std::pin::pin!(freed.told.notified());
+            // From now on: it may happen in between.
+            told.as_mut().enable();
+            if !self.compacting() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Tells those who wait in [`Store::compacted`], if so it is; for upkeep, at each round.
+    pub(crate) fn tell_compacted(&self) {
+        if self.freed.waiting.load(Ordering::Acquire) > 0 && !self.compacting() {
+            self.freed.told.notify_waiters();
+        }
     }
 
     /// Hands answers to those who wait, one wake a worker.
@@ -135,21 +177,6 @@ impl Store {
             }
         }
         self.mailboxes.post_and_nudge(&mut by_worker);
-    }
-
-    /// Opens a read and takes its first slice; short reads end there.
-    pub(crate) fn read(self: &Arc<Self>, op: RangeOp) -> Result<Read, Error> {
-        let mut engine = self.lock();
-        let mut cursor = engine.range_open(op)?;
-        engine.range_step(&mut cursor, SLICE_KEYS);
-        let pin = (!cursor.is_done()).then(|| {
-            engine.pin(cursor.revision);
-            Pin {
-                store: self.clone(),
-                revision: cursor.revision,
-            }
-        });
-        Ok(Read { cursor, pin })
     }
 }
 
@@ -200,57 +227,5 @@ impl Open {
 
     pub(crate) fn any(self) -> bool {
         self.durable || self.volatile
-    }
-}
-
-/// Keeps history from being freed while something reads it.
-pub(crate) struct Pin {
-    store: Arc<Store>,
-    revision: i64,
-}
-
-impl Pin {
-    pub(crate) fn new(store: &Arc<Store>, engine: &mut Engine<Waiter>, revision: i64) -> Self {
-        engine.pin(revision);
-        Pin {
-            store: store.clone(),
-            revision,
-        }
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.store.lock().unpin(self.revision);
-    }
-}
-
-/// A read that may take several slices.
-pub(crate) struct Read {
-    pub(crate) cursor: RangeCursor,
-    pin: Option<Pin>,
-}
-
-impl Read {
-    /// Takes another slice; true when all has been read.
-    pub(crate) fn step(&mut self) -> bool {
-        if let Some(pin) = &self.pin {
-            let engine = pin.store.lock();
-            engine.range_step(&mut self.cursor, SLICE_KEYS);
-            // The next slice may follow at once, and others wait.
-            engine.unlock_fair();
-        }
-        if self.cursor.is_done() {
-            self.pin = None;
-        }
-        self.cursor.is_done()
-    }
-
-    /// What was read.
-    pub(crate) fn finish(self) -> Outcome {
-        Outcome {
-            revision: self.cursor.header_revision,
-            reply: Reply::Range(self.cursor.finish()),
-        }
     }
 }

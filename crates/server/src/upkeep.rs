@@ -5,11 +5,11 @@ use crate::durability::SnapshotJob;
 use crate::expiry::{self, Expiry};
 use crate::pace::Pace;
 use crate::shared::Shared;
-use crate::store::{Open, SLICE_KEYS};
+use crate::store::{Open, SLICE_KEYS, Waiter};
 use config::AutoCompaction;
-use engine::Error;
 use engine::op::Write;
 use engine::sequencer::Answers;
+use engine::{Engine, Error};
 use journal::{SnapshotError, SnapshotWriter};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -30,6 +30,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// Under steady load over the budget this would be said several times a second.
 static HISTORY_WARNING: Throttle = Throttle::new(Duration::from_secs(60));
+static PINS_WARNING: Throttle = Throttle::new(Duration::from_secs(60));
 
 /// The upkeep thread's state.
 pub(crate) struct Upkeep {
@@ -67,7 +68,9 @@ impl Upkeep {
             self.keep_history_in_budget();
             self.compact_by_schedule();
             self.hash_compaction();
-            if !self.compact() {
+            let more = self.compact();
+            self.shared.store.tell_compacted();
+            if !more {
                 std::thread::sleep(TICK);
             }
         }
@@ -102,7 +105,8 @@ impl Upkeep {
     /// Over its budget, history is compacted early; writes are not refused for it.
     fn keep_history_in_budget(&mut self) {
         let (sizes, target) = {
-            let engine = self.shared.store.lock();
+            let mut engine = self.shared.store.lock();
+            engine.set_now(self.shared.store.now_ms());
             let sizes = engine.sizes();
             let history = sizes.history_bytes as u64;
             let budget = self.shared.history_budget_bytes;
@@ -112,6 +116,9 @@ impl Upkeep {
             let room = (quota_bytes / 10 * 9).saturating_sub(sizes.data_bytes as u64);
             let budget = budget.min(room.max(budget / 8));
             if history <= budget || engine.compaction_due() {
+                return;
+            }
+            if self.break_pins(&mut engine) {
                 return;
             }
             let excess = history - budget + budget / 10;
@@ -140,6 +147,25 @@ impl Upkeep {
                 "history is over its budget: its oldest part is compacted early; watches and lists from before that revision start anew"
             );
         }
+    }
+
+    /// Compacted history that only a slow reader keeps is freed, and the reader told: else a
+    /// client that reads at a trickle would let it grow without end. True if no compaction
+    /// would free anything now: what is compacted already is on its way, or kept.
+    fn break_pins(&self, engine: &mut Engine<Waiter>) -> bool {
+        let broken = engine.break_oldest_pins();
+        if broken == 0 {
+            return engine.pinned().kept_bytes > 0;
+        }
+        self.shared.metrics.pins_broken.add(broken as u64);
+        if let Some(suppressed) = PINS_WARNING.allow() {
+            tracing::warn!(
+                suppressed,
+                reads = broken as u64,
+                "history is over its budget because of clients that are slow to read a RangeStream: the oldest ends with `required revision has been compacted`"
+            );
+        }
+        true
     }
 
     fn compact_by_schedule(&mut self) {
@@ -352,7 +378,7 @@ fn write_snapshot(
         }
         pace.rest();
     }
-    drop(job.pin);
+    drop(job.cursor);
     out.finish().map(Some)
 }
 

@@ -99,7 +99,10 @@ fn a_slow_read_is_logged_as_etcd_does_and_counted() {
         ..Default::default()
     };
     let guard = telemetry::init(&options).unwrap();
-    let running = Running::start(&["--warning-apply-duration=1ns"]);
+    let running = Running::start(&[
+        "--warning-apply-duration=1ns",
+        "--warning-unary-request-duration=1ns",
+    ]);
     let range = pb::RangeRequest {
         key: "a".into(),
         range_end: "c".into(),
@@ -137,13 +140,37 @@ fn a_slow_read_is_logged_as_etcd_does_and_counted() {
             line["msg"] == "apply request took too long" && line["prefix"].is_string()
         })
         .collect();
-    assert_eq!(slow.len(), 1, "the rest is held back: {text}");
+    assert_eq!(slow.len(), 2, "one of each, the rest is held back: {text}");
+    assert_eq!(slow[1]["prefix"], "read-only txn ");
+    let txn = r#"compare:<> success:<request_range:<key:"a" range_end:"c" limit:5>> failure:<>"#;
+    assert_eq!(slow[1]["request"], txn);
     assert_eq!(slow[0]["prefix"], "read-only range ");
     assert_eq!(slow[0]["request"], r#"key:"a" range_end:"c" limit:5"#);
     assert_eq!(slow[0]["expected-duration"], "1ns");
     let response = slow[0]["response"].as_str().unwrap();
     let size = response.strip_prefix("range_response_count:2 size:");
     assert!(size.unwrap().parse::<u32>().unwrap() > 20, "{response}");
+    // And a line for each method of which a call was slow.
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let calls: Vec<serde_json::Value> = lines
+        .filter(|line: &serde_json::Value| line["msg"] == "request stats")
+        .collect();
+    let methods: Vec<&str> = calls
+        .iter()
+        .map(|call| call["response type"].as_str().unwrap())
+        .collect();
+    let names = ["Put", "Range", "Txn"].map(|name| format!("/etcdserverpb.KV/{name}"));
+    assert_eq!(methods, names, "{text}");
+    assert_eq!(calls[0]["request content"], r#"key:"a" value_size:0"#);
+    assert_eq!(calls[1]["request content"], slow[0]["request"]);
+    assert_eq!(calls[2]["request content"], txn);
+    for call in calls {
+        let remote = call["remote"].as_str().unwrap();
+        assert!(remote.starts_with("127.0.0.1:"), "{remote}");
+        assert!(call["request size"].as_u64().unwrap() > 2);
+        assert!(call["response size"].as_u64().unwrap() > 10);
+        assert_eq!(call["outcome"], "OK");
+    }
 }
 
 #[test]
@@ -253,5 +280,168 @@ fn a_write_whose_answer_is_too_large_is_executed_once_and_says_so() {
     let text = format!("grpc: trying to send message larger than max ({bytes} vs. 2147483647)");
     assert_eq!(status.message(), text);
     assert_eq!(version, 1);
+    running.server.stop();
+}
+
+#[test]
+fn a_write_may_be_as_large_as_etcd_lets_it_and_a_read_as_a_message() {
+    let running = Running::start(&[]);
+    running.ask(async |channel| {
+        let mut kv = KvClient::new(channel);
+        let limit = 1_572_864;
+        let put = |bytes: usize| pb::PutRequest {
+            key: "k".into(),
+            value: vec![b'v'; bytes].into(),
+            ..Default::default()
+        };
+        kv.put(put(limit - 30)).await.unwrap();
+        let refused = kv.put(put(limit - 20)).await.unwrap_err();
+        assert_eq!(refused.message(), "etcdserver: request is too large");
+        let compare = pb::Compare {
+            key: "k".into(),
+            target: pb::compare::CompareTarget::Value as i32,
+            target_union: Some(pb::compare::TargetUnion::Value(
+                vec![b'v'; 1_600_000].into(),
+            )),
+            ..Default::default()
+        };
+        let read = pb::RequestOp {
+            request: Some(pb::request_op::Request::RequestRange(pb::RangeRequest {
+                key: "k".into(),
+                keys_only: true,
+                ..Default::default()
+            })),
+        };
+        let mut txn = pb::TxnRequest {
+            compare: vec![compare],
+            failure: vec![read],
+            ..Default::default()
+        };
+        let answer = kv.txn(txn.clone()).await.unwrap().into_inner();
+        assert!(!answer.succeeded && answer.responses.len() == 1);
+        // With another transaction inside it goes the way of the writes.
+        txn.success = vec![pb::RequestOp {
+            request: Some(pb::request_op::Request::RequestTxn(Default::default())),
+        }];
+        let refused = kv.txn(txn).await.unwrap_err();
+        assert_eq!(refused.message(), "etcdserver: request is too large");
+    });
+    running.server.stop();
+}
+
+/// Puts `count` keys of 1 KiB.
+async fn fill(kv: &mut KvClient<Channel>, prefix: &str, count: usize) {
+    for part in 0..count / 100 {
+        let puts = (0..100).map(|n| pb::RequestOp {
+            request: Some(pb::request_op::Request::RequestPut(pb::PutRequest {
+                key: format!("{prefix}/{part:04}{n:02}").into(),
+                value: vec![b'v'; 1024].into(),
+                ..Default::default()
+            })),
+        });
+        let txn = pb::TxnRequest {
+            success: puts.collect(),
+            ..Default::default()
+        };
+        kv.txn(txn).await.unwrap();
+    }
+}
+
+fn all_of(prefix: &str) -> pb::RangeRequest {
+    pb::RangeRequest {
+        key: format!("{prefix}/").into(),
+        range_end: format!("{prefix}0").into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_slow_reader_of_a_stream_does_not_keep_history_over_its_budget() {
+    let budget = 4 << 20;
+    let running = Running::start(&[&format!("--history-budget-bytes={budget}")]);
+    let status = running.ask(async |channel| {
+        let mut kv = KvClient::new(channel);
+        fill(&mut kv, "a", 30_000).await;
+        let mut stream = kv.range_stream(all_of("a")).await.unwrap().into_inner();
+        stream.message().await.unwrap().unwrap();
+        // All that is streamed is replaced, more than once.
+        for _ in 0..3 {
+            fill(&mut kv, "a", 30_000).await;
+        }
+        for _ in 0..200 {
+            if running.metric("orlop_history_bytes") <= budget as f64 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(status) => return Some(status),
+            }
+        }
+    });
+    let status = status.unwrap();
+    assert_eq!(status.code(), tonic::Code::OutOfRange);
+    let text = "etcdserver: mvcc: required revision has been compacted";
+    assert_eq!(status.message(), text);
+    assert!(running.metric("orlop_history_bytes") <= budget as f64);
+    assert_eq!(running.metric("orlop_pins_broken_total"), 1.0);
+    assert_eq!(running.metric("orlop_pins"), 0.0);
+    running.server.stop();
+}
+
+#[test]
+fn long_ranges_in_a_write_transaction_see_it_and_a_physical_compaction_frees() {
+    let running = Running::start(&[]);
+    running.ask(async |channel| {
+        let mut kv = KvClient::new(channel).max_decoding_message_size(64 << 20);
+        fill(&mut kv, "a", 10_000).await;
+        let op = |request| pb::RequestOp {
+            request: Some(request),
+        };
+        use pb::request_op::Request;
+        use pb::response_op::Response;
+        let list = || {
+            op(Request::RequestRange(pb::RangeRequest {
+                keys_only: true,
+                ..all_of("a")
+            }))
+        };
+        let delete = pb::DeleteRangeRequest {
+            key: "a/0050".into(),
+            range_end: "a/0051".into(),
+            ..Default::default()
+        };
+        let txn = pb::TxnRequest {
+            success: vec![
+                list(),
+                op(Request::RequestPut(put("a/1".into(), 0))),
+                list(),
+                op(Request::RequestDeleteRange(delete)),
+                list(),
+            ],
+            ..Default::default()
+        };
+        let answer = kv.txn(txn).await.unwrap().into_inner();
+        let counts = answer.responses.iter().filter_map(|r| match &r.response {
+            Some(Response::ResponseRange(r)) => {
+                assert_eq!(r.count, r.kvs.len() as i64);
+                Some(r.count)
+            }
+            _ => None,
+        });
+        assert_eq!(counts.collect::<Vec<_>>(), [10_000, 10_001, 9_901]);
+        let revision = answer.header.unwrap().revision;
+        fill(&mut kv, "a", 10_000).await;
+        let request = pb::CompactionRequest {
+            revision: revision + 100,
+            physical: true,
+        };
+        kv.compact(request).await.unwrap();
+    });
+    let freed = running.metric("etcd_debugging_mvcc_db_compaction_keys_total");
+    assert!(freed >= 9_900.0, "{freed}");
     running.server.stop();
 }

@@ -10,3 +10,4 @@ pub mod load;
 pub mod node;
 pub mod raw;
 pub mod stalls;
+mod stalls_txn;

@@ -98,7 +98,7 @@ impl Row {
     }
 }
 
-fn failed<T>(answer: std::result::Result<Response<T>, Status>, what: &str) -> Result<T> {
+pub(super) fn failed<T>(answer: std::result::Result<Response<T>, Status>, what: &str) -> Result<T> {
     match answer {
         Ok(answer) => Ok(answer.into_inner()),
         Err(status) => fail(format!("{what}: {status}")),
@@ -124,7 +124,7 @@ async fn load(
 }
 
 /// Measures puts beside `operation`, done again and again for `time`, at least once.
-async fn beside<F, Fut>(
+pub(super) async fn beside<F, Fut>(
     node: &Node,
     name: &'static str,
     time: Duration,
@@ -248,6 +248,8 @@ pub async fn measure(node: &Node, scale: Scale) -> Result<Vec<Row>> {
         })
         .await?,
     );
+
+    rows.extend(super::stalls_txn::measure(node, &channel, scale).await?);
 
     load(&channel, "churn", scale.revisions, 1000, 64, 0).await?;
     let put = pb::PutRequest {

@@ -405,7 +405,6 @@ impl World {
                 let writer =
                     SnapshotWriter::create(self.fs.shared(), Path::new(DIR), cursor.meta, at);
                 if let Ok(writer) = writer {
-                    process.engine().pin(cursor.pin());
                     process.snapshot = Some(Running {
                         writer,
                         head: head.into(),
@@ -416,11 +415,9 @@ impl World {
             }
             return;
         };
-        let pin = running.cursor.pin();
         if let Some(item) = running.head.pop_front() {
-            match running.writer.push(&item) {
-                Ok(()) => process.snapshot = Some(running),
-                Err(_) => process.engine().unpin(pin),
+            if running.writer.push(&item).is_ok() {
+                process.snapshot = Some(running);
             }
             return;
         }
@@ -435,7 +432,6 @@ impl World {
             process.snapshot = Some(running);
             return;
         }
-        process.engine().unpin(pin);
         if pushed && running.writer.finish().is_ok() {
             self.tally.count("snapshots");
             if self.random.chance(80) {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use e2e::differential::rng::Rng;
 use engine::hash::KvHash;
 use engine::op::{KeyRange, RangeOp, Write};
+use engine::pin::Strength;
 use engine::record::{Record, SnapshotItem};
 use engine::sequencer::{Answers, Batch};
 use engine::snapshot::SnapshotCursor;
@@ -204,10 +205,9 @@ fn contents(engine: &Engine<u64>) -> Contents {
         },
         ..RangeOp::default()
     };
-    let Ok(mut cursor) = engine.range_open(op) else {
+    let Ok(cursor) = engine.range_open(op, Strength::Firm, usize::MAX) else {
         return Contents::new();
     };
-    engine.range_step(&mut cursor, usize::MAX);
     let of = |kv: &engine::tail::KeyValue| {
         let f = kv.fields();
         let value = Bytes::copy_from_slice(f.value);
@@ -491,8 +491,8 @@ impl World {
             revision,
             ..RangeOp::default()
         };
-        let mut cursor = engine.range_open(op).map_err(|e| e.to_string())?;
-        engine.range_step(&mut cursor, usize::MAX);
+        let cursor = engine.range_open(op, Strength::Firm, usize::MAX);
+        let cursor = cursor.map_err(|e| e.to_string())?;
         let reply = cursor.finish();
         let expected = self.model.at(revision);
         let equal = reply.kvs.iter().zip(&expected).all(|(kv, (key, live))| {
