@@ -33,6 +33,9 @@ pub enum Error {
     /// Too many operations wait already.
     #[error("too many operations are waiting")]
     TooManyRequests,
+    /// The compares of a transaction look at too many keys.
+    #[error("the compares of the transaction look at too many keys")]
+    TooManyOps,
     /// The store is stopping, or its journal has failed.
     #[error("the store has stopped")]
     Stopped,

@@ -164,6 +164,7 @@ pub struct Index {
     hash: Vec<HashTable<u32>>,
     hasher: DefaultHashBuilder,
     order: KeyOrder,
+    keys: usize,
     live_keys: usize,
     live_bytes: usize,
     total_bytes: usize,
@@ -177,6 +178,7 @@ impl Default for Index {
             hash: (0..TABLES).map(|_| HashTable::new()).collect(),
             hasher: DefaultHashBuilder::default(),
             order: KeyOrder::default(),
+            keys: 0,
             live_keys: 0,
             live_bytes: 0,
             total_bytes: 0,
@@ -194,6 +196,16 @@ fn key_of(slots: &Slab<Slot>, i: u32) -> &[u8] {
 }
 
 impl Index {
+    /// Number of keys with a version, be it a tombstone.
+    pub fn len(&self) -> usize {
+        self.keys
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.keys == 0
+    }
+
     /// Number of keys that exist now.
     pub fn live_keys(&self) -> usize {
         self.live_keys
@@ -349,6 +361,7 @@ impl Index {
     }
 
     fn insert_slot(&mut self, h: u64, slot: Slot) {
+        self.keys += 1;
         self.total_bytes += slot.key.len() + KEY_OVERHEAD_BYTES;
         let key = slot.key.clone();
         let i = self.slots.insert(slot);
@@ -431,6 +444,7 @@ impl Index {
         }
         self.order.remove(key, i, |j| key_of(slots, j));
         if let Some(slot) = self.slots.remove(i) {
+            self.keys -= 1;
             self.total_bytes -= slot.key.len() + KEY_OVERHEAD_BYTES + VERSION_OVERHEAD_BYTES;
         }
     }

@@ -48,6 +48,7 @@ pub(crate) struct Effects {
     puts: BTreeSet<Bytes>,
     /// What was deleted; of the keys in it only `puts` exist.
     deleted: Cover<Bytes>,
+    compared: Compared,
     /// Whether to keep `puts` and `deleted`: only a delete or a nested transaction can meet
     /// what an earlier operation did, since etcd refuses the rest.
     track: bool,
@@ -127,7 +128,13 @@ impl View<'_> {
     }
 
     fn branch(&self, op: &TxnOp, effects: &mut Effects) -> Result<Step, Error> {
-        let succeeded = op.compares.iter().all(|c| self.holds(c));
+        let mut succeeded = true;
+        for c in &op.compares {
+            succeeded = self.holds(c, &mut effects.compared)?;
+            if !succeeded {
+                break;
+            }
+        }
         let ops = if succeeded { &op.success } else { &op.failure };
         let mut steps = Vec::with_capacity(ops.len());
         for o in ops {
@@ -165,20 +172,39 @@ impl View<'_> {
         }
     }
 
-    fn holds(&self, c: &Compare) -> bool {
+    fn holds(&self, c: &Compare, compared: &mut Compared) -> Result<bool, Error> {
         self.steps.add(1);
         if c.range.is_one() {
             let live = self.index.live(&c.range.key);
-            return live.map_or_else(
+            return Ok(live.map_or_else(
                 || compare::holds_for_none(c),
                 |(_, tail)| compare::holds(c, &tail::decode(tail)),
-            );
+            ));
         }
         // In one go: that of a write is atomic with it.
-        let (mut cursor, mut left) = (CompareCursor::default(), usize::MAX);
+        let may_visit = compared.left(self.index);
+        let (mut cursor, mut left) = (CompareCursor::default(), may_visit);
         let holds = cursor.step(c, self.index, i64::MAX, &mut left);
-        self.steps.add((usize::MAX - left) as u64);
-        holds == Some(true)
+        let visited = may_visit - left;
+        self.steps.add(visited as u64);
+        compared.0 += visited;
+        holds.ok_or(Error::TooManyOps)
+    }
+}
+
+/// The compares of a transaction look at so many keys of ranges in all, or at as many as the
+/// store has. Large values count for more ([`CompareCursor::step`]).
+const MAX_COMPARED_KEYS: usize = 500_000;
+
+/// How many keys of ranges the compares of a transaction have looked at.
+#[derive(Default)]
+struct Compared(usize);
+
+impl Compared {
+    /// How many more it takes until there are too many.
+    fn left(&self, index: &Index) -> usize {
+        let most = MAX_COMPARED_KEYS.max(index.len());
+        (most + 1).saturating_sub(self.0)
     }
 }
 

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use engine::op::{Class, Compare, DeleteOp, KeyRange, Op, Operator, PutOp, Target, TxnOp, Write};
 use engine::sequencer::Answers;
-use engine::{Engine, Lane, Limits};
+use engine::{Engine, Error, Lane, Limits};
 
 type Store = Engine<u64>;
 
@@ -297,4 +297,43 @@ fn a_batch_takes_what_fits_and_leaves_the_rest() {
         submit(&mut store, Write::Put(put_op(n)));
     }
     assert_eq!(complete(&mut store, usize::MAX).len(), 16_384);
+}
+
+#[test]
+fn compares_of_a_transaction_go_over_the_store_once() {
+    const KEYS: u64 = 300_000;
+    let mut store = store();
+    for n in 0..KEYS {
+        submit(&mut store, Write::Put(put_op(n)));
+    }
+    finish(&mut store);
+    let with = |compares: usize| {
+        let all = Compare {
+            range: range(0, KEYS),
+            target: Target::Version(1),
+            operator: Operator::Equal,
+        };
+        Write::Txn(TxnOp {
+            compares: vec![all; compares],
+            ..txn(vec![Op::Put(put_op(KEYS))])
+        })
+    };
+    submit(&mut store, with(1));
+    finish(&mut store);
+    // Half a million keys are looked at, whatever the store has.
+    let (spent, answer) = steps(&mut store, |s| s.submit(with(100), Class::DURABLE, 0, 0));
+    assert_eq!(answer.unwrap().1, Err(Error::TooManyOps));
+    assert!(spent < 600_000, "{spent}");
+    assert!(store.is_idle());
+    // As many as it has are always looked at.
+    for n in KEYS..2 * KEYS {
+        submit(&mut store, Write::Put(put_op(n)));
+    }
+    finish(&mut store);
+    let Write::Txn(mut op) = with(1) else { return };
+    op.compares[0].range = range(0, 2 * KEYS);
+    op.compares[0].operator = Operator::NotEqual;
+    op.compares[0].target = Target::Version(-1);
+    submit(&mut store, Write::Txn(op));
+    finish(&mut store);
 }

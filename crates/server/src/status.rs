@@ -66,6 +66,7 @@ pub(crate) fn of(error: Error) -> Status {
         Error::Corrupt => corrupt(),
         Error::TimedOut => timed_out(),
         Error::TooManyRequests => too_many_requests(),
+        Error::TooManyOps => too_many_ops(),
         Error::Stopped => stopped(),
     }
 }
