@@ -400,11 +400,16 @@ impl<W> Engine<W> {
 pub fn record_bytes(record: &Record) -> usize {
     let effect = |e: &Effect| match e {
         Effect::Put { key, value, .. } => key.len() + value.len() + 16,
-        Effect::Delete { key } => key.len() + 8,
+        Effect::Delete { key } => key_bytes(key),
     };
     16 + match record {
         Record::Txn(effects) => effects.iter().map(effect).sum(),
-        Record::LeaseRevoke { keys, .. } => keys.iter().map(|k| k.len() + 8).sum(),
+        Record::LeaseRevoke { keys, .. } => keys.iter().map(|key| key_bytes(key)).sum(),
         _ => 16,
     }
+}
+
+/// Roughly what a deleted key takes in a record.
+pub(crate) fn key_bytes(key: &[u8]) -> usize {
+    key.len() + 8
 }

@@ -21,6 +21,9 @@ pub enum Error {
     /// The time to live is above etcd's maximum of 9,000,000,000 s.
     #[error("the lease's time to live is too large")]
     LeaseTtlTooLarge,
+    /// Its keys and values are more than a commit can hold.
+    #[error("the write's keys and values are more than a commit can hold")]
+    TooLarge,
     /// Data is over the quota, or the journal's disk is full.
     #[error("no space: over the quota, or the journal's disk is full")]
     NoSpace,

@@ -13,6 +13,9 @@ pub struct Limits {
     pub max_held_bytes: usize,
     /// [`crate::Engine::admit_ready`] ends after about so many steps.
     pub ready_steps: u64,
+    /// The keys and values that one write changes take at most about so many bytes: it is
+    /// logged whole.
+    pub max_record_bytes: usize,
     /// How long an operation waits for others on its keys, in milliseconds.
     pub wait_timeout_ms: u64,
     /// Keys that the ranges inside the transactions of one batch visit in one go, about; what
@@ -29,6 +32,7 @@ impl Default for Limits {
             quota_bytes: 2 << 30,
             max_waiting: 10_000,
             max_held_bytes: 128 << 20,
+            max_record_bytes: 512 << 20,
             ready_steps: 20_000,
             wait_timeout_ms: 7_000,
             txn_range_keys: 4096,

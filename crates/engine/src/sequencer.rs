@@ -11,6 +11,7 @@
 
 use crate::Engine;
 use crate::attached::Attached;
+use crate::batch::key_bytes;
 pub use crate::batch::{Answers, Batch, LaneLoad, OutOfOrder, record_bytes};
 use crate::batch::{Batches, Pending, Plan};
 use crate::error::Error;
@@ -256,6 +257,9 @@ impl<W> Engine<W> {
                 (record.clone(), effects)
             }
         };
+        if record_bytes(&record) > self.limits.max_record_bytes {
+            return Admitted::Answered(waiter, Err(Error::TooLarge));
+        }
         self.seq.steps.add(effects as u64);
         self.seq.locks.add(&footprint, id);
         self.seq.held_bytes += bytes;
@@ -327,7 +331,7 @@ impl<W> Engine<W> {
                 if !self.leases.is_due_still(due) {
                     return Err(Error::LeaseNotFound);
                 }
-                Ok(self.end_of_lease(due.id))
+                Ok(self.expiry_of_lease(due.id))
             }
             Write::Compact { revision } => {
                 if revision <= self.compact_revision {
@@ -348,6 +352,25 @@ impl<W> Engine<W> {
         let keys = self.leases.attached(id).map(Bytes::copy_from_slice);
         let keys = keys.collect();
         Record::LeaseRevoke { id, keys }
+    }
+
+    /// The end of a lease that ran out; nobody waits for it to be one step. If its keys are more
+    /// than a record can hold, the first of them go, and the lease is due still.
+    fn expiry_of_lease(&self, id: i64) -> Record {
+        let whole = self.end_of_lease(id);
+        let mut bytes = record_bytes(&whole);
+        let Record::LeaseRevoke { mut keys, .. } = whole else {
+            return whole;
+        };
+        if bytes <= self.limits.max_record_bytes {
+            return Record::LeaseRevoke { id, keys };
+        }
+        while bytes > self.limits.max_record_bytes
+            && let Some(key) = keys.pop()
+        {
+            bytes -= key_bytes(&key);
+        }
+        Record::Txn(keys.into_iter().map(|key| Effect::Delete { key }).collect())
     }
 
     /// Whether [`Engine::admit_ready`] has something to do.

@@ -62,6 +62,7 @@ pub(crate) fn of(error: Error) -> Status {
         Error::LeaseNotFound => lease_not_found(),
         Error::LeaseExists => lease_exists(),
         Error::LeaseTtlTooLarge => lease_ttl_too_large(),
+        Error::TooLarge => request_too_large(),
         Error::NoSpace => no_space(),
         Error::Corrupt => corrupt(),
         Error::TimedOut => timed_out(),
