@@ -124,7 +124,7 @@ fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
     let (mut journal, mut counter) = open(dir, false)?;
     println!("make a directory and open it: {:?}", began.elapsed());
     let allocator = journal.allocator();
-    let ahead = std::thread::spawn(move || allocator.run());
+    let ahead = std::thread::spawn(move || allocator.run(|_| ()));
 
     for (name, size, rounds) in [("1 x 1 KiB", 1, 2000), ("100 x 1 KiB", 100, 1000)] {
         let (mut total, mut sync, mut rest) = (Vec::new(), Vec::new(), Vec::new());
@@ -159,7 +159,7 @@ fn measure(dir: &Path) -> Result<(), Box<dyn Error>> {
 
     let (mut journal, mut counter) = open(dir, true)?;
     let allocator = journal.allocator();
-    let ahead = std::thread::spawn(move || allocator.run());
+    let ahead = std::thread::spawn(move || allocator.run(|_| ()));
     let began = Instant::now();
     for _ in 0..9000 {
         journal.commit(&batch, || counter.revision, || ())?;

@@ -2,7 +2,8 @@
 //!
 //! One segment is made ahead on a thread of the caller's, so that a commit finds it there,
 //! zeroed, synced and with its room reserved: running out of space shows here, where
-//! nothing depends on it yet. A retired segment is used again (its old frames name another
+//! nothing depends on it yet. No error here ends the log: none of these files holds a frame,
+//! so what failed is made anew. A retired segment is used again (its old frames name another
 //! segment), up to a few; the others are removed.
 
 use crate::dir::{Layout, spare_path};
@@ -20,8 +21,15 @@ use std::time::Duration;
 /// Zeros are written and synced in pieces of this size, so that commits never wait behind
 /// a long queue of them.
 const ZERO_BYTES: usize = 1 << 20;
-/// How long to wait before asking a full disk again.
-const RETRY: Duration = Duration::from_secs(1);
+/// The smallest segment that is made. Those after it are as long as the log is by then, so
+/// that a small store takes little room and a busy one seldom goes on to a next segment.
+const FIRST_SEGMENT_BYTES: u64 = 256 << 10;
+/// Room that is kept for a start that must note something and finds the disk full: a segment
+/// with a header and a frame of three pages.
+pub(crate) const RESERVE_BYTES: u64 = 4 * PAGE;
+/// How long to wait before the first new try after an error. It doubles with each.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(5);
 
 /// A segment that is ready for use.
 pub(crate) struct Ready {
@@ -49,8 +57,14 @@ struct State {
     in_use: u64,
     spares: Vec<(u64, u64)>,
     closed: Vec<Closed>,
+    /// Files without use, with their bytes, that are still to be removed. No more are made
+    /// while one of them stays.
+    leftovers: Vec<(PathBuf, u64)>,
+    /// The reserve is there.
+    reserve: bool,
     stopped: bool,
-    no_space: bool,
+    /// Why there is no next segment, since the last try.
+    problem: Option<CommitError>,
     poison: Option<CommitError>,
 }
 
@@ -70,6 +84,8 @@ pub(crate) struct Shared {
     /// [`Position::bytes`] of the latest snapshot.
     pub(crate) snapshot_bytes: AtomicU64,
     pub(crate) log_bytes: AtomicU64,
+    /// Frame bytes since the snapshot that the start began with.
+    frame_bytes: AtomicU64,
 }
 
 impl Shared {
@@ -97,6 +113,7 @@ impl Shared {
             poisoned: AtomicBool::new(false),
             snapshot_bytes: AtomicU64::new(0),
             log_bytes: AtomicU64::new(0),
+            frame_bytes: AtomicU64::new(0),
         }
     }
 
@@ -148,102 +165,180 @@ impl Shared {
         self.state().spares.push((id, bytes));
     }
 
-    /// How many spare segments may be kept.
-    pub(crate) fn spare_limit(&self) -> usize {
-        self.spare_segments
-    }
-
-    /// Whether a file of `bytes` is worth keeping as a spare segment.
-    pub(crate) fn fits_spare(&self, bytes: u64) -> bool {
-        bytes == self.segment_bytes
-    }
-
-    /// Takes the segment made ahead, making one of `min_bytes` or more if there is none.
-    pub(crate) fn take_ready(&self, min_bytes: u64) -> Result<Ready, CommitError> {
-        loop {
-            {
-                let mut state = self.state();
-                if state
-                    .ready
-                    .as_ref()
-                    .is_some_and(|ready| ready.bytes >= min_bytes)
-                {
-                    let ready = state.ready.take();
-                    self.wake.notify_all();
-                    if let Some(ready) = ready {
-                        state.in_use = ready.id;
-                        return Ok(ready);
-                    }
-                }
-            }
-            self.prepare(min_bytes.max(self.segment_bytes))?;
+    /// How many spare segments of `bytes` may be kept: none while the log is short.
+    pub(crate) fn spare_limit(&self, bytes: u64) -> usize {
+        match bytes == self.segment_bytes && self.next_bytes() == bytes {
+            true => self.spare_segments,
+            false => 0,
         }
     }
 
+    /// The log is so long now.
+    pub(crate) fn set_frame_bytes(&self, bytes: u64) {
+        self.frame_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of the next segment.
+    pub(crate) fn next_bytes(&self) -> u64 {
+        let log_bytes = self.frame_bytes.load(Ordering::Relaxed);
+        let first = FIRST_SEGMENT_BYTES.min(self.segment_bytes);
+        log_bytes
+            .clamp(first, self.segment_bytes)
+            .next_power_of_two()
+            .min(self.segment_bytes)
+    }
+
+    /// Takes the segment made ahead into use, if it has `min_bytes` or more.
+    pub(crate) fn take_ready(&self, min_bytes: u64) -> Option<Ready> {
+        let mut state = self.state();
+        let ready = state.ready.take_if(|ready| ready.bytes >= min_bytes)?;
+        state.in_use = ready.id;
+        drop(state);
+        self.wake.notify_all();
+        Some(ready)
+    }
+
     pub(crate) fn has_ready(&self) -> bool {
-        self.state().ready.is_some()
+        self.has_ready_of(0)
     }
 
-    pub(crate) fn prepare_default(&self) -> Result<(), CommitError> {
-        self.prepare(self.segment_bytes)
+    /// Whether a segment of `bytes` or more is ready.
+    pub(crate) fn has_ready_of(&self, bytes: u64) -> bool {
+        let state = self.state();
+        state
+            .ready
+            .as_ref()
+            .is_some_and(|ready| ready.bytes >= bytes)
     }
 
-    /// Sees to it that a segment of `bytes` or more is ready.
+    /// Sees to it that a next segment and the reserve are there.
+    pub(crate) fn prepare_all(&self) -> Result<(), CommitError> {
+        if !self.has_ready() {
+            self.prepare(self.next_bytes())?;
+        }
+        let _work = self.work();
+        self.reserve()
+    }
+
+    /// The same at a start, which takes what the last process left ready, whatever its size.
+    pub(crate) fn prepare_first(&self) -> Result<(), CommitError> {
+        let left = self.state().spares.first().map(|(_, bytes)| *bytes);
+        self.prepare(left.unwrap_or(self.next_bytes()))?;
+        self.prepare_all()
+    }
+
+    /// Sees to it that a segment with room for `min_bytes` is ready.
+    pub(crate) fn prepare_of(&self, min_bytes: u64) -> Result<(), CommitError> {
+        if self.has_ready_of(min_bytes) {
+            return Ok(());
+        }
+        self.prepare(min_bytes.max(self.next_bytes()))
+    }
+
+    /// Whether a segment of `bytes` or more is ready, or nobody is at work who would have to be
+    /// waited for before one is made.
+    pub(crate) fn is_at_rest(&self, bytes: u64) -> bool {
+        self.has_ready_of(bytes) || self.work.try_lock().is_ok()
+    }
+
+    /// Sees to it that a segment of `bytes` or more is ready. A smaller one that is ready
+    /// stays so until then.
+    ///
+    /// # Errors
+    /// [`CommitError::NoSpace`], [`CommitError::NoSegment`], or the error that ended the log.
     pub(crate) fn prepare(&self, bytes: u64) -> Result<(), CommitError> {
         let _work = self.work();
         if let Some(error) = self.poison() {
             return Err(error);
         }
-        let outgrown = {
-            let mut state = self.state();
-            if state.stopped {
-                return Ok(());
-            }
-            match &state.ready {
-                Some(ready) if ready.bytes >= bytes => return Ok(()),
-                _ => state.ready.take(),
-            }
-        };
+        if self.has_ready_of(bytes) {
+            return Ok(());
+        }
         let mut failed_on = self.layout.log.clone();
-        let result = (|| {
-            if let Some(ready) = outgrown {
-                // Ids go up along the log: a larger one comes next, this one goes.
-                failed_on = ready.path;
-                self.fs.remove(&failed_on)?;
-                self.log_bytes.fetch_sub(ready.bytes, Ordering::Relaxed);
-            }
-            self.make(bytes, &mut failed_on)
-        })();
-        match result {
+        let made = self
+            .remove_leftovers(&mut failed_on)
+            .and_then(|()| self.make(bytes, &mut failed_on));
+        if self.stopped() {
+            return Err(CommitError::Closed);
+        }
+        let mut state = self.state();
+        match made {
             Ok(ready) => {
-                let mut state = self.state();
-                state.ready = Some(ready);
-                state.no_space = false;
+                state.problem = None;
+                if let Some(outgrown) = state.ready.replace(ready) {
+                    state.leftovers.push((outgrown.path, outgrown.bytes));
+                }
                 Ok(())
             }
-            Err(_) if self.stopped() => Ok(()),
-            Err(error) if is_no_space(&error) => {
-                self.state().no_space = true;
-                Err(CommitError::NoSpace { path: failed_on })
+            Err(error) => {
+                let error = CommitError::unprepared(&failed_on, error);
+                state.problem = Some(error.clone());
+                Err(error)
             }
-            Err(error) => Err(self.set_poison(&failed_on, error)),
         }
     }
 
-    /// Makes a segment file from a spare one or anew, and gives it the next id.
+    /// A file that is in the log's directory and has no use: it goes before the next is made.
+    fn add_leftover(&self, path: &Path, bytes: u64) {
+        self.state().leftovers.push((path.to_owned(), bytes));
+    }
+
+    fn remove_leftovers(&self, failed_on: &mut PathBuf) -> io::Result<()> {
+        loop {
+            let Some((path, bytes)) = self.state().leftovers.last().cloned() else {
+                return Ok(());
+            };
+            *failed_on = path;
+            match self.fs.remove(failed_on) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            self.log_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.state().leftovers.pop();
+        }
+    }
+
+    /// Makes a segment from a spare one or anew.
     fn make(&self, bytes: u64, failed_on: &mut PathBuf) -> io::Result<Ready> {
-        let fs = &*self.fs;
-        let (spare, id, in_use) = {
+        let spare = {
             let mut state = self.state();
             let fit = state.spares.iter().position(|(_, size)| *size >= bytes);
-            state.next_id += 1;
-            (
-                fit.map(|at| state.spares.swap_remove(at)),
-                state.next_id - 1,
-                state.in_use,
-            )
+            fit.map(|at| state.spares.swap_remove(at))
         };
-        let bytes = spare.map_or(bytes, |(_, size)| size);
+        let file = spare.map(|(id, bytes)| (spare_path(&self.layout.log, id), bytes));
+        let made = self.make_of(file, bytes, failed_on);
+        if let Some((id, bytes)) = spare
+            && made.is_err()
+        {
+            let path = spare_path(&self.layout.log, id);
+            let mut state = self.state();
+            if state
+                .leftovers
+                .iter()
+                .all(|(leftover, _)| *leftover != path)
+            {
+                state.spares.push((id, bytes));
+            }
+        }
+        made
+    }
+
+    /// Makes a segment from `file`, which has no use any more, or anew, and gives it the next
+    /// id. If that fails, `file` is as it was, or one of the leftovers.
+    fn make_of(
+        &self,
+        file: Option<(PathBuf, u64)>,
+        bytes: u64,
+        failed_on: &mut PathBuf,
+    ) -> io::Result<Ready> {
+        let fs = &*self.fs;
+        let (id, in_use) = {
+            let mut state = self.state();
+            state.next_id += 1;
+            (state.next_id - 1, state.in_use)
+        };
+        let bytes = file.as_ref().map_or(bytes, |(_, bytes)| *bytes);
         let mut page = vec![0; PAGE as usize];
         let (cluster_id, salt) = self.identity;
         SegmentHeader {
@@ -254,23 +349,18 @@ impl Shared {
             ..SegmentHeader::default()
         }
         .encode(salt, &mut page);
-        let (source, file) = match spare {
-            Some((spare_id, _)) => {
-                let source = spare_path(&self.layout.log, spare_id);
+        let (source, file) = match file {
+            Some((source, _)) => {
                 *failed_on = source.clone();
-                let reuse = || -> io::Result<_> {
-                    let file = fs.open(&source, true)?;
-                    file.write_at(&page, 0)?;
-                    file.sync_data()?;
-                    Ok(file)
-                };
-                match reuse() {
-                    Ok(file) => (source, file),
-                    Err(error) => {
-                        self.add_spare(spare_id, bytes);
-                        return Err(error);
+                let file = fs.open(&source, true)?;
+                file.write_at(&page, 0)?;
+                // What a sync failed on is not used again, unless it only found no room.
+                file.sync_data().inspect_err(|error| {
+                    if !is_no_space(error) {
+                        self.add_leftover(&source, bytes);
                     }
-                }
+                })?;
+                (source, file)
             }
             None => {
                 let temporary = self.layout.log.join("next.tmp");
@@ -278,7 +368,7 @@ impl Shared {
                 let file = self
                     .make_zeroed(&temporary, &page, bytes)
                     .inspect_err(|_| {
-                        // Gives back what room it took; else the next start removes it.
+                        // Gives back what room it took; else the next try removes it.
                         let _ = fs.remove(&temporary);
                     })?;
                 self.log_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -286,15 +376,72 @@ impl Shared {
             }
         };
         let path = segment::path(&self.layout.log, id);
+        fs.rename(&source, &path)
+            .inspect_err(|_| self.add_leftover(&source, bytes))?;
         *failed_on = path.clone();
-        fs.rename(&source, &path)?;
-        fs.sync_dir(&self.layout.log)?;
+        fs.sync_dir(&self.layout.log)
+            .inspect_err(|_| self.add_leftover(&path, bytes))?;
         Ok(Ready {
             id,
             path,
             file,
             bytes,
         })
+    }
+
+    pub(crate) fn has_reserve(&self) -> bool {
+        self.state().reserve
+    }
+
+    /// There is a reserve from before.
+    pub(crate) fn adopt_reserve(&self) {
+        self.state().reserve = true;
+    }
+
+    /// Sees to it that there is a reserve.
+    fn reserve(&self) -> Result<(), CommitError> {
+        if self.has_reserve() {
+            return Ok(());
+        }
+        let (temporary, path) = (self.layout.log.join("reserve.tmp"), self.layout.reserve());
+        let made = self
+            .make_zeroed(&temporary, &[0; PAGE as usize], RESERVE_BYTES)
+            .and_then(|_| self.fs.rename(&temporary, &path))
+            .and_then(|()| self.fs.sync_dir(&self.layout.log));
+        let mut state = self.state();
+        match made {
+            Ok(()) => state.reserve = true,
+            Err(error) => {
+                let error = CommitError::unprepared(&path, error);
+                state.problem = Some(error.clone());
+                return Err(error);
+            }
+        }
+        self.log_bytes.fetch_add(RESERVE_BYTES, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes a segment ready out of the reserve.
+    pub(crate) fn use_reserve(&self) -> Result<(), CommitError> {
+        let _work = self.work();
+        let path = self.layout.reserve();
+        if !std::mem::take(&mut self.state().reserve) {
+            return Err(CommitError::NoSpace { path });
+        }
+        let file = (path.clone(), RESERVE_BYTES);
+        let mut failed_on = path.clone();
+        let made = match self.make_of(Some(file), RESERVE_BYTES, &mut failed_on) {
+            // Copy-on-write file systems need room to change what is there: that of the file.
+            Err(error) if is_no_space(&error) => self
+                .fs
+                .remove(&path)
+                .and_then(|()| self.fs.sync_dir(&self.layout.log))
+                .and_then(|()| self.make_of(None, RESERVE_BYTES, &mut failed_on)),
+            made => made,
+        };
+        let ready = made.map_err(|error| CommitError::unprepared(&failed_on, error))?;
+        self.state().ready = Some(ready);
+        Ok(())
     }
 
     fn make_zeroed(&self, path: &Path, page: &[u8], bytes: u64) -> io::Result<Arc<dyn File>> {
@@ -349,16 +496,16 @@ impl Shared {
         }
         let mut spared = Vec::new();
         loop {
-            let (closed, spare) = {
+            let (closed, kept) = {
                 let mut state = self.state();
                 let Some(at) = state.closed.iter().position(|c| c.last_lsn <= upto.lsn) else {
                     break;
                 };
-                let spare = state.spares.len() + spared.len() < self.spare_segments;
-                (state.closed.remove(at), spare)
+                let kept = state.spares.len() + spared.len();
+                (state.closed.remove(at), kept)
             };
             let path = segment::path(&self.layout.log, closed.id);
-            let result = if spare && closed.whole && self.fits_spare(closed.bytes) {
+            let result = if closed.whole && kept < self.spare_limit(closed.bytes) {
                 fs.rename(&path, &spare_path(&self.layout.log, closed.id))
                     .map(|()| {
                         spared.push((closed.id, closed.bytes));
@@ -398,8 +545,11 @@ pub struct Allocator(pub(crate) Arc<Shared>);
 
 impl Allocator {
     /// The body of a thread: makes each next segment when the one before is taken into use.
-    /// Returns when the journal is closed, dropped or poisoned. While the disk is full it asks again every second.
-    pub fn run(&self) {
+    /// Returns when the journal is closed, dropped or poisoned. After an error it tries again,
+    /// after 100 ms at first and 5 s at last. `tell` is called with the first error of a row,
+    /// and with none when a segment could be made again.
+    pub fn run(&self, tell: impl Fn(Option<&CommitError>)) {
+        let mut retry = None;
         loop {
             let result = self.step();
             let shared = &self.0;
@@ -407,10 +557,24 @@ impl Allocator {
             if state.stopped || state.poison.is_some() {
                 return;
             }
-            if result.is_err() {
-                drop(shared.wake.wait_timeout(state, RETRY));
-            } else if state.ready.is_some() {
-                drop(shared.wake.wait(state));
+            match result {
+                Err(error) => {
+                    let pause =
+                        retry.map_or(RETRY_FIRST, |last: Duration| (last * 2).min(RETRY_LAST));
+                    if retry.replace(pause).is_none() {
+                        drop(state);
+                        tell(Some(&error));
+                        drop(shared.wake.wait_timeout(shared.state(), pause));
+                    } else {
+                        drop(shared.wake.wait_timeout(state, pause));
+                    }
+                }
+                Ok(_) if retry.take().is_some() => {
+                    drop(state);
+                    tell(None);
+                }
+                Ok(_) if state.ready.is_some() && state.reserve => drop(shared.wake.wait(state)),
+                Ok(_) => {}
             }
         }
     }
@@ -418,18 +582,19 @@ impl Allocator {
     /// Makes the next segment if there is none; says whether it did.
     ///
     /// # Errors
-    /// [`CommitError::NoSpace`], or the error that ended the journal.
+    /// [`CommitError::NoSpace`], [`CommitError::NoSegment`], or the error that ended the
+    /// journal.
     pub fn step(&self) -> Result<bool, CommitError> {
-        if self.0.has_ready() {
+        if self.0.has_ready() && self.0.has_reserve() {
             return Ok(false);
         }
-        self.0.prepare_default()?;
+        self.0.prepare_all()?;
         Ok(true)
     }
 
-    /// Whether the last attempt to make a segment found no room.
-    pub fn no_space(&self) -> bool {
-        self.0.state().no_space
+    /// Why the last attempt to make a segment failed, if it did.
+    pub fn problem(&self) -> Option<CommitError> {
+        self.0.state().problem.clone()
     }
 
     /// Lets go what a finished snapshot at `upto` replaces: older snapshots, and the

@@ -6,7 +6,8 @@
 //! DIR/format    version, ids, name, salt; written last when a directory is made
 //! DIR/lock      locked while a server runs; says whose it is
 //! DIR/restoring there while a restore fills the directory: every start refuses it
-//! DIR/log/      ID.seg (segments), ID.spare (retired, to be used again)
+//! DIR/log/      ID.seg (segments), ID.spare (retired, to be used again), reserve (room for a
+//!               start on a full disk)
 //! DIR/snap/     LSN.snap
 //! ```
 //! Names ending in `.tmp` are unfinished, and removed at the next start.
@@ -68,6 +69,9 @@ pub enum DirState {
 /// A file that is there while a restore fills the directory.
 pub(crate) const RESTORING: &str = "restoring";
 
+/// The reserve's name in `log/`.
+const RESERVE: &str = "reserve";
+
 /// Says what is in a directory. Changes nothing and takes no lock.
 ///
 /// # Errors
@@ -103,6 +107,11 @@ impl Layout {
             log: dir.join("log"),
             snap: dir.join("snap"),
         }
+    }
+
+    /// The file that keeps room for a start on a full disk.
+    pub(crate) fn reserve(&self) -> PathBuf {
+        self.log.join(RESERVE)
     }
 }
 
@@ -381,6 +390,8 @@ pub(crate) struct LogFiles {
     pub(crate) spares: Vec<u64>,
     /// Unfinished files.
     pub(crate) temporary: Vec<PathBuf>,
+    /// There is a reserve.
+    pub(crate) reserve: bool,
 }
 
 /// Lists `log/`. Names that are not ours are left alone.
@@ -397,6 +408,8 @@ pub(crate) fn list_log(fs: &dyn FileSystem, layout: &Layout) -> Result<LogFiles,
             .and_then(|hex| segment::id_of(&format!("{hex}.seg")))
         {
             files.spares.push(id);
+        } else if name == RESERVE {
+            files.reserve = true;
         } else if name.ends_with(".tmp") {
             files.temporary.push(layout.log.join(name));
         }

@@ -3,10 +3,11 @@
 use crate::allocator::{Closed, Shared};
 use crate::dir::Format;
 use crate::error::CommitError;
-use crate::frame::{self, FrameHeader, HEADER, MAX_PAYLOAD_BYTES, PAGE};
+use crate::frame::{self, FLAG_CLOSE, FLAG_VOLATILE, FrameHeader, HEADER, PAGE};
 use crate::marker::{Failed, Marker};
 use crate::record::{self, Note};
 use crate::segment::{self, SegmentHeader};
+use crate::status::Status;
 use crate::unsynced::Unsynced;
 use crate::{Epoch, Lsn, Position};
 use engine::record::Record;
@@ -35,11 +36,38 @@ pub(crate) struct Current {
     header: SegmentHeader,
 }
 
+/// What keeps a frame from being written. The log is as before; [`Log::clear`](crate::log::Log::clear)
+/// deals with it, once the end is not held any more.
+pub(crate) enum Hindrance {
+    /// No segment of so many bytes or more is ready.
+    Segment {
+        min_bytes: u64,
+    },
+    /// What was written is to be synced before the next segment is begun.
+    Sync,
+    /// There is no reserve, without which a power loss in an epoch might end in a start that
+    /// finds no room.
+    Reserve,
+    /// The write found no room. What got there was taken back; if that is in a file, nobody
+    /// is told before it is synced.
+    Full {
+        path: PathBuf,
+        taken_back: Option<Arc<dyn File>>,
+    },
+    Refused(CommitError),
+}
+
+impl From<CommitError> for Hindrance {
+    fn from(error: CommitError) -> Self {
+        Hindrance::Refused(error)
+    }
+}
+
 /// A segment that gets no more frames, until its successor's header is on disk.
 pub(crate) struct Behind {
     pub(crate) closed: Closed,
-    /// Its file, if frames in it are not synced.
-    pub(crate) file: Option<Arc<dyn File>>,
+    /// Its file, until the frame is synced that says that all in it is.
+    pub(crate) unsynced: Option<(Arc<dyn File>, Lsn)>,
 }
 
 /// What a frame is to hold.
@@ -84,6 +112,7 @@ pub(crate) struct Epochs {
 /// The state behind the mutex.
 pub(crate) struct End {
     shared: Arc<Shared>,
+    status: Arc<Status>,
     cluster_id: u64,
     salt: u64,
     no_fsync: bool,
@@ -102,20 +131,27 @@ pub(crate) struct End {
     buffer: Vec<u8>,
     pub(crate) unsynced: Unsynced,
     pub(crate) epochs: Epochs,
-    pub(crate) marker: Option<Marker>,
+    marker: Option<Marker>,
     pub(crate) closed: bool,
+    /// The frame that closed the log, if none came after it.
+    pub(crate) closed_at: Option<Lsn>,
+    /// Frames that found no room and were taken back, which is not synced yet.
+    pub(crate) taking_back: usize,
 }
 
-/// Checks, before anything is copied, that records fit into a frame.
-pub(crate) fn check_size(records: &[Record]) -> Result<(), CommitError> {
+/// Checks, before anything is copied, that records take `limit` bytes at most in a frame.
+pub(crate) fn check_size(records: &[Record], limit: u64) -> Result<(), CommitError> {
     let bytes: u64 = records.iter().map(record::encoded_bytes_at_most).sum();
-    if bytes > MAX_PAYLOAD_BYTES {
-        return Err(CommitError::TooLarge {
-            bytes,
-            limit: MAX_PAYLOAD_BYTES,
-        });
+    if bytes > limit {
+        return Err(CommitError::TooLarge { bytes, limit });
     }
     Ok(())
+}
+
+/// Bytes of a frame with these records, at most.
+pub(crate) fn frame_bytes_at_most(records: &[Record]) -> u64 {
+    let payload_bytes: u64 = records.iter().map(record::encoded_bytes_at_most).sum();
+    (HEADER as u64 + payload_bytes).next_multiple_of(PAGE)
 }
 
 /// How many revisions records take.
@@ -147,9 +183,15 @@ impl Epochs {
 
 impl End {
     /// Before anything is in it.
-    pub(crate) fn new(shared: Arc<Shared>, format: &Format, no_fsync: bool) -> End {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        status: Arc<Status>,
+        format: &Format,
+        no_fsync: bool,
+    ) -> End {
         End {
             shared,
+            status,
             cluster_id: format.identity.cluster_id,
             salt: format.salt,
             no_fsync,
@@ -166,13 +208,16 @@ impl End {
             epochs: Epochs::default(),
             marker: None,
             closed: false,
+            closed_at: None,
+            taking_back: 0,
         }
     }
 
-    /// Writes a frame; does not sync it. After an error the log is as before, or poisoned.
-    pub(crate) fn append(&mut self, content: Content<'_>) -> Result<Written, CommitError> {
+    /// Writes a frame; does not sync it, nor anything else. After an error the log is as
+    /// before, or poisoned.
+    pub(crate) fn append(&mut self, content: Content<'_>) -> Result<Written, Hindrance> {
         if let Some(error) = self.shared.poison() {
-            return Err(error);
+            return Err(error.into());
         }
         if content.revision_before < self.revision {
             // A frame that says so could never be read back.
@@ -181,9 +226,10 @@ impl End {
                  in orlop",
                 content.revision_before, self.revision
             );
-            return Err(self
+            let poison = self
                 .shared
-                .set_poison(&self.shared.layout.log, io::Error::other(what)));
+                .set_poison(&self.shared.layout.log, io::Error::other(what));
+            return Err(poison.into());
         }
         let page = PAGE as usize;
         self.buffer.resize(page + HEADER, 0);
@@ -203,12 +249,11 @@ impl End {
             .as_ref()
             .is_some_and(|c| c.offset.max(PAGE) + frame_bytes <= c.bytes);
         if !fits {
-            self.begin_segment(PAGE + frame_bytes, content.revision_before)?;
+            self.begin_segment(PAGE + frame_bytes, content)?;
         }
         let Some(current) = &mut self.current else {
-            return Err(CommitError::NoSpace {
-                path: self.shared.layout.log.clone(),
-            });
+            let min_bytes = PAGE + frame_bytes;
+            return Err(Hindrance::Segment { min_bytes });
         };
         let header = FrameHeader {
             payload_bytes,
@@ -231,15 +276,14 @@ impl End {
         if let Err(error) = current.file.write_at(&self.buffer[from..], current.offset) {
             // Full without having been told (copy-on-write file systems): this frame was not
             // acknowledged, and the next one goes to the same place, under the same LSN.
-            return Err(if is_no_space(&error) {
-                withdraw(current, &header, self.salt)
-                    .map_err(|error| self.shared.set_poison(&current.path, error))?;
-                CommitError::NoSpace {
-                    path: current.path.clone(),
-                }
-            } else {
-                self.shared.set_poison(&current.path, error)
-            });
+            let path = current.path.clone();
+            if !is_no_space(&error) {
+                return Err(self.shared.set_poison(&path, error).into());
+            }
+            let taken_back = take_back(current, &header, self.salt)
+                .map_err(|error| self.shared.set_poison(&path, error))?;
+            self.taking_back += usize::from(taken_back.is_some());
+            return Err(Hindrance::Full { path, taken_back });
         }
         let write_us = micros(began);
         current.offset = current.offset.max(PAGE) + frame_bytes;
@@ -252,6 +296,7 @@ impl End {
         if self.buffer.capacity() > KEEP_BUFFER_BYTES {
             self.buffer = Vec::new();
         }
+        self.closed_at = (content.flags & FLAG_CLOSE != 0).then_some(self.lsn);
         for note in content.notes {
             self.take_note(note);
         }
@@ -260,11 +305,25 @@ impl End {
         if self.marker.as_ref().is_some_and(|m| m.segment() != id) {
             self.with_marker(|m, shared| m.follow(&*shared.fs, &shared.layout, id, lsn))?;
         }
+        self.publish();
         Ok(Written {
             position: self.position(),
             bytes: frame_bytes,
             write_us,
         })
+    }
+
+    /// The note that the next durable frame should carry, after which the revision is
+    /// `revision`.
+    pub(crate) fn note_due(&self, revision: i64) -> Option<Note> {
+        let note = self.epochs.note_due(revision);
+        note.filter(|note| self.may_note(note))
+    }
+
+    /// Whether a note may be written: an epoch is not opened without a reserve for the start
+    /// that has to end it.
+    pub(crate) fn may_note(&self, note: &Note) -> bool {
+        !matches!(note, Note::Epoch { opened: 0, .. }) || self.shared.has_reserve()
     }
 
     /// A note is in the log.
@@ -280,7 +339,7 @@ impl End {
                 self.epochs.left_open = false;
             }
             Note::EpochEnd => {
-                self.marker = None;
+                self.set_marker(None);
                 self.epochs = Epochs {
                     refusals: self.epochs.refusals,
                     accepting: self.epochs.accepting,
@@ -288,6 +347,13 @@ impl End {
                 };
             }
             Note::Stamp { .. } | Note::Jump { .. } => {}
+        }
+    }
+
+    /// Nothing more goes to the segment in use.
+    pub(crate) fn fill_segment(&mut self) {
+        if let Some(current) = &mut self.current {
+            current.bytes = current.offset;
         }
     }
 
@@ -303,7 +369,7 @@ impl End {
         let behind = self
             .behind
             .iter()
-            .filter_map(|behind| Some((behind.closed.id, behind.file.clone()?)));
+            .filter_map(|behind| Some((behind.closed.id, behind.unsynced.clone()?.0)));
         let current = self
             .current
             .iter()
@@ -318,9 +384,7 @@ impl End {
         self.unsynced.sync_ended(took);
         let synced = self.synced;
         for behind in &mut self.behind {
-            if behind.closed.last_lsn <= synced {
-                behind.file = None;
-            }
+            behind.unsynced.take_if(|(_, until)| *until <= synced);
         }
         // A successor's header is on disk with its first frame: those before it may go.
         while self
@@ -330,47 +394,55 @@ impl End {
         {
             self.shared.add_closed(self.behind.remove(0).closed);
         }
+        self.publish();
     }
 
-    /// Syncs while the mutex is held: for when no volatile write can be waiting for it.
-    pub(crate) fn sync_inline(&mut self) -> Result<(), CommitError> {
-        if self.synced == self.lsn {
-            return Ok(());
-        }
-        if let Some(error) = self.shared.poison() {
-            return Err(error);
-        }
-        let began = Instant::now();
-        self.unsynced.sync_begins();
-        sync_files(&self.shared, &self.unsynced_files())?;
-        self.note_synced(self.lsn, began.elapsed());
-        Ok(())
+    /// Leaves for others what they may know.
+    pub(crate) fn publish(&self) {
+        self.status.publish(self);
+    }
+
+    /// There is a marker of the open epoch now, or none any more.
+    pub(crate) fn set_marker(&mut self, marker: Option<Marker>) {
+        self.status
+            .set_marker(marker.as_ref().map(|m| m.path.as_path()));
+        self.marker = marker;
     }
 
     /// Goes on to a segment with room for `min_bytes`. Its header comes with its first frame,
     /// and says how much before it is not yet synced.
-    pub(crate) fn begin_segment(
-        &mut self,
-        min_bytes: u64,
-        revision: i64,
-    ) -> Result<(), CommitError> {
-        let ready = self.shared.take_ready(min_bytes)?;
-        if self.epochs.open.is_none() || self.no_fsync {
-            self.sync_inline()?;
+    fn begin_segment(&mut self, min_bytes: u64, content: Content<'_>) -> Result<(), Hindrance> {
+        // Without an epoch all before a segment is synced, and its header says so.
+        let strict = self.epochs.open.is_none() && !self.no_fsync;
+        if strict && content.flags & FLAG_VOLATILE == 0 && self.synced < self.lsn {
+            return Err(Hindrance::Sync);
+        }
+        if !self.shared.has_ready_of(min_bytes) {
+            return Err(Hindrance::Segment { min_bytes });
         }
         self.write_header()?;
-        if let Some(Current {
-            id, bytes, file, ..
-        }) = self.current.take()
-        {
+        let Some(ready) = self.shared.take_ready(min_bytes) else {
+            return Err(Hindrance::Segment { min_bytes });
+        };
+        self.shared.set_frame_bytes(self.bytes);
+        let mut unsynced = self.lsn - self.synced;
+        if let Some(current) = self.current.take() {
+            let mut until = self.lsn;
+            if current.offset == 0 {
+                // A sync of the next frame covers its header too. The next header is not to
+                // vouch for it.
+                until += 1;
+                unsynced = unsynced.max(1);
+            }
+            let closed = Closed {
+                id: current.id,
+                last_lsn: self.lsn,
+                bytes: current.bytes,
+                whole: true,
+            };
             self.behind.push(Behind {
-                closed: Closed {
-                    id,
-                    last_lsn: self.lsn,
-                    bytes,
-                    whole: true,
-                },
-                file: (self.synced < self.lsn).then_some(file),
+                closed,
+                unsynced: (self.synced < until).then_some((current.file, until)),
             });
         }
         self.current = Some(Current {
@@ -379,9 +451,9 @@ impl End {
                 cluster_id: self.cluster_id,
                 first_lsn: self.lsn + 1,
                 previous: self.behind.last().map_or(0, |behind| behind.closed.id),
-                revision,
+                revision: content.revision_before,
                 previous_crc: self.crc,
-                unsynced: u32::try_from(self.lsn - self.synced).unwrap_or(u32::MAX),
+                unsynced: u32::try_from(unsynced).unwrap_or(u32::MAX),
                 bytes: ready.bytes,
             },
             id: ready.id,
@@ -393,23 +465,30 @@ impl End {
         Ok(())
     }
 
-    /// Writes and syncs the current segment's header if no frame brought it yet.
-    pub(crate) fn write_header(&mut self) -> Result<(), CommitError> {
-        let Some(current) = self.current.as_mut().filter(|current| current.offset == 0) else {
+    /// Writes the header of the segment in use if no frame brought it yet; does not sync it.
+    fn write_header(&mut self) -> Result<(), Hindrance> {
+        let Some(current) = self.current.as_ref().filter(|current| current.offset == 0) else {
             return Ok(());
         };
         let mut page = vec![0; PAGE as usize];
         current.header.encode(self.salt, &mut page);
-        current
-            .file
-            .write_at(&page, 0)
-            .and_then(|()| current.file.sync_data())
-            .map_err(|error| {
-                // Nothing was acknowledged by this header: it can be written again, but a
-                // sync that failed cannot be tried again.
-                self.shared.set_poison(&current.path, error)
-            })?;
-        current.offset = PAGE;
+        let written = current.file.write_at(&page, 0);
+        // There is no frame in it: it can be written again.
+        written.map_err(|error| CommitError::unprepared(&current.path, error).into())
+    }
+
+    /// Begins a new directory's first segment: its header alone, on disk.
+    pub(crate) fn begin(&mut self, revision: i64) -> Result<(), Hindrance> {
+        let content = Content {
+            revision_before: revision,
+            ..Content::default()
+        };
+        self.begin_segment(PAGE, content)?;
+        self.write_header()?;
+        if let Some(current) = &mut self.current {
+            sync_files(&self.shared, &[(current.id, current.file.clone())])?;
+            current.offset = PAGE;
+        }
         Ok(())
     }
 
@@ -435,6 +514,7 @@ impl End {
         let Err(error) = change(marker, &self.shared) else {
             return Ok(());
         };
+        self.status.set_marker(None);
         match self
             .marker
             .take()
@@ -472,20 +552,25 @@ pub(crate) fn sync_files(
 
 /// After a write that found no room: takes back what got there nevertheless. It is not to be
 /// found at the next start: not if it is all of the frame (its padding was not written), nor if
-/// the next frame here is cut off, and what it left makes this one whole.
-fn withdraw(current: &Current, header: &FrameHeader, salt: u64) -> io::Result<()> {
+/// the next frame here is cut off, and what it left makes this one whole. Returns the file if
+/// that is still to be synced.
+fn take_back(
+    current: &Current,
+    header: &FrameHeader,
+    salt: u64,
+) -> io::Result<Option<Arc<dyn File>>> {
     let offset = current.offset.max(PAGE);
     let mut frame = vec![0; HEADER + header.payload_bytes as usize];
     let n = read_full(&*current.file, &mut frame, offset)?;
     let Some(there) = frame::peek(&frame[..n], current.id, u64::MAX) else {
-        return Ok(());
+        return Ok(None);
     };
     let whole = n == frame.len() && there == *header && frame::verify(&frame, salt, true).is_some();
     match current.file.write_at(&[0; HEADER], offset) {
         // A part, as any crash may leave it.
-        Err(error) if !whole && is_no_space(&error) => Ok(()),
+        Err(error) if !whole && is_no_space(&error) => Ok(None),
         Err(error) => Err(error),
-        Ok(()) => current.file.sync_data(),
+        Ok(()) => Ok(Some(current.file.clone())),
     }
 }
 

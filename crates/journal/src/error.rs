@@ -2,7 +2,7 @@
 
 use crate::Lsn;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Why a data directory was not opened. Nothing in it has been changed, leftovers of an
@@ -117,6 +117,19 @@ pub enum CommitError {
         /// The file that found no room.
         path: PathBuf,
     },
+    /// There is no segment to write to, and none can be made for another reason than a full
+    /// disk: descriptors, memory, permissions, a disk that fails. Nothing was written; the
+    /// same commit may be tried again.
+    #[error(
+        "cannot make {path}, the log's next file: {source}; writes are refused until it can be \
+         made, and return by themselves"
+    )]
+    NoSegment {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
     /// More than a frame can hold. Nothing was written.
     #[error("a commit of {bytes} bytes is over the limit of {limit} bytes")]
     TooLarge {
@@ -157,6 +170,29 @@ pub enum SnapshotError {
         /// What it said.
         source: io::Error,
     },
+}
+
+impl CommitError {
+    /// The error of making a file that holds no frames yet: passing, whatever it is.
+    pub(crate) fn unprepared(path: &Path, source: io::Error) -> CommitError {
+        let path = path.to_owned();
+        if files::is_no_space(&source) {
+            CommitError::NoSpace { path }
+        } else {
+            CommitError::NoSegment {
+                path,
+                source: Arc::new(source),
+            }
+        }
+    }
+
+    /// Whether there is no place for a frame now, and may be later: the log is as before.
+    pub fn is_no_room(&self) -> bool {
+        matches!(
+            self,
+            CommitError::NoSpace { .. } | CommitError::NoSegment { .. }
+        )
+    }
 }
 
 impl OpenError {

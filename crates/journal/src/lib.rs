@@ -31,6 +31,7 @@ mod seed;
 mod segment;
 mod settle;
 mod snapshot;
+mod status;
 mod unsynced;
 mod volatile;
 mod window;
@@ -47,7 +48,8 @@ pub use replay::Replay;
 pub use seed::{seed, seed_engine};
 pub use settle::EpochReport;
 pub use snapshot::{SnapshotInfo, SnapshotWriter};
-pub use volatile::{Turn, VolatileInfo, VolatileStatus, VolatileWriter};
+pub use status::VolatileStatus;
+pub use volatile::{Turn, VolatileInfo, VolatileWriter};
 pub use writer::{CommitInfo, Journal};
 
 /// Log sequence number: frames count from 1, without gaps; 0 is before all of them.

@@ -4,10 +4,11 @@
 use crate::Epoch;
 use crate::allocator::Shared;
 use crate::dir::Format;
-use crate::end::{self, End};
+use crate::end::{self, End, Hindrance};
 use crate::error::CommitError;
 use crate::marker::{self, Failed, Marker};
 use crate::open::Guards;
+use crate::status::Status;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 /// What the journal and its volatile writers share.
 pub(crate) struct Log {
     pub(crate) shared: Arc<Shared>,
+    pub(crate) status: Arc<Status>,
     pub(crate) no_fsync: bool,
     pub(crate) guards: Guards,
     pub(crate) marker_dir: Option<PathBuf>,
@@ -34,9 +36,11 @@ impl Log {
         marker_dir: Option<PathBuf>,
     ) -> Log {
         let shared = Arc::new(shared);
+        let status = Arc::new(Status::new());
         let cluster_id = format.identity.cluster_id;
         Log {
-            end: Mutex::new(End::new(shared.clone(), format, no_fsync)),
+            end: Mutex::new(End::new(shared.clone(), status.clone(), format, no_fsync)),
+            status,
             shared,
             no_fsync,
             guards,
@@ -63,6 +67,27 @@ impl Log {
         }
     }
 
+    /// Removes what kept a frame from being written, as far as that can be; then it is to be
+    /// tried anew. It may wait for the disk, and the end must not be held.
+    pub(crate) fn clear(&self, hindrance: Hindrance) -> Result<(), CommitError> {
+        match hindrance {
+            Hindrance::Segment { min_bytes } => self.shared.prepare_of(min_bytes),
+            Hindrance::Sync => self.sync().map(drop),
+            Hindrance::Reserve => self.shared.prepare_all(),
+            Hindrance::Full { path, taken_back } => {
+                let Some(file) = taken_back else {
+                    return Err(CommitError::NoSpace { path });
+                };
+                let synced = file.sync_data();
+                let synced = synced.map_err(|error| self.shared.set_poison(&path, error));
+                self.end().taking_back -= 1;
+                self.changed.notify_all();
+                synced.and(Err(CommitError::NoSpace { path }))
+            }
+            Hindrance::Refused(error) => Err(error),
+        }
+    }
+
     /// Syncs all that was written before the call; `None` if there was nothing to sync. Only
     /// for the committer: of two syncs of one file at a time, the kernel may tell only one
     /// of an error.
@@ -79,11 +104,13 @@ impl Log {
             (end.lsn, end.unsynced_files())
         };
         let began = Instant::now();
-        let result = end::sync_files(&self.shared, &files);
-        let took = began.elapsed();
-        let result = result.and_then(|()| {
-            let mut end = self.end();
-            // A sync under the mutex may have been told of the error that this one met.
+        let result = end::sync_files(&self.shared, &files).map(|()| (began.elapsed(), self.end()));
+        let result = result.and_then(|(took, mut end)| {
+            // The sync of what is taken back may be told of the error that this one met.
+            while end.taking_back > 0 {
+                let woken = self.changed.wait(end);
+                end = woken.unwrap_or_else(PoisonError::into_inner);
+            }
             self.shared.poison().map_or(Ok(()), Err)?;
             end.note_synced(target, took);
             Ok(Some(took))
@@ -105,10 +132,12 @@ impl Log {
             return Ok(());
         };
         if epoch.opened == noted_in {
-            end.marker = self.make_marker(end, epoch)?;
+            let marker = self.make_marker(end, epoch)?;
+            end.set_marker(marker);
         }
         end.epochs.reserved = epoch.bound;
         end.epochs.wanted = false;
+        end.publish();
         self.changed.notify_all();
         Ok(())
     }

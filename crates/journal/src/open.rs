@@ -1,7 +1,7 @@
 //! Opening a directory for writing: making a new one, or making what was read last and
 //! cleaning up.
 
-use crate::allocator::{Closed, Shared};
+use crate::allocator::{Closed, RESERVE_BYTES, Shared};
 use crate::chain::Link;
 use crate::dir::{self, Format, Identity, Layout, NewDirectory, Opened};
 use crate::end::{Behind, Content};
@@ -19,8 +19,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const DEFAULT_SEGMENT_BYTES: u64 = 64 << 20;
-/// The first segment of a start without a spare one: small, so that the start is quick.
-const FIRST_SEGMENT_BYTES: u64 = 16 << 20;
 const MIN_SEGMENT_BYTES: u64 = 4 * PAGE;
 
 /// Protections that tests switch off, one at a time, to see a test fail without them.
@@ -56,8 +54,8 @@ impl Default for Guards {
 pub struct Options {
     /// What the directory gets if it is new.
     pub new: NewDirectory,
-    /// Size of a segment in bytes, default 64 MiB, at least 16 KiB. A larger commit gets a
-    /// segment of its own size.
+    /// Size of a segment in bytes, default 64 MiB, at least 16 KiB. While the log is shorter,
+    /// so are its segments. A larger commit gets a segment of its own size.
     pub segment_bytes: u64,
     /// Retired segments kept to be used again, default 2.
     pub spare_segments: usize,
@@ -157,6 +155,11 @@ impl Journal {
 pub(crate) fn open_error(error: CommitError) -> OpenError {
     match error {
         CommitError::NoSpace { path } => OpenError::NoSpace { path },
+        CommitError::NoSegment { path, source } => OpenError::Io {
+            action: "make",
+            path,
+            source: io::Error::new(source.kind(), source.to_string()),
+        },
         CommitError::Poisoned { file, source } => OpenError::Io {
             action: "write",
             path: file,
@@ -226,12 +229,12 @@ pub(crate) fn begin(
     let format = dir::new_format(&options.new);
     let shared = new_shared(fs, layout, &format, options, 1, 0);
     let journal = Journal::start(shared, lock, &format, options);
-    ready_first(&journal, options)?;
-    let mut end = journal.log.end();
-    end.begin_segment(MIN_SEGMENT_BYTES, revision)
-        .and_then(|()| end.write_header())
+    ready_first(&journal)?;
+    let begun = journal.log.end().begin(revision);
+    // The segment was made, so that nothing can be missing.
+    begun
+        .or_else(|hindrance| journal.log.clear(hindrance))
         .map_err(open_error)?;
-    drop(end);
     Ok(journal)
 }
 
@@ -258,7 +261,7 @@ fn resume(
     let marker_problem = marker_problem(&*shared.fs, &options);
     let journal = Journal::start(shared, lock, &format, &options);
     adopt(&journal, &found)?;
-    let no_space = ready_first(&journal, &options)?;
+    let no_space = ready_first(&journal)?;
     let epoch = close_left_open(&journal, settled)?;
     // The marker may name one of these; its epoch is over now.
     for id in &found.superseded {
@@ -298,18 +301,35 @@ fn close_left_open(
     else {
         return Ok(None);
     };
-    let mut end = journal.log.end();
-    let written = end.append(Content {
-        notes: &notes,
-        revision_before,
-        flags: FLAG_PLACED,
-        ..Content::default()
-    });
-    match written.and_then(|_| end.sync_inline()) {
-        Ok(()) => journal.log.remove_marker(),
+    let log = &journal.log;
+    let mut reserve = (!report.trusted).then_some(());
+    let written = loop {
+        let appended = log.end().append(Content {
+            notes: &notes,
+            revision_before,
+            flags: FLAG_PLACED,
+            ..Content::default()
+        });
+        match appended.map_err(|hindrance| log.clear(hindrance)) {
+            Ok(_) => {
+                if !log.shared.has_reserve() {
+                    // The rest of it is no room for another epoch.
+                    log.end().fill_segment();
+                }
+                break log.sync().map(drop);
+            }
+            Err(Ok(())) => {}
+            Err(Err(error)) if error.is_no_room() && reserve.take().is_some() => {
+                log.shared.use_reserve().map_err(open_error)?;
+            }
+            Err(Err(error)) => break Err(error),
+        }
+    };
+    match written {
+        Ok(()) => log.remove_marker(),
         // The next commit notes it: until then all is as it was when the process was killed.
-        Err(CommitError::NoSpace { .. }) if report.trusted => {
-            end.epochs.left_open = true;
+        Err(error) if error.is_no_room() && report.trusted => {
+            log.end().epochs.left_open = true;
         }
         Err(error) => return Err(open_error(error)),
     }
@@ -337,12 +357,12 @@ fn marker_problem(fs: &dyn FileSystem, options: &Options) -> Option<String> {
 /// system may show bytes as written that are not on disk, and never write them by itself.
 fn rewrite_tail(fs: &dyn FileSystem, found: &Recovered) -> Result<(), OpenError> {
     let last = found.chain.len() - 1;
+    let mut tail = found.tail.iter().peekable();
     for (index, link) in found.chain.iter().enumerate() {
-        let frames: Vec<_> = found
-            .tail
-            .iter()
-            .filter(|tail| tail.link == index)
-            .collect();
+        let mut frames = Vec::new();
+        while let Some(frame) = tail.next_if(|frame| frame.link == index) {
+            frames.push(frame);
+        }
         if frames.is_empty() && index != last {
             continue;
         }
@@ -396,7 +416,11 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
     cut_off(fs, last).map_err(OpenError::io("cut off", &last.path))?;
     let last = closed(last);
     total += last.bytes;
-    let spare_limit = shared.spare_limit();
+    shared.set_frame_bytes(found.end.bytes);
+    if found.files.reserve {
+        shared.adopt_reserve();
+        total += RESERVE_BYTES;
+    }
     let unused = found
         .unused
         .iter()
@@ -412,8 +436,12 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
     for (id, path) in unused.rev().chain(spares) {
         let kind = fs.kind(&path).map_err(OpenError::io("look at", &path))?;
         let spare = dir::spare_path(&layout.log, id);
+        let of_use = |bytes| match found.ahead == Some(id) {
+            true => bytes <= shared.next_bytes(),
+            false => keep.len() < shared.spare_limit(bytes),
+        };
         match kind {
-            Some(Kind::File(bytes)) if shared.fits_spare(bytes) && keep.len() < spare_limit => {
+            Some(Kind::File(bytes)) if of_use(bytes) => {
                 if path != spare {
                     fs.rename(&path, &spare)
                         .map_err(OpenError::io("rename", &path))?;
@@ -439,12 +467,14 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
     end.crc = found.end.crc;
     end.synced = found.end.lsn;
     end.marked = found.end.lsn;
+    end.closed_at = found.closed.then_some(found.end.lsn);
     end.bytes = found.end.bytes;
     end.epochs.open = found.order.epoch;
     end.behind.push(Behind {
         closed: last,
-        file: None,
+        unsynced: None,
     });
+    end.publish();
     Ok(())
 }
 
@@ -466,14 +496,10 @@ fn cut_off(fs: &dyn FileSystem, last: &Link) -> io::Result<()> {
 }
 
 /// Readies a segment for the first commit; true if there is no room for one.
-fn ready_first(journal: &Journal, options: &Options) -> Result<bool, OpenError> {
-    let shared = &journal.log.shared;
-    let first = options
-        .segment_bytes
-        .clamp(MIN_SEGMENT_BYTES, FIRST_SEGMENT_BYTES);
-    match shared.prepare(first.next_multiple_of(PAGE)) {
+fn ready_first(journal: &Journal) -> Result<bool, OpenError> {
+    match journal.log.shared.prepare_first() {
         Ok(()) => Ok(false),
-        Err(CommitError::NoSpace { .. }) => Ok(true),
+        Err(error) if error.is_no_room() => Ok(!journal.log.shared.has_ready()),
         Err(error) => Err(open_error(error)),
     }
 }

@@ -53,6 +53,8 @@ pub(crate) struct Recovered {
     /// Segments after the log's end: made ahead, or with frames that follow lost ones. They
     /// have to go one by one, the last first.
     pub(crate) unused: Vec<u64>,
+    /// The newest of those that were made ahead.
+    pub(crate) ahead: Option<u64>,
     pub(crate) files: dir::LogFiles,
     pub(crate) snapshot: Option<Snapshot>,
     pub(crate) snapshots: Vec<Lsn>,
@@ -125,6 +127,7 @@ pub(crate) fn read(
     let mut found = Recovered {
         chain: started,
         superseded,
+        ahead: unused.last().copied(),
         unused,
         files,
         snapshot,

@@ -1,12 +1,12 @@
 //! Volatile records: visible when they are in the log's file, on disk a little later.
 
 use crate::Lsn;
-use crate::end::{self, Content, End, RENEW_BELOW};
+use crate::end::{self, Content, End, Hindrance, RENEW_BELOW, Written};
 use crate::error::CommitError;
-use crate::frame::{FLAG_PLACED, FLAG_VOLATILE};
+use crate::frame::{FLAG_PLACED, FLAG_VOLATILE, MAX_PAYLOAD_BYTES, PAGE};
 use crate::log::Log;
+use crate::status::VolatileStatus;
 use engine::record::Record;
-use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ const WITHIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_s
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A [`Turn`] is for so many revisions at most.
 const TURN_REVISIONS: i64 = 100_000;
-/// What the segment in use has to have left for a [`Turn`] if there is no other.
-const TURN_ROOM_BYTES: u64 = 128 << 10;
+/// And for so many bytes of the log: there is room for them when it is given.
+const TURN_BYTES: u64 = 128 << 10;
 
 /// What a volatile write did and how long it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,36 +30,6 @@ pub struct VolatileInfo {
     pub write_us: u64,
     /// Time that it was held back, in microseconds: for an epoch, or by an overdue sync.
     pub waited_us: u64,
-}
-
-/// What a power loss would take now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VolatileStatus {
-    /// An epoch is open: after a power loss revisions go on above this, and watchers relist.
-    pub epoch_bound: Option<i64>,
-    /// Volatile frames that are not on disk.
-    pub unsynced_frames: u64,
-    /// Their bytes.
-    pub unsynced_bytes: u64,
-    /// When the oldest of them was written.
-    pub oldest_unsynced: Option<Instant>,
-    /// The marker in memory. Without one, a start after a killed process is as one after a
-    /// power loss: nothing is missing, but watchers relist.
-    pub marker: Option<PathBuf>,
-}
-
-impl VolatileStatus {
-    pub(crate) fn of(log: &Log) -> Self {
-        let end = log.end();
-        let (unsynced_frames, unsynced_bytes, oldest_unsynced) = end.unsynced.totals();
-        VolatileStatus {
-            epoch_bound: end.epochs.open.map(|epoch| epoch.bound),
-            unsynced_frames,
-            unsynced_bytes,
-            oldest_unsynced,
-            marker: end.marker.as_ref().map(|m| m.path.clone()),
-        }
-    }
 }
 
 /// Writes volatile records into a journal's log. It never syncs.
@@ -88,14 +58,14 @@ impl VolatileWriter {
         revision: impl Fn() -> i64,
         publish: impl FnOnce() -> T,
     ) -> Result<(VolatileInfo, T), CommitError> {
-        end::check_size(records)?;
+        end::check_size(records, MAX_PAYLOAD_BYTES)?;
         let taken = end::revisions(records);
         let began = Instant::now();
         let log = &*self.log;
         let mut end = log.end();
         let refusals = end.epochs.refusals;
         let mut waited = false;
-        let revision_before = loop {
+        loop {
             if let Some(error) = log.shared.poison() {
                 return Err(error);
             }
@@ -105,9 +75,26 @@ impl VolatileWriter {
             if !end.epochs.accepting {
                 return Err(CommitError::Strict);
             }
-            let before = revision();
-            if may_go(log, &mut end, before + taken) {
-                break before;
+            let revision_before = revision();
+            if may_go(log, &mut end, revision_before + taken) {
+                let turn = Turn {
+                    log,
+                    end,
+                    revision_before,
+                };
+                match turn.append(records) {
+                    Ok(written) => {
+                        let waited_us = if waited { end::micros(began) } else { 0 };
+                        let (info, published) = written.show(taken, sync_within, publish);
+                        return Ok((VolatileInfo { waited_us, ..info }, published));
+                    }
+                    Err(hindrance) => {
+                        log.clear(hindrance)?;
+                        end = log.end();
+                        waited = true;
+                        continue;
+                    }
+                }
             }
             if waited && end.epochs.refusals != refusals {
                 return Err(CommitError::NoSpace {
@@ -117,7 +104,7 @@ impl VolatileWriter {
             drop(end);
             log.wake();
             end = log.end();
-            if waited || !may_go(log, &mut end, before + taken) {
+            if waited || !may_go(log, &mut end, revision_before + taken) {
                 end = log
                     .changed
                     .wait_timeout(end, LOOK_AGAIN)
@@ -125,15 +112,7 @@ impl VolatileWriter {
                     .0;
             }
             waited = true;
-        };
-        let waited_us = if waited { end::micros(began) } else { 0 };
-        let turn = Turn {
-            log,
-            end,
-            revision_before,
-        };
-        let (info, published) = turn.put(records, taken, sync_within, publish)?;
-        Ok((VolatileInfo { waited_us, ..info }, published))
+        }
     }
 
     /// The log's end, if a write would go there now without waiting for another writer, an epoch,
@@ -154,9 +133,8 @@ impl VolatileWriter {
             log.wake();
             return None;
         }
-        // Without fsync, going on to the next segment syncs this one.
-        let goes_on = !log.no_fsync && log.shared.has_ready();
-        (goes_on || end.room_bytes() >= TURN_ROOM_BYTES).then_some(Turn {
+        let room = end.room_bytes() >= TURN_BYTES || log.shared.has_ready_of(PAGE + TURN_BYTES);
+        room.then_some(Turn {
             log,
             end,
             revision_before,
@@ -169,13 +147,18 @@ impl VolatileWriter {
         let Some(mut end) = self.log.try_end() else {
             return true;
         };
-        !refuses(&self.log, &end)
-            && !may_go(&self.log, &mut end, revision + end::revisions(records))
+        if refuses(&self.log, &end) {
+            return false;
+        }
+        let frame_bytes = end::frame_bytes_at_most(records);
+        let made =
+            end.room_bytes() >= frame_bytes || self.log.shared.is_at_rest(PAGE + frame_bytes);
+        !made || !may_go(&self.log, &mut end, revision + end::revisions(records))
     }
 
     /// What a power loss would take now.
     pub fn status(&self) -> VolatileStatus {
-        VolatileStatus::of(&self.log)
+        self.log.status.volatile()
     }
 }
 
@@ -188,45 +171,75 @@ pub struct Turn<'a> {
 
 impl Turn<'_> {
     /// Puts records into the log's file and makes them visible, as [`VolatileWriter::write`]
-    /// does. They take 100,000 revisions at most, and should not take more than some 100 KiB.
+    /// does. They take 100,000 revisions at most.
+    ///
+    /// It waits for the disk only where the write meets a full one that had not said so
+    /// before: then what got there is taken back, and synced.
     ///
     /// # Errors
-    /// As [`VolatileWriter::write`].
+    /// As [`VolatileWriter::write`]; [`CommitError::TooLarge`] above 128 KiB.
     pub fn write<T>(
         self,
         records: &[Record],
         sync_within: Duration,
         publish: impl FnOnce() -> T,
     ) -> Result<(VolatileInfo, T), CommitError> {
-        end::check_size(records)?;
-        self.put(records, end::revisions(records), sync_within, publish)
+        end::check_size(records, TURN_BYTES - PAGE)?;
+        let log = self.log;
+        match self.append(records) {
+            Ok(written) => Ok(written.show(end::revisions(records), sync_within, publish)),
+            // There was room when the turn was given; should there be none, it can be tried again.
+            Err(hindrance) => Err(log.clear(hindrance).err().unwrap_or(CommitError::NoSpace {
+                path: log.shared.layout.log.clone(),
+            })),
+        }
     }
+}
 
-    /// The same for records that fit into a frame and take `taken` revisions.
-    fn put<T>(
-        self,
-        records: &[Record],
-        taken: i64,
-        sync_within: Duration,
-        publish: impl FnOnce() -> T,
-    ) -> Result<(VolatileInfo, T), CommitError> {
-        let Turn {
-            log,
-            mut end,
-            revision_before,
-        } = self;
-        let written = end.append(Content {
+impl<'a> Turn<'a> {
+    /// Puts records into the log's file, and lets go of the end if that fails.
+    fn append(mut self, records: &[Record]) -> Result<InFile<'a>, Hindrance> {
+        let written = self.end.append(Content {
             records,
-            revision_before,
+            revision_before: self.revision_before,
             flags: FLAG_PLACED | FLAG_VOLATILE,
             ..Content::default()
         })?;
         let marking = Instant::now();
-        end.mark_reached()?;
-        let write_us = written.write_us + end::micros(marking);
+        self.end.mark_reached()?;
+        Ok(InFile {
+            turn: self,
+            written,
+            marked: marking,
+            write_us: written.write_us + end::micros(marking),
+        })
+    }
+}
+
+/// Volatile records that are in the log's file and in the marker, and not visible yet.
+struct InFile<'a> {
+    turn: Turn<'a>,
+    written: Written,
+    marked: Instant,
+    write_us: u64,
+}
+
+impl InFile<'_> {
+    /// Makes them visible; they take `taken` revisions.
+    fn show<T>(
+        self,
+        taken: i64,
+        sync_within: Duration,
+        publish: impl FnOnce() -> T,
+    ) -> (VolatileInfo, T) {
+        let Turn {
+            log,
+            mut end,
+            revision_before,
+        } = self.turn;
         let within = sync_within.clamp(WITHIN.0, WITHIN.1);
         // Without fsync nothing is promised.
-        let mut wake = !log.no_fsync && end.unsynced.add(written.bytes, marking, within);
+        let mut wake = !log.no_fsync && end.unsynced.add(self.written.bytes, self.marked, within);
         end.show(revision_before, taken);
         let published = publish();
         // In good time, so that nobody has to wait for it.
@@ -236,17 +249,18 @@ impl Turn<'_> {
             epochs.wanted = true;
             wake = true;
         }
+        end.publish();
         drop(end);
         if wake {
             log.wake();
         }
         let info = VolatileInfo {
-            lsn: written.position.lsn,
-            bytes: written.bytes,
-            write_us,
+            lsn: self.written.position.lsn,
+            bytes: self.written.bytes,
+            write_us: self.write_us,
             waited_us: 0,
         };
-        Ok((info, published))
+        (info, published)
     }
 }
 

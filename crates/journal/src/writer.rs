@@ -2,18 +2,19 @@
 
 use crate::allocator::{Allocator, Shared};
 use crate::dir::Format;
-use crate::end::{self, Content, End, Written};
+use crate::end::{self, Content, End, Hindrance, Written};
 use crate::error::CommitError;
-use crate::frame::{FLAG_CLOSE, FLAG_PLACED, PAGE};
+use crate::frame::{FLAG_CLOSE, FLAG_PLACED, MAX_PAYLOAD_BYTES, PAGE};
 use crate::log::Log;
 use crate::open::Options;
 use crate::record::Note;
-use crate::volatile::{VolatileStatus, VolatileWriter};
+use crate::status::VolatileStatus;
+use crate::volatile::VolatileWriter;
 use crate::{Lsn, Position};
 use engine::record::Record;
 use files::Lock;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 /// What a commit did and how long it took.
@@ -83,29 +84,36 @@ impl Journal {
         revision: impl Fn() -> i64,
         publish: impl FnOnce() -> T,
     ) -> Result<(CommitInfo, T), CommitError> {
-        end::check_size(records)?;
+        end::check_size(records, MAX_PAYLOAD_BYTES)?;
         let taken = end::revisions(records);
         let log = &self.log;
-        let (written, before, noted) = {
+        let (written, before, noted) = loop {
             let mut end = log.end();
             let before = revision();
-            let note = end.epochs.note_due(before + taken);
-            let written = end.append(Content {
+            let note = end.note_due(before + taken);
+            let appended = end.append(Content {
                 notes: note.as_slice(),
                 records,
                 revision_before: before,
                 flags: 0,
-            })?;
-            end.epochs.pending = taken;
-            (written, before, note.is_some())
+            });
+            match appended {
+                Ok(written) => {
+                    end.epochs.pending = taken;
+                    break (written, before, note.is_some());
+                }
+                Err(hindrance) => {
+                    drop(end);
+                    log.clear(hindrance)?;
+                }
+            }
         };
         let synced = if log.no_fsync { None } else { log.sync()? };
         if noted {
             log.settle_epoch()?;
         }
-        let mut end = log.end();
+        let (mut end, stamped) = stamp(log, &written, (before, taken), revision)?;
         end.epochs.pending = 0;
-        let stamped = stamp(log, &mut end, &written, (before, taken), revision)?;
         end.show(before, taken);
         let published = publish();
         drop(end);
@@ -138,8 +146,8 @@ impl Journal {
     pub fn upkeep(&mut self, revision: impl Fn() -> i64) -> Result<Option<u64>, CommitError> {
         let log = &self.log;
         let (sync, noted) = {
-            let mut end = log.end();
-            let noted = end.epochs.wanted && self.note_epoch(&mut end, revision)?;
+            let noted = self.note_epoch(revision)?;
+            let end = log.end();
             let due = end.unsynced.due().is_some_and(|due| due <= Instant::now());
             (noted || due, noted)
         };
@@ -150,27 +158,42 @@ impl Journal {
         Ok(synced.map(|took| took.as_micros() as u64))
     }
 
-    /// Writes the frame that opens or renews an epoch; false if there is no need or no room.
-    fn note_epoch(&self, end: &mut End, revision: impl Fn() -> i64) -> Result<bool, CommitError> {
-        let revision_before = revision();
-        let Some(note @ Note::Epoch { .. }) = end.epochs.note_due(revision_before) else {
-            return Ok(end.epochs.noted_in != 0);
-        };
-        let result = end.append(Content {
-            notes: &[note],
-            revision_before,
-            flags: FLAG_PLACED,
-            ..Content::default()
-        });
-        match result {
-            Ok(_) => Ok(true),
-            Err(CommitError::NoSpace { .. }) => {
-                end.epochs.wanted = false;
-                end.epochs.refusals += 1;
-                self.log.changed.notify_all();
-                Ok(false)
+    /// Writes the frame that opens or renews an epoch, if one is wanted; false if there is no
+    /// need or no room.
+    fn note_epoch(&self, revision: impl Fn() -> i64) -> Result<bool, CommitError> {
+        loop {
+            let mut end = self.log.end();
+            if !end.epochs.wanted {
+                return Ok(false);
             }
-            Err(error) => Err(error),
+            let revision_before = revision();
+            let Some(note @ Note::Epoch { .. }) = end.epochs.note_due(revision_before) else {
+                return Ok(end.epochs.noted_in != 0);
+            };
+            let appended = match end.may_note(&note) {
+                true => end.append(Content {
+                    notes: &[note],
+                    revision_before,
+                    flags: FLAG_PLACED,
+                    ..Content::default()
+                }),
+                false => Err(Hindrance::Reserve),
+            };
+            let Err(hindrance) = appended else {
+                return Ok(true);
+            };
+            drop(end);
+            match self.log.clear(hindrance) {
+                Ok(()) => {}
+                Err(error) if error.is_no_room() => {
+                    let mut end = self.log.end();
+                    end.epochs.wanted = false;
+                    end.epochs.refusals += 1;
+                    self.log.changed.notify_all();
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -207,20 +230,25 @@ impl Journal {
     }
 
     /// Refuses volatile writes and writes the note that ends the epoch, if one is open.
-    fn end_epoch(&self, revision: impl FnOnce() -> i64) -> Result<(), CommitError> {
-        let mut end = self.log.end();
-        end.epochs.accepting = false;
-        end.epochs.wanted = false;
-        if end.epochs.open.is_none() {
-            return Ok(());
+    fn end_epoch(&self, revision: impl Fn() -> i64) -> Result<(), CommitError> {
+        loop {
+            let mut end = self.log.end();
+            end.epochs.accepting = false;
+            end.epochs.wanted = false;
+            if end.epochs.open.is_none() {
+                return Ok(());
+            }
+            let Err(hindrance) = end.append(Content {
+                notes: &[Note::EpochEnd],
+                revision_before: revision(),
+                flags: FLAG_PLACED,
+                ..Content::default()
+            }) else {
+                return Ok(());
+            };
+            drop(end);
+            self.log.clear(hindrance)?;
         }
-        end.append(Content {
-            notes: &[Note::EpochEnd],
-            revision_before: revision(),
-            flags: FLAG_PLACED,
-            ..Content::default()
-        })
-        .map(drop)
     }
 
     /// Notes in the log that its end is synced, so that damage to the last commit is told
@@ -238,11 +266,15 @@ impl Journal {
         if !room || end.marked >= end.synced || end.synced < end.lsn {
             return self.log.shared.poison().map_or(Ok(()), Err);
         }
-        end.append(Content {
+        let appended = end.append(Content {
             revision_before: revision(),
             ..Content::default()
-        })
-        .map(drop)
+        });
+        drop(end);
+        // There is room, so that nothing has to be made for it.
+        appended
+            .map(drop)
+            .or_else(|hindrance| self.log.clear(hindrance))
     }
 
     /// The log's end.
@@ -271,13 +303,14 @@ impl Journal {
     /// Sees to it that a next segment is ready; so, whether a full disk has room again.
     ///
     /// # Errors
-    /// [`CommitError::NoSpace`] if not, or the error that ended the journal.
+    /// [`CommitError::NoSpace`] or [`CommitError::NoSegment`] if not, or the error that ended
+    /// the journal.
     pub fn ensure_room(&mut self) -> Result<(), CommitError> {
         let shared = &self.log.shared;
-        if shared.has_ready() {
+        if shared.has_ready() && shared.has_reserve() {
             return shared.poison().map_or(Ok(()), Err);
         }
-        shared.prepare_default()
+        shared.prepare_all()
     }
 
     /// What writes volatile records, for another thread.
@@ -289,7 +322,7 @@ impl Journal {
 
     /// What a power loss would take now.
     pub fn volatile_status(&self) -> VolatileStatus {
-        VolatileStatus::of(&self.log)
+        self.log.status.volatile()
     }
 
     /// What makes segments ahead, for a thread of the caller's.
@@ -317,8 +350,8 @@ impl Journal {
     /// Volatile writes fail from the call on.
     ///
     /// # Errors
-    /// If the journal was poisoned before, or is by this. On a full disk that frame is
-    /// left out, which is no error.
+    /// If the journal was poisoned before, or is by this. Where there is no room for that frame
+    /// it is left out, which is no error.
     pub fn close(mut self, revision: i64) -> Result<(), CommitError> {
         self.close_frame(revision)
     }
@@ -332,17 +365,25 @@ impl Journal {
         if ended.is_ok() {
             self.log.remove_marker();
         }
-        let mut end = self.log.end();
-        if end.current.is_some() && ended.is_ok() {
-            let result = end.append(Content {
+        while ended.is_ok() {
+            let mut end = self.log.end();
+            if end.closed_at == Some(end.lsn) {
+                break;
+            }
+            let appended = end.append(Content {
                 revision_before: revision,
                 flags: FLAG_CLOSE,
                 ..Content::default()
             });
-            match result {
-                Ok(_) => end.sync_inline()?,
-                Err(CommitError::NoSpace { .. }) => {}
-                Err(error) => return Err(error),
+            drop(end);
+            match appended.map_err(|hindrance| self.log.clear(hindrance)) {
+                Ok(_) => {
+                    self.log.sync()?;
+                    break;
+                }
+                Err(Ok(())) => {}
+                Err(Err(error)) if error.is_no_room() => break,
+                Err(Err(error)) => return Err(error),
             }
         }
         Ok(())
@@ -365,34 +406,40 @@ impl Drop for Journal {
 
 /// Notes the revisions that a commit gets, if volatile writes took those it would have got.
 /// Without it they follow from the log's order, as long as all of the log is there: if there
-/// is no room, only a power loss makes a difference, and gives them new ones.
-fn stamp(
-    log: &Log,
-    end: &mut End,
+/// is no room, only a power loss makes a difference, and gives them new ones. The end is
+/// returned, so that nothing else becomes visible in between.
+fn stamp<'a>(
+    log: &'a Log,
     written: &Written,
     (before, taken): (i64, i64),
     revision: impl Fn() -> i64,
-) -> Result<bool, CommitError> {
+) -> Result<(MutexGuard<'a, End>, bool), CommitError> {
     let lsn = written.position.lsn;
-    if taken == 0 || end.lsn == lsn || end.epochs.open.is_none() || !log.guards.stamp {
-        return Ok(false);
-    }
-    let revision_before = revision();
-    if revision_before == before {
-        return Ok(false);
-    }
-    let result = end.append(Content {
-        notes: &[Note::Stamp {
-            lsn,
+    loop {
+        let mut end = log.end();
+        if taken == 0 || end.lsn == lsn || end.epochs.open.is_none() || !log.guards.stamp {
+            return Ok((end, false));
+        }
+        let revision_before = revision();
+        if revision_before == before {
+            return Ok((end, false));
+        }
+        let Err(hindrance) = end.append(Content {
+            notes: &[Note::Stamp {
+                lsn,
+                revision_before,
+            }],
             revision_before,
-        }],
-        revision_before,
-        flags: FLAG_PLACED,
-        ..Content::default()
-    });
-    match result {
-        Ok(_) => Ok(true),
-        Err(CommitError::NoSpace { .. }) => Ok(false),
-        Err(error) => Err(error),
+            flags: FLAG_PLACED,
+            ..Content::default()
+        }) else {
+            return Ok((end, true));
+        };
+        drop(end);
+        match log.clear(hindrance) {
+            Ok(()) => {}
+            Err(error) if error.is_no_room() => return Ok((log.end(), false)),
+            Err(error) => return Err(error),
+        }
     }
 }

@@ -286,7 +286,7 @@ impl Committer {
     fn check<T>(&self, result: Result<T, CommitError>) {
         match result {
             Ok(_) => {}
-            Err(CommitError::NoSpace { .. }) => self.shared.set_disk_full(true),
+            Err(error) if error.is_no_room() => self.shared.set_disk_full(true),
             Err(error) => self.failed(&error),
         }
     }
@@ -376,12 +376,13 @@ pub(crate) fn refuse(shared: &Shared, batch: &Batch, error: &CommitError) -> Ope
         .proposals_failed
         .add(batch.records.len() as u64);
     let answer = match error {
-        CommitError::NoSpace { .. } => Error::NoSpace,
-        CommitError::TooLarge { .. } => Error::TooManyRequests,
+        CommitError::NoSpace { .. } | CommitError::NoSegment { .. } => Error::NoSpace,
+        // The engine admits no write of which that could be said.
+        CommitError::TooLarge { .. } => Error::TooLarge,
         CommitError::Strict | CommitError::Closed => Error::Stopped,
         CommitError::Poisoned { .. } => shared.die(&error.to_string()),
     };
-    if matches!(error, CommitError::NoSpace { .. }) && !shared.disk_full() {
+    if error.is_no_room() && !shared.disk_full() {
         tracing::error!(%error, "the journal has no room: writes are refused with NOSPACE until there is");
         shared.set_disk_full(true);
     }

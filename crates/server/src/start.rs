@@ -219,7 +219,9 @@ impl Server {
         shared.committed(report.position.lsn(), 0);
 
         let allocator = journal.allocator();
-        shared.keep_thread(spawn_vital("allocator", move || allocator.run())?);
+        shared.keep_thread(spawn_vital("allocator", move || {
+            allocator.run(tell_of_segments)
+        })?);
         let for_waker = Arc::downgrade(&shared);
         journal.set_waker(move || {
             if let Some(shared) = for_waker.upgrade() {
@@ -335,6 +337,17 @@ fn report_epoch(report: &OpenReport, strict: bool) {
 
 /// The admin endpoint. Its own socket may be out of reach (a path that is too long, say): that
 /// must not keep a store from starting, unless the operator named it.
+/// The log's next file cannot be made, or can be again.
+fn tell_of_segments(problem: Option<&journal::CommitError>) {
+    match problem {
+        Some(error) => tracing::error!(
+            %error,
+            "cannot make the journal's next file: writes go on as long as there is room in this one"
+        ),
+        None => tracing::info!("the journal's next file could be made again"),
+    }
+}
+
 fn admin(config: &Config, shared: &Arc<Shared>) -> Result<Option<wire::Server>, Error> {
     let path = match &config.admin_socket {
         Some(path) => path.clone(),

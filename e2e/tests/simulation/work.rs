@@ -225,7 +225,7 @@ impl World {
                 self.visible(process, (info.position.lsn(), batch.records, answers))?;
                 Ok(None)
             }
-            Err(CommitError::NoSpace { .. }) => {
+            Err(error) if error.is_no_room() => {
                 self.refused(process, &batch)?;
                 Ok(None)
             }
@@ -288,7 +288,7 @@ impl World {
                 self.visible(process, done)?;
                 Ok(None)
             }
-            Some(Err(CommitError::NoSpace { .. })) => {
+            Some(Err(error)) if error.is_no_room() => {
                 self.refused(process, &batch)?;
                 Ok(None)
             }
@@ -366,7 +366,7 @@ impl World {
                 )?;
                 Ok(None)
             }
-            Err(CommitError::NoSpace { .. }) => Ok(None),
+            Err(error) if error.is_no_room() => Ok(None),
             Err(_) => Ok(Some(Vec::new())),
         }
     }

@@ -546,7 +546,7 @@ fn a_slow_disk_does_not_hold_back_volatile_writes() {
     let (mut journal, report) = open(&mut Store::new());
     assert_eq!(report.marker_problem, None);
     let allocator = journal.allocator();
-    let ahead = std::thread::spawn(move || allocator.run());
+    let ahead = std::thread::spawn(move || allocator.run(|_| ()));
     let committer = Committer::new(&mut journal);
     journal.allow_volatile();
     let revision = Arc::new(AtomicI64::new(1));
@@ -679,5 +679,100 @@ fn going_strict_under_load_loses_nothing() {
         }
         committer.stop.store(true, Ordering::SeqCst);
         thread.join().unwrap();
+    }
+}
+
+/// Whether the log's status can be had while the disk is busy with a sync, and whether its end
+/// is free.
+fn free_during_the_next_sync(fs: &SimFs, writer: &journal::VolatileWriter) -> Arc<AtomicUsize> {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let (writer, count) = (writer.clone(), seen.clone());
+    fs.during_next_sync(move || {
+        let (writer, (send, receive)) = (writer.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || {
+            writer.status();
+            // Only who gets the end can say that nothing volatile is accepted.
+            let revision = AtomicI64::new(1);
+            let answer = volatile(&writer, &revision, "p", LATER);
+            send.send(matches!(answer, Err(CommitError::Strict)))
+                .unwrap();
+        });
+        let free = receive.recv_timeout(Duration::from_secs(10)) == Ok(true);
+        count.fetch_add(usize::from(free), Ordering::SeqCst);
+    });
+    seen
+}
+
+#[test]
+fn nobody_waits_for_the_making_of_a_segment() {
+    let fs = SimFs::new(1);
+    let (mut classes, ..) = Classes::open(&fs);
+    let mut free = None;
+    for n in 0..40 {
+        let seen = free_during_the_next_sync(&fs, &classes.journal.volatile());
+        let before = fs.list().len();
+        classes.durable(&format!("p{n}")).unwrap();
+        if n > 0 && fs.list().len() > before {
+            free = Some(seen.load(Ordering::SeqCst));
+            break;
+        }
+    }
+    assert_eq!(free, Some(1));
+}
+
+#[test]
+fn nobody_waits_for_a_frame_to_be_taken_back() {
+    let fs = SimFs::new(1);
+    let (mut classes, ..) = Classes::open(&fs);
+    classes.durable("p1").unwrap();
+    let seen = free_during_the_next_sync(&fs, &classes.journal.volatile());
+    // The next writes fail; of one or the other, something got to the file.
+    for _ in 0..20 {
+        fs.fail(Call::Write, 0, 1, ErrorKind::StorageFull);
+        let error = classes.durable("pno").unwrap_err();
+        assert!(error.is_no_room(), "{error}");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+}
+
+/// A start that has to note a jump needs a page; nobody can make room while nothing runs.
+#[test]
+fn a_start_after_a_power_loss_on_a_full_disk_uses_the_reserve() {
+    for seed in 0..40 {
+        let fs = SimFs::new(seed);
+        let classes = Classes::accepting(&fs);
+        let mut written = 0;
+        fs.set_capacity(Some(fs.used()));
+        while classes.volatile(&format!("p{written}")).is_ok() {
+            written += 1;
+        }
+        assert!(written > 0);
+        drop(classes);
+        let fs = fs.power_loss(seed);
+        fs.set_capacity(Some(fs.used()));
+        let (mut classes, _, report) = Classes::open(&fs);
+        assert!(report.epoch.unwrap().jumped_to.is_some());
+        // No other epoch before there is a reserve again: its start would find no room.
+        classes.journal.allow_volatile();
+        classes.upkeep().unwrap();
+        assert_eq!(
+            classes.journal.volatile_status().epoch_bound,
+            None,
+            "{seed}"
+        );
+        assert!(classes.journal.ensure_room().is_err());
+        drop(classes);
+        let fs = fs.power_loss(seed + 1);
+        fs.set_capacity(Some(fs.used()));
+        let (mut classes, store, report) = Classes::open(&fs);
+        assert_eq!(report.epoch, None);
+        fs.set_capacity(None);
+        classes.journal.ensure_room().unwrap();
+        classes.journal.allow_volatile();
+        classes.upkeep().unwrap();
+        classes.volatile("plast").unwrap();
+        drop(classes);
+        let (_, after, _) = Classes::open(&fs.kill(3));
+        assert_eq!(after.records.len(), store.records.len() + 1);
     }
 }

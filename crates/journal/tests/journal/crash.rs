@@ -7,7 +7,7 @@
 use crate::support::*;
 use engine::record::{Effect, Record, SnapshotItem, SnapshotMeta};
 use files::sim::{Call, Lies, Random, SimFs};
-use journal::{CommitError, Guards, OpenError, Options, Position, SnapshotWriter};
+use journal::{Guards, OpenError, Options, Position, SnapshotWriter};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -174,7 +174,7 @@ impl Life {
                     let records = self.records();
                     match server.commit(records.clone()) {
                         Ok(_) => self.acknowledged = server.store.clone(),
-                        Err(CommitError::NoSpace { .. }) => {}
+                        Err(error) if error.is_no_room() => {}
                         Err(_) => {
                             self.unanswered = records;
                             break;

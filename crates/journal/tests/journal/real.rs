@@ -21,7 +21,7 @@ fn a_directory_is_made_written_locked_and_read_back() {
     let dir = parent.path().join("a/default.orlop");
     let mut server = open(RealFs::new(), &dir).unwrap();
     let allocator = server.journal.allocator();
-    let thread = std::thread::spawn(move || allocator.run());
+    let thread = std::thread::spawn(move || allocator.run(|_| ()));
     for n in 0..100u8 {
         server.put(&format!("p{n}"), &[n; 3000]);
     }

@@ -405,7 +405,7 @@ impl Life {
         self.fs.during_next_sync(|| {});
         if self.random.one_in(5) {
             let revision = self.known().state.revision;
-            if journal.close(revision).is_ok() && !self.tight {
+            if journal.close(revision).is_ok() && !self.tight && !self.fs.crashed() {
                 self.epoch = false;
             }
         }
@@ -418,7 +418,8 @@ impl Life {
             2 => (Call::WriteMemory, ErrorKind::Other),
             _ => (Call::Write, ErrorKind::StorageFull),
         };
-        self.tight |= call != Call::SyncData;
+        // A sync may be one of a file to come.
+        self.tight = true;
         self.fs.fail(call, self.random.below(3), 1, kind);
     }
 
@@ -433,7 +434,7 @@ impl Life {
                     self.epoch = false;
                     true
                 }
-                Err(CommitError::NoSpace { .. }) => true,
+                Err(error) if error.is_no_room() => true,
                 Err(_) => false,
             }
         } else {
@@ -507,7 +508,7 @@ impl Life {
                 self.synced = self.synced.max(info.position.lsn());
                 true
             }
-            Err(CommitError::NoSpace { .. }) => true,
+            Err(error) if error.is_no_room() => true,
             Err(_) => {
                 self.known().unanswered.push(keys(&records));
                 false
@@ -604,7 +605,8 @@ fn volatile(known: &Mutex<Known>, writer: &VolatileWriter, random: &mut Random) 
             }
             true
         }
-        Err(CommitError::NoSpace { .. } | CommitError::Strict) => true,
+        Err(CommitError::Strict) => true,
+        Err(error) if error.is_no_room() => true,
         Err(_) => {
             known.lock().unwrap().unanswered.push(keys(&records));
             false
