@@ -28,6 +28,7 @@ use x509_parser::asn1_rs::Any;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate, X509Version};
 use x509_parser::public_key::PublicKey;
 use x509_parser::time::ASN1Time;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 /// Smaller RSA keys are no secret any more.
 const MIN_RSA_BITS: usize = 2048;
@@ -132,32 +133,36 @@ impl ClientVerifier {
             issuer.subject().as_raw() == cert.issuer().as_raw()
                 && issuer.validity().is_valid_at(now)
                 && may_sign(&issuer)
-                && self.has_signed(&issuer, der).unwrap_or(false)
+                && self.has_signed(&issuer, der, cert).unwrap_or(false)
         })
     }
 
-    /// Whether the signature in `der` is by the key of `issuer`; `None` if it cannot be read.
-    fn has_signed(&self, issuer: &X509Certificate<'_>, der: &[u8]) -> Option<bool> {
-        let (_, whole) = Any::from_der(der).ok()?;
-        let (rest, tbs) = Any::from_der(whole.data).ok()?;
-        let signed = &whole.data[..whole.data.len() - rest.len()];
-        let (rest, algorithm) = Any::from_der(rest).ok()?;
-        let (_, signature) = Any::from_der(rest).ok()?;
-        // The same algorithm must stand within what is signed, behind version and serial number.
-        let inner = X509Certificate::from_der(der).ok()?.1;
-        if inner.tbs_certificate.signature != inner.signature_algorithm || tbs.data.is_empty() {
+    /// Whether the signature of `cert`, which is `der`, is by the key of `issuer`; `None` if that
+    /// cannot be said.
+    fn has_signed(
+        &self,
+        issuer: &X509Certificate<'_>,
+        der: &[u8],
+        cert: &X509Certificate<'_>,
+    ) -> Option<bool> {
+        let signed = cert.tbs_certificate.as_ref();
+        let signature = &cert.signature_value;
+        // The algorithm stands within what is signed as well.
+        if cert.tbs_certificate.signature != cert.signature_algorithm || signature.unused_bits != 0
+        {
             return None;
         }
-        // A bit string: the number of unused bits, which is none, and the bits.
-        let signature = signature.data.strip_prefix(&[0])?;
-        let (_, key) = Any::from_der(issuer.public_key().raw).ok()?;
-        let (_, key_algorithm) = Any::from_der(key.data).ok()?;
+        // What is signed, the algorithm, the signature.
+        let (_, whole) = Any::from_der(der).ok()?;
+        let (rest, _) = Any::from_der(whole.data).ok()?;
+        let (_, algorithm) = Any::from_der(rest).ok()?;
+        let key_algorithm = key_algorithm(issuer.public_key().raw)?;
         let key = &issuer.public_key().subject_public_key.data;
         let mut usable = self.algorithms.all.iter().filter(|known| {
             known.signature_alg_id().as_ref() == algorithm.data
-                && known.public_key_alg_id().as_ref() == key_algorithm.data
+                && known.public_key_alg_id().as_ref() == key_algorithm
         });
-        Some(usable.any(|known| known.verify_signature(key, signed, signature).is_ok()))
+        Some(usable.any(|known| known.verify_signature(key, signed, &signature.data).is_ok()))
     }
 
     /// The key of a certificate that webpki does not read; `None` for one that it does.
@@ -166,6 +171,13 @@ impl ClientVerifier {
         let beside = cert.version() == X509Version::V1;
         beside.then(|| SubjectPublicKeyInfoDer::from(cert.public_key().raw.to_vec()))
     }
+}
+
+/// The algorithm in a public key's information, as webpki names it: without tag and length.
+fn key_algorithm(info: &[u8]) -> Option<&[u8]> {
+    let (_, whole) = Any::from_der(info).ok()?;
+    let (_, algorithm) = Any::from_der(whole.data).ok()?;
+    Some(algorithm.data)
 }
 
 /// By Go's rules for an authority; one with name constraints is left to webpki.
@@ -237,8 +249,11 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let (_, cert) = X509Certificate::from_der(end_entity)
+        let (trailing, cert) = X509Certificate::from_der(end_entity)
             .map_err(|error| Refused::Unreadable(error.to_string()))?;
+        if !trailing.is_empty() {
+            return Err(CertificateError::BadEncoding.into());
+        }
         if let Some(bits) = weak_rsa_bits(&cert) {
             return Err(Refused::WeakKey(bits).into());
         }
@@ -299,15 +314,14 @@ fn verify_by_key(
     algorithms: &WebPkiSupportedAlgorithms,
 ) -> Result<HandshakeSignatureValid, rustls::Error> {
     let bad = || rustls::Error::from(CertificateError::BadSignature);
-    let (_, info) = x509_parser::x509::SubjectPublicKeyInfo::from_der(key).map_err(|_| bad())?;
-    let (_, whole) = Any::from_der(key).map_err(|_| bad())?;
-    let (_, key_algorithm) = Any::from_der(whole.data).map_err(|_| bad())?;
+    let (_, info) = SubjectPublicKeyInfo::from_der(key).map_err(|_| bad())?;
+    let key_algorithm = key_algorithm(key).ok_or_else(bad)?;
     let valid = algorithms
         .mapping
         .iter()
         .filter(|(scheme, _)| *scheme == signature.scheme)
         .flat_map(|(_, algorithms)| algorithms.iter())
-        .filter(|known| known.public_key_alg_id().as_ref() == key_algorithm.data)
+        .filter(|known| known.public_key_alg_id().as_ref() == key_algorithm)
         .any(|known| {
             let bytes = &info.subject_public_key.data;
             known
