@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use e2e::kube::proc::{Process, conclude, run};
 use e2e::kube::store::Kind;
-use e2e::kube::{Result, binaries, ensure, fail};
+use e2e::kube::{Error, Result, binaries, ensure, fail};
 use serde_json::Value;
 
 /// On two cores that other tests may use too.
@@ -80,6 +80,7 @@ fn nothing_left(dir: &Path) -> Result<()> {
 fn runs_pods_and_goes(dir: &Path) -> Result<()> {
     let files = dir.join("files");
     let (mut process, kubeconfig) = playground(dir, &[])?;
+    store_is_private(&std::fs::read_to_string(process.log())?)?;
     kubectl(
         &kubeconfig,
         &[
@@ -120,6 +121,32 @@ fn runs_pods_and_goes(dir: &Path) -> Result<()> {
     let status = process.terminate(END_TIMEOUT)?;
     ensure(status.success(), || format!("it ended with {status}"))?;
     nothing_left(&files)
+}
+
+/// Who has the directory's certificates reads the store, and nobody else; what the playground
+/// printed works as it stands.
+fn store_is_private(said: &str) -> Result<()> {
+    let line = |name: &str| {
+        let found = said.lines().find_map(|line| line.trim().strip_prefix(name));
+        found
+            .map(str::trim)
+            .ok_or_else(|| Error::Failed(format!("no {name} in {said}")))
+    };
+    let etcdctl = binaries("etcd")?.join("etcdctl");
+    let one_key = ["get", "/registry/", "--prefix", "--keys-only", "--limit=1"];
+    let flags = line("etcdctl     etcdctl ")?;
+    let found = run(Command::new(&etcdctl).args(flags.split(' ')).args(one_key))?;
+    ensure(found.contains("/registry/"), || found.clone())?;
+    let stranger = run(Command::new(&etcdctl)
+        .arg(format!("--endpoints={}", line("store ")?))
+        .args(["--insecure-skip-tls-verify", "--command-timeout=3s"])
+        .args(one_key));
+    ensure(stranger.is_err(), || {
+        format!("a stranger read {stranger:?}")
+    })?;
+    let status = line("status      orlop ")?;
+    let told = run(Command::new(Kind::Orlop.program()?).args(status.split(' ')))?;
+    ensure(told.contains("revision"), || told.clone())
 }
 
 /// The benchmark takes a cluster that is there, and leaves nothing in it.

@@ -265,3 +265,24 @@ impl Cluster {
         self.store.stop()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_without_nodes_needs_no_kwok() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+        ] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let mut said = Vec::new();
+        let mut say = |line: &str| said.push(line.to_owned());
+        let found = Programs::find(Some(dir.path()), 0, &mut say).unwrap();
+        assert_eq!((found.kwok, said.len()), (None, 0));
+    }
+}

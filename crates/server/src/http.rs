@@ -44,8 +44,11 @@ impl Service {
         if path.starts_with("/v3/") || path == "/v3" {
             return text(StatusCode::NOT_IMPLEMENTED, NO_GATEWAY);
         }
+        if let Some(clean) = cleaned(path) {
+            return redirect(&clean, uri.query());
+        }
         match path {
-            "/health" | "/livez" | "/readyz" | "/version" if !get => {
+            "/health" | "/livez" | "/readyz" | "/version" | "/debug/vars" if !get => {
                 let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
                 answer
                     .headers_mut()
@@ -53,6 +56,7 @@ impl Service {
                 answer
             }
             "/health" => self.health(&query),
+            "/debug/vars" => debug_vars(),
             "/version" => json(
                 StatusCode::OK,
                 format!(
@@ -157,25 +161,34 @@ pub(crate) struct HealthTold(Mutex<Vec<i32>>);
 impl HealthTold {
     /// Says what has changed since the last time.
     fn look(&self, alarms: &[i32]) {
+        for (alarm, active) in self.changes(alarms) {
+            let alarm = alarm_name(alarm);
+            if active {
+                tracing::warn!(
+                    alarm,
+                    "serving /health false due to an alarm, until it is cleared"
+                );
+            } else {
+                tracing::info!(
+                    alarm,
+                    "the alarm is cleared: it no longer makes /health false"
+                );
+            }
+        }
+    }
+
+    /// Which alarms have come (true) and gone since the last time.
+    fn changes(&self, alarms: &[i32]) -> Vec<(i32, bool)> {
         let mut told = self.0.lock();
         if *told == alarms {
-            return;
+            return Vec::new();
         }
-        for &alarm in alarms.iter().filter(|a| !told.contains(a)) {
-            let alarm = alarm_name(alarm);
-            tracing::warn!(
-                alarm,
-                "serving /health false due to an alarm, until it is cleared"
-            );
-        }
-        for &alarm in told.iter().filter(|a| !alarms.contains(a)) {
-            let alarm = alarm_name(alarm);
-            tracing::info!(
-                alarm,
-                "the alarm is cleared: it no longer makes /health false"
-            );
-        }
+        let come = alarms.iter().filter(|a| !told.contains(a));
+        let gone = told.iter().filter(|a| !alarms.contains(a));
+        let changes = come.map(|&a| (a, true)).chain(gone.map(|&a| (a, false)));
+        let changes = changes.collect();
         alarms.clone_into(&mut told);
+        changes
     }
 }
 
@@ -221,6 +234,45 @@ pub(crate) fn answer(
     r
 }
 
+/// A path without empty and dotted parts, if it has such: Go's server redirects to it.
+fn cleaned(path: &str) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    let mut clean = format!("/{}", parts.join("/"));
+    if path.ends_with('/') && clean != "/" {
+        clean.push('/');
+    }
+    (clean != path).then_some(clean)
+}
+
+/// As Go does: the same method again, at another path of this server.
+fn redirect(path: &str, query: Option<&str>) -> Response<Bytes> {
+    let query = query.map_or(String::new(), |query| format!("?{query}"));
+    let mut r = text(StatusCode::TEMPORARY_REDIRECT, "Temporary Redirect\n");
+    // Parts of a URI make one again.
+    if let Ok(location) = header::HeaderValue::from_str(&format!("{path}{query}")) {
+        r.headers_mut().insert(header::LOCATION, location);
+    }
+    r
+}
+
+/// Go's `expvar`, without what there is not (Go's memory) and what is nobody's business (the
+/// command line).
+fn debug_vars() -> Response<Bytes> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let limit = limit.current.map_or("null".to_owned(), |n| n.to_string());
+    let body = format!("{{\n\"file_descriptor_limit\": {limit}\n}}\n");
+    answer(StatusCode::OK, "application/json; charset=utf-8", body)
+}
+
 /// Whether `Accept-Encoding` names gzip, and not with weight 0.
 fn takes_gzip(headers: &HeaderMap) -> bool {
     headers
@@ -260,4 +312,53 @@ fn text(status: StatusCode, body: &str) -> Response<Bytes> {
 /// JSON, which the caller has written.
 pub(crate) fn json(status: StatusCode, body: String) -> Response<Bytes> {
     answer(status, "application/json", body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_cleaned_as_gos_server_does() {
+        for (path, clean) in [
+            ("//health", Some("/health")),
+            ("/./health", Some("/health")),
+            ("/a/../health", Some("/health")),
+            ("/../../health", Some("/health")),
+            ("/livez//", Some("/livez/")),
+            ("//elsewhere.example/x", Some("/elsewhere.example/x")),
+            ("//", Some("/")),
+            ("/", None),
+            ("/health", None),
+            ("/health/", None),
+        ] {
+            assert_eq!(cleaned(path).as_deref(), clean, "{path}");
+        }
+    }
+
+    #[test]
+    fn gzip_is_for_those_who_ask() {
+        let asked = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT_ENCODING, value.parse().unwrap());
+            takes_gzip(&headers)
+        };
+        assert!(asked("gzip"));
+        assert!(asked("zstd, GZIP;q=0.5"));
+        assert!(!asked("gzip;q=0, zstd"));
+        assert!(!asked("identity"));
+        assert!(!takes_gzip(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn an_alarm_is_told_once_and_when_it_is_cleared() {
+        let told = HealthTold::default();
+        assert_eq!(told.changes(&[]), []);
+        assert_eq!(told.changes(&[1]), [(1, true)]);
+        for _ in 0..3 {
+            assert_eq!(told.changes(&[1]), []);
+        }
+        assert_eq!(told.changes(&[2]), [(2, true), (1, false)]);
+        assert_eq!(told.changes(&[]), [(2, false)]);
+    }
 }

@@ -329,6 +329,48 @@ fn a_write_may_be_as_large_as_etcd_lets_it_and_a_read_as_a_message() {
     running.server.stop();
 }
 
+#[test]
+fn alarms_are_of_this_member_and_corrupt_leaves_reads() {
+    use pb::alarm_request::AlarmAction::{Activate, Deactivate, Get};
+    let running = Running::start(&[]);
+    running.ask(async |channel| {
+        let mut kv = KvClient::new(channel.clone());
+        kv.put(put("a".into(), 0)).await.unwrap();
+        let mut client = MaintenanceClient::new(channel);
+        let status = client.status(pb::StatusRequest {}).await.unwrap();
+        let ours = status.into_inner().leader;
+        let mut alarm = async |action: pb::alarm_request::AlarmAction, member_id| {
+            let request = pb::AlarmRequest {
+                action: action.into(),
+                member_id,
+                alarm: pb::AlarmType::Corrupt.into(),
+            };
+            let answer = client.alarm(request).await;
+            answer.map(|answer| answer.into_inner().alarms.len())
+        };
+        let unknown = alarm(Activate, 12345).await.unwrap_err();
+        assert_eq!(unknown.message(), "etcdserver: member not found");
+        assert_eq!(alarm(Get, 0).await.unwrap(), 0);
+        assert_eq!(alarm(Activate, ours).await.unwrap(), 1);
+        // Another's is not there to be cleared.
+        for other in [0, 12345] {
+            assert_eq!(alarm(Deactivate, other).await.unwrap(), 0);
+            assert_eq!(alarm(Get, 0).await.unwrap(), 1);
+        }
+        let range = pb::RangeRequest {
+            key: "a".into(),
+            ..Default::default()
+        };
+        let read = kv.range(range).await.unwrap().into_inner();
+        assert_eq!(read.count, 1, "reads go on, as in etcd 3.7");
+        let refused = kv.put(put("a".into(), 0)).await.unwrap_err();
+        assert_eq!(refused.message(), "etcdserver: corrupt cluster");
+        assert_eq!(alarm(Deactivate, ours).await.unwrap(), 1);
+        kv.put(put("a".into(), 0)).await.unwrap();
+    });
+    running.server.stop();
+}
+
 /// Puts `count` keys of 1 KiB.
 async fn fill(kv: &mut KvClient<Channel>, prefix: &str, count: usize) {
     for part in 0..count / 100 {
@@ -444,4 +486,55 @@ fn long_ranges_in_a_write_transaction_see_it_and_a_physical_compaction_frees() {
     let freed = running.metric("etcd_debugging_mvcc_db_compaction_keys_total");
     assert!(freed >= 9_900.0, "{freed}");
     running.server.stop();
+}
+
+#[test]
+fn http_answers_as_gos_server_does() {
+    let running = Running::start(&[]);
+    let ask = |head: &str| {
+        let mut stream = TcpStream::connect(&running.address).unwrap();
+        let request = format!("{head}\r\nhost: orlop\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        answer
+    };
+    let text = |head: &str| String::from_utf8(ask(head)).unwrap();
+    let moved = text("GET //health?exclude=NOSPACE HTTP/1.1");
+    assert!(moved.starts_with("HTTP/1.1 307 "), "{moved}");
+    assert!(
+        moved.contains("location: /health?exclude=NOSPACE\r\n"),
+        "{moved}"
+    );
+    let vars = text("GET /debug/vars HTTP/1.1");
+    assert!(vars.contains("\"file_descriptor_limit\": "), "{vars}");
+    assert!(text("POST /debug/vars HTTP/1.1").starts_with("HTTP/1.1 405 "));
+    let plain = ask("GET /metrics HTTP/1.1");
+    let gzip = ask("GET /metrics HTTP/1.1\r\naccept-encoding: gzip");
+    let body = gzip.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    assert_eq!(gzip[body..body + 2], [0x1f, 0x8b]);
+    assert!(
+        gzip.len() * 4 < plain.len(),
+        "{} {}",
+        gzip.len(),
+        plain.len()
+    );
+    running.server.stop();
+}
+
+#[test]
+fn a_clients_unix_socket_has_the_mode_that_was_asked_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("client.sock");
+    let urls = format!(
+        "--listen-client-urls=http://127.0.0.1:0,unix://{}",
+        socket.display()
+    );
+    for (flags, mode) in [(vec![], 0o600), (vec!["--socket-mode=0660"], 0o660)] {
+        let running = Running::start(&[vec![urls.as_str()], flags].concat());
+        let found = std::fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(found & 0o777, mode);
+        running.server.stop();
+    }
 }
