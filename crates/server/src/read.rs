@@ -7,15 +7,14 @@ use engine::op::{Outcome, RangeOp, Reply, TxnOp};
 use engine::pin::Strength;
 use engine::range::RangeCursor;
 use engine::read_txn::TxnCursor;
-use std::sync::Arc;
 
 /// A read that may take several slices.
 pub(crate) trait Sliced {
-    /// Takes another slice.
+    /// Takes another slice of the store that it was opened in.
     ///
     /// # Errors
     /// Those of the read.
-    fn step(&mut self) -> Result<(), Error>;
+    fn step(&mut self, store: &Store) -> Result<(), Error>;
 
     /// Whether all has been read.
     fn is_done(&self) -> bool;
@@ -33,7 +32,6 @@ pub(crate) trait Sliced {
 /// A range.
 pub(crate) struct Read {
     pub(crate) cursor: RangeCursor,
-    store: Arc<Store>,
 }
 
 impl Read {
@@ -42,32 +40,19 @@ impl Read {
     ///
     /// # Errors
     /// [`Error::Compacted`], [`Error::FutureRevision`] and [`Error::Corrupt`].
-    pub(crate) fn open(store: &Arc<Store>, op: RangeOp, strength: Strength) -> Result<Read, Error> {
-        let cursor = {
-            let engine = store.lock();
-            if engine.is_corrupt() {
-                return Err(Error::Corrupt);
-            }
-            engine.range_open(op, strength, SLICE_KEYS)?
-        };
-        Ok(Read {
-            cursor,
-            store: store.clone(),
-        })
-    }
-
-    /// Goes on with one that a transaction left.
-    pub(crate) fn resume(store: &Arc<Store>, cursor: RangeCursor) -> Read {
-        Read {
-            cursor,
-            store: store.clone(),
+    pub(crate) fn open(store: &Store, op: RangeOp, strength: Strength) -> Result<Read, Error> {
+        let engine = store.lock();
+        if engine.is_corrupt() {
+            return Err(Error::Corrupt);
         }
+        let cursor = engine.range_open(op, strength, SLICE_KEYS)?;
+        Ok(Read { cursor })
     }
 }
 
 impl Sliced for Read {
-    fn step(&mut self) -> Result<(), Error> {
-        let engine = self.store.lock();
+    fn step(&mut self, store: &Store) -> Result<(), Error> {
+        let engine = store.lock();
         let step = engine.range_step(&mut self.cursor, SLICE_KEYS);
         // The next slice may follow at once, and others wait.
         engine.unlock_fair();
@@ -97,7 +82,6 @@ impl Sliced for Read {
 /// A transaction that only reads.
 pub(crate) struct ReadTxn {
     cursor: TxnCursor,
-    store: Arc<Store>,
 }
 
 impl ReadTxn {
@@ -105,7 +89,7 @@ impl ReadTxn {
     ///
     /// # Errors
     /// [`Error::Compacted`], [`Error::FutureRevision`] and [`Error::Corrupt`].
-    pub(crate) fn open(store: &Arc<Store>, op: TxnOp) -> Result<ReadTxn, Error> {
+    pub(crate) fn open(store: &Store, op: TxnOp) -> Result<ReadTxn, Error> {
         let mut cursor = {
             let engine = store.lock();
             if engine.is_corrupt() {
@@ -116,16 +100,13 @@ impl ReadTxn {
             cursor
         };
         cursor.settle();
-        Ok(ReadTxn {
-            cursor,
-            store: store.clone(),
-        })
+        Ok(ReadTxn { cursor })
     }
 }
 
 impl Sliced for ReadTxn {
-    fn step(&mut self) -> Result<(), Error> {
-        let engine = self.store.lock();
+    fn step(&mut self, store: &Store) -> Result<(), Error> {
+        let engine = store.lock();
         let step = engine.read_txn_step(&mut self.cursor, SLICE_KEYS);
         engine.unlock_fair();
         self.cursor.settle();
@@ -156,7 +137,7 @@ impl Sliced for ReadTxn {
 /// # Errors
 /// Those of a range; its pin is firm, so there are none but by a defect.
 pub(crate) fn finish_reply(
-    store: &Arc<Store>,
+    store: &Store,
     reply: &mut Reply,
     max_bytes: usize,
     mut between: impl FnMut(),
@@ -167,10 +148,10 @@ pub(crate) fn finish_reply(
         let Reply::Unfinished(cursor) = std::mem::replace(part, Reply::Done) else {
             return;
         };
-        let mut read = Read::resume(store, *cursor);
+        let mut read = Read { cursor: *cursor };
         while result.is_ok() && !read.is_done() {
             between();
-            result = read.step();
+            result = read.step(store);
             if bytes + read.bytes() > max_bytes {
                 read.measure_only();
             }

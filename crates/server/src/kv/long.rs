@@ -37,13 +37,13 @@ pub(super) struct Answer {
 
 /// Goes on with a read on the worker, with turns for others. True if that was all of it, and
 /// its answer is not large.
-pub(super) async fn short(read: &mut impl Sliced) -> Result<bool, Status> {
+pub(super) async fn short(store: &Store, read: &mut impl Sliced) -> Result<bool, Status> {
     for _ in 0..SLICES_ON_WORKER {
         if read.is_done() || is_large(read) {
             break;
         }
         tokio::task::yield_now().await;
-        read.step().map_err(status::of)?;
+        read.step(store).map_err(status::of)?;
     }
     Ok(read.is_done() && !is_large(read))
 }
@@ -65,14 +65,16 @@ struct Collected {
 /// that is not at once, what was read is given back meanwhile, and read again.
 pub(super) async fn answer<S: Sliced>(
     beside: &Beside,
-    open: impl FnOnce() -> Result<S, Error> + Clone + Send + 'static,
+    store: &Arc<Store>,
+    open: impl FnOnce(&Store) -> Result<S, Error> + Clone + Send + 'static,
     ids: Ids,
     unread: &Unread,
 ) -> Result<Answer, Status> {
     let collect = |open| {
+        let store = store.clone();
         move |unwanted: &dyn Fn() -> bool| {
             let began = Instant::now();
-            let outcome = read_all(open, &mut Pace::start(), unwanted)?;
+            let outcome = read_all(&store, open, &mut Pace::start(), unwanted)?;
             let took = began.elapsed();
             let bytes = encode::reply_bytes(&ids, &outcome);
             Ok(Collected {
@@ -190,26 +192,30 @@ fn free_kvs(kvs: &mut Vec<KeyValue>, pace: &mut Pace) {
 /// Reads from the beginning.
 pub(super) async fn read<S: Sliced>(
     beside: &Beside,
-    open: impl FnOnce() -> Result<S, Error> + Send + 'static,
+    store: &Arc<Store>,
+    open: impl FnOnce(&Store) -> Result<S, Error> + Send + 'static,
 ) -> Result<Outcome, Status> {
-    let work = move |unwanted: &dyn Fn() -> bool| read_all(open, &mut Pace::start(), unwanted);
+    let store = store.clone();
+    let work =
+        move |unwanted: &dyn Fn() -> bool| read_all(&store, open, &mut Pace::start(), unwanted);
     beside.run(None, work).await
 }
 
 /// With rests, a sort at the end aside: that is one piece. What is too large for any answer is
 /// measured, for the error to say so, and not kept.
 fn read_all<S: Sliced>(
-    open: impl FnOnce() -> Result<S, Error>,
+    store: &Store,
+    open: impl FnOnce(&Store) -> Result<S, Error>,
     pace: &mut Pace,
     unwanted: &dyn Fn() -> bool,
 ) -> Result<Outcome, Status> {
-    let mut read = open().map_err(status::of)?;
+    let mut read = open(store).map_err(status::of)?;
     while !read.is_done() {
         if unwanted() {
             return Err(status::stopped());
         }
         pace.rest();
-        read.step().map_err(status::of)?;
+        read.step(store).map_err(status::of)?;
         if read.bytes() > MAX_MESSAGE_BYTES {
             read.measure_only();
         }

@@ -11,6 +11,7 @@ use crate::encode;
 use crate::read::{Read, ReadTxn, Sliced};
 use crate::service::Service;
 use crate::status;
+use crate::store::Store;
 use bytes::Bytes;
 use engine::op::{TxnOp, Write};
 use engine::pin::Strength;
@@ -68,15 +69,15 @@ impl Service {
         message: &Bytes,
         unread: &wire::Unread,
     ) -> Result<Frame, Status> {
-        if long::short(&mut read).await? {
+        let store = &self.shared.store;
+        if long::short(store, &mut read).await? {
             return self.answer_range(started.elapsed(), message, read);
         }
         // Read again: what is kept while others are served would have no limit.
         let op = read.cursor.op().clone();
         drop(read);
-        let store = self.shared.store.clone();
-        let open = move || Read::open(&store, op, Strength::Firm);
-        let answer = long::answer(&self.beside, open, self.shared.ids, unread).await;
+        let open = move |store: &Store| Read::open(store, op, Strength::Firm);
+        let answer = long::answer(&self.beside, store, open, self.shared.ids, unread).await;
         // As in etcd, without what it takes to hand the answer over.
         let took = answer
             .as_ref()
@@ -214,7 +215,8 @@ impl Service {
         message: &Bytes,
         unread: &wire::Unread,
     ) -> Result<Frame, Status> {
-        let short = long::short(&mut read).await;
+        let store = &self.shared.store;
+        let short = long::short(store, &mut read).await;
         if !matches!(short, Ok(false)) {
             let took = started.elapsed();
             self.read_txn_done(took, short.is_ok());
@@ -223,13 +225,13 @@ impl Service {
         }
         // As a long range.
         drop(read);
-        let (store, again) = (self.shared.store.clone(), message.clone());
-        let open = move || {
+        let again = message.clone();
+        let open = move |store: &Store| {
             // It has been decoded once.
             let request = pb::TxnRequest::decode(again).unwrap_or_default();
-            ReadTxn::open(&store, convert::txn(request))
+            ReadTxn::open(store, convert::txn(request))
         };
-        let answer = long::answer(&self.beside, open, self.shared.ids, unread).await;
+        let answer = long::answer(&self.beside, store, open, self.shared.ids, unread).await;
         let took = answer
             .as_ref()
             .map_or_else(|_| started.elapsed(), |a| a.took);
@@ -329,7 +331,8 @@ impl Service {
                 Ok(o) => long::encode(&this.beside, store, ids, o, unread.as_ref()).await,
                 Err(e) => Err(status::of(e)),
             };
-            slow.answered(&answer);
+            // What may take long is the write.
+            slow.answered_after(took, &answer);
             answer
         }))
     }

@@ -114,9 +114,14 @@ impl SlowCall {
     }
 
     /// It has its answer.
-    pub(crate) fn answered(mut self, answer: &Result<Frame, Status>) {
-        self.answered = true;
+    pub(crate) fn answered(self, answer: &Result<Frame, Status>) {
         let took = self.started.elapsed();
+        self.answered_after(took, answer);
+    }
+
+    /// The same where the time is known.
+    pub(super) fn answered_after(mut self, took: Duration, answer: &Result<Frame, Status>) {
+        self.answered = true;
         if took > self.limit {
             match answer {
                 Ok(frame) => self.warn(took, frame.message().len(), "OK"),

@@ -10,6 +10,7 @@ use crate::encode::{self, Ids};
 use crate::read::{Read, Sliced};
 use crate::service::Service;
 use crate::status;
+use crate::store::Store;
 use crate::transfer::Transfer;
 use bytes::Bytes;
 use engine::op::{RangeOp, RangeReply, Reply, SortOrder, SortTarget};
@@ -46,9 +47,8 @@ impl Service {
 
     /// As in a Range, where no order means ascending; it is known when all is read.
     async fn stream_sorted(&self, op: RangeOp, mut pieces: Pieces<'_>) -> Result<(), Status> {
-        let store = self.shared.store.clone();
-        let open = move || Read::open(&store, op, Strength::Firm);
-        let outcome = long::read(&self.beside, open).await?;
+        let open = move |store: &Store| Read::open(store, op, Strength::Firm);
+        let outcome = long::read(&self.beside, &self.shared.store, open).await?;
         let Reply::Range(reply) = outcome.reply else {
             return Err(status::stopped());
         };
@@ -90,7 +90,7 @@ impl Service {
                 return pieces.end(header, more, read.cursor.count()).await;
             }
             tokio::task::yield_now().await;
-            read.step().map_err(status::of)?;
+            read.step(&self.shared.store).map_err(status::of)?;
         }
     }
 }
