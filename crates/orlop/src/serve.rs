@@ -271,3 +271,45 @@ fn log_options(personality: Personality, config: &Config) -> telemetry::Options 
         queue_bytes: LOG_QUEUE_BYTES,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{CLIENT, tls_flags};
+    use config::{ClientTls, TlsVersion};
+    use playground::pki::Authority;
+
+    #[test]
+    fn the_greeting_names_certificates_that_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let [ours, other] = ["ours", "other"].map(|name| Authority::new(dir.path(), name).unwrap());
+        let pair = ours.sign("server").unwrap();
+        let mut tls = ClientTls {
+            cert_file: pair.cert.clone(),
+            key_file: pair.key.clone(),
+            trusted_ca_file: Some(ours.cert.clone()),
+            client_cert_auth: true,
+            crl_file: None,
+            allowed_cns: Vec::new(),
+            allowed_hostnames: Vec::new(),
+            min_version: TlsVersion::Tls12,
+            max_version: TlsVersion::Tls13,
+            cipher_suites: Vec::new(),
+        };
+        let url = "https://127.0.0.1:2379";
+        // As kubeadm has it: the server's pair will do for a client.
+        let (ca, cert, key) = (ours.cert.display(), pair.cert.display(), pair.key.display());
+        let flags = format!(" --cacert={ca} --cert={cert} --key={key}");
+        assert_eq!(tls_flags(Some(&tls), url), flags);
+        // Clients of another authority: nothing here is known to work for one.
+        tls.trusted_ca_file = Some(other.cert.clone());
+        let flags = tls_flags(Some(&tls), url);
+        assert!(flags.contains(" --cacert=CA.crt "), "{flags}");
+        assert!(flags.contains(&format!(" --cert={CLIENT}.crt ")), "{flags}");
+        // A certificate that signed itself is its own authority.
+        tls.trusted_ca_file = None;
+        tls.cert_file = ours.cert.clone();
+        assert_eq!(tls_flags(Some(&tls), url), format!(" --cacert={ca}"));
+        assert_eq!(tls_flags(Some(&tls), "http://127.0.0.1:2379"), "");
+        assert_eq!(tls_flags(None, url), "");
+    }
+}

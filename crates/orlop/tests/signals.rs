@@ -6,7 +6,7 @@ mod running;
 use running::Running;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn signals_at_once_are_one_and_the_log_is_closed() {
@@ -22,7 +22,7 @@ fn signals_at_once_are_one_and_the_log_is_closed() {
 #[test]
 fn a_hangup_is_no_end() {
     let dir = tempfile::tempdir().unwrap();
-    let mut running = Running::start(dir.path(), "0s");
+    let mut running = Running::start(dir.path(), &[]);
     running.signal(&["HUP"]);
     let begun = Instant::now();
     while !running.log().contains("received SIGHUP") {
