@@ -1,6 +1,7 @@
 //! History: one append-only ring of events in revision order. A watcher is a cursor on
 //! it; it costs the store nothing and cannot hold a writer up.
 
+use crate::Engine;
 use crate::record::Revision;
 use crate::tail::Key;
 use std::collections::VecDeque;
@@ -19,6 +20,43 @@ pub struct Event {
     /// where there was none. (A key may be put and deleted in one transaction: both
     /// events have the version before it.)
     pub prev: Option<Arc<[u8]>>,
+}
+
+impl Event {
+    /// Bytes of its key and of the versions that it shows.
+    pub fn bytes(&self) -> usize {
+        let version = |tail: &Option<Arc<[u8]>>| tail.as_ref().map_or(0, |t| t.len());
+        self.key.len() + version(&self.tail) + version(&self.prev)
+    }
+}
+
+/// How much of history to take at a time: whole revisions, at least one, and no further one
+/// once there are so many events or so many bytes of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Events.
+    pub max_events: usize,
+    /// Bytes of keys and versions.
+    pub max_bytes: usize,
+}
+
+impl Part {
+    /// By number alone.
+    pub fn events(max_events: usize) -> Self {
+        Part {
+            max_events,
+            max_bytes: usize::MAX,
+        }
+    }
+}
+
+impl<W> Engine<W> {
+    /// Appends the events from revision `from` on: whole revisions, as many as `part` allows.
+    /// Returns whether there are more. Check [`Engine::compact_revision`] first: below it,
+    /// events are missing. Those at it come without `prev`, as in etcd.
+    pub fn events_since(&self, from: i64, part: Part, out: &mut Vec<Arc<Event>>) -> bool {
+        self.history.since(from, self.compact_revision, part, out)
+    }
 }
 
 /// Bytes that an event in the ring costs beyond the versions that it shares.
@@ -73,23 +111,27 @@ impl History {
         self.blocks.back()?.back()
     }
 
-    /// Appends to `out` the events from revision `from` on: whole revisions, until there
-    /// are `max_events` of them, at least one revision. Those at `compact_revision` come
-    /// without their former version, which is compacted, as from etcd.
-    pub fn since(
+    /// Appends to `out` the events from revision `from` on: whole revisions, as many as `part`
+    /// allows. Returns whether there are more. Those at `compact_revision` come without their
+    /// former version, which is compacted, as from etcd.
+    fn since(
         &self,
         from: i64,
         compact_revision: i64,
-        max_events: usize,
+        part: Part,
         out: &mut Vec<Arc<Event>>,
-    ) {
+    ) -> bool {
         let start = self.first_at(from);
         let mut last = None;
-        for (n, e) in (start..self.len).filter_map(|i| self.get(i)).enumerate() {
-            if last.is_some_and(|main| main != e.revision.main) && n >= max_events {
-                break;
+        let (mut events, mut bytes) = (0, 0);
+        for e in (start..self.len).filter_map(|i| self.get(i)) {
+            let full = events >= part.max_events || bytes >= part.max_bytes;
+            if full && last.is_some_and(|main| main != e.revision.main) {
+                return true;
             }
             last = Some(e.revision.main);
+            events += 1;
+            bytes += e.bytes();
             out.push(if e.revision.main <= compact_revision && e.prev.is_some() {
                 Arc::new(Event {
                     revision: e.revision,
@@ -101,6 +143,7 @@ impl History {
                 e.clone()
             });
         }
+        false
     }
 
     /// Takes the events of a restored store, in revision order.
@@ -200,7 +243,9 @@ mod tests {
             assert!(history.get(want.len()).is_none());
             for from in [0, main / 2, main - 1, main] {
                 let mut got = Vec::new();
-                history.since(from, -1, 10, &mut got);
+                let more = history.since(from, -1, Part::events(10), &mut got);
+                let last = got.last().map(|e| e.revision);
+                assert_eq!(more, last.is_some() && last != want.back().copied());
                 let got: Vec<Revision> = got.iter().map(|e| e.revision).collect();
                 let from = want.iter().position(|r| r.main >= from);
                 let rest = want.iter().skip(from.unwrap_or(want.len()));
@@ -213,5 +258,25 @@ mod tests {
             history.pop_front();
         }
         assert!(history.blocks.is_empty());
+    }
+
+    #[test]
+    fn a_part_ends_at_its_bytes_but_never_within_a_revision() {
+        let mut history = History::default();
+        for (main, sub) in [(2, 0), (3, 0), (3, 1), (4, 0)] {
+            history.push(Event {
+                tail: Some(vec![0; 99].into()),
+                ..event(main, sub)
+            });
+        }
+        for (max_bytes, count) in [(0, 1), (100, 1), (101, 3), (300, 3), (301, 4)] {
+            let part = Part {
+                max_events: 1024,
+                max_bytes,
+            };
+            let mut got = Vec::new();
+            let more = history.since(2, -1, part, &mut got);
+            assert_eq!((got.len(), more), (count, count < 4), "{max_bytes} bytes");
+        }
     }
 }

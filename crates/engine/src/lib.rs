@@ -38,7 +38,6 @@ mod steps;
 pub mod tail;
 pub mod versions;
 mod waiting;
-pub mod watch;
 
 pub use error::Error;
 pub use lane::Lane;

@@ -133,14 +133,6 @@ impl<W> Engine<W> {
         (r > self.compact_revision).then_some(r)
     }
 
-    /// Appends the events from revision `from` on: whole revisions, until there are
-    /// `max_events` of them, at least one revision. Check [`Engine::compact_revision`]
-    /// first: below it, events are missing. Those at it come without `prev`, as in etcd.
-    pub fn events_since(&self, from: i64, max_events: usize, out: &mut Vec<Arc<Event>>) {
-        self.history
-            .since(from, self.compact_revision, max_events, out);
-    }
-
     /// Number of events retained.
     pub fn history_len(&self) -> usize {
         self.history.len()

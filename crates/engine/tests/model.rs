@@ -18,7 +18,7 @@ mod generate;
 mod oracle;
 
 use engine::hash::HashCursor;
-use engine::history::Event;
+use engine::history::{Event, Part};
 use engine::lane::{Lane, PerLane};
 use engine::op::{
     Bound, Class, DeleteOp, KeyRange, Op, Outcome, PutOp, RangeOp, RangeReply, Reply, TxnOp, Write,
@@ -568,7 +568,7 @@ impl Model {
         }
         for from in first_event..=oracle.revision + 1 {
             let mut events = Vec::new();
-            engine.events_since(from, usize::MAX, &mut events);
+            engine.events_since(from, Part::events(usize::MAX), &mut events);
             let got: Vec<oracle::Event> = events.iter().map(event).collect();
             assert_eq!(got, oracle.events_from(from), "events from {from}");
         }
@@ -589,7 +589,8 @@ impl Model {
         loop {
             let mut piece = Vec::new();
             let max = self.r.random_range(0..4);
-            self.engine.events_since(from, max, &mut piece);
+            self.engine
+                .events_since(from, Part::events(max), &mut piece);
             let Some(last) = piece.last() else { break };
             from = last.revision.main + 1;
             got.extend(piece.iter().map(event));

@@ -239,10 +239,6 @@ impl Shared {
         self.watchers.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn room_for_watch(&self) -> bool {
-        self.watcher_count() < self.max_watches
-    }
-
     pub(crate) fn watchers_behind(&self, by: i64) {
         self.behind.fetch_add(by, Ordering::Relaxed);
     }

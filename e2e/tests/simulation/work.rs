@@ -3,6 +3,7 @@
 use super::{Checked, DIR, Done, KEYS, Logged, Process, Running, Watcher, World, ensure, locked};
 use crate::model::{Event, Live};
 use bytes::Bytes;
+use engine::history::Part;
 use engine::op::{
     Bound, Class, Compare, DURABLE, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target,
     TxnOp, Write,
@@ -466,7 +467,9 @@ impl World {
         }
         let mut found = Vec::new();
         let max = 1 + self.random.below(20);
-        process.engine().events_since(next, max, &mut found);
+        process
+            .engine()
+            .events_since(next, Part::events(max), &mut found);
         let compacted = self.model.compacted;
         let expected = &self.model.events[seen..];
         ensure(!found.is_empty() || expected.is_empty(), || {

@@ -1,18 +1,21 @@
 //! Watch answers. An event is encoded once a batch and copied into each watcher's frame.
 
-use super::hub::Watcher;
+use super::host::Sink;
+use super::watchers::Watcher;
 use crate::encode::{
     Ids, header_len, int_len, nested_len, put_header, put_int, put_kv, put_nested,
 };
-use crate::shared::Shared;
 use bytes::{BufMut, Bytes, BytesMut};
 use engine::history::Event;
 use std::cell::OnceCell;
 use std::sync::Arc;
-use wire::{Frame, Outbound};
+use wire::{Frame, Refused};
 
 /// One answer holds at most about so many bytes of events, unless one revision has more.
 const ANSWER_BYTES: usize = 256 << 10;
+
+/// gRPC's own limit on a message, as etcd's server has it.
+pub(super) const MAX_ANSWER_BYTES: usize = i32::MAX as usize;
 
 /// `WatchResponse{header=1, watch_id=2, created=3, canceled=4, compact_revision=5,
 /// cancel_reason=6, fragment=7, events=11}` without events.
@@ -101,7 +104,21 @@ impl<'a> Control<'a> {
     }
 }
 
+/// What came of sending events to a watcher.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// All of them are in the stream's queue.
+    All,
+    /// The stream has no room for this revision and what comes after.
+    Full(i64),
+    /// The stream is gone.
+    Closed,
+    /// One revision makes an answer of so many bytes, more than gRPC can send.
+    TooLarge(usize),
+}
+
 /// Some events, each encoded at most twice: with and without the former version.
+#[derive(Debug)]
 pub(super) struct Batch {
     events: Vec<Arc<Event>>,
     encoded: Vec<[OnceCell<Bytes>; 2]>,
@@ -117,57 +134,84 @@ impl Batch {
         &self.events
     }
 
-    fn encoded(&self, i: usize, prev_kv: bool) -> &Bytes {
+    /// The revision of event `i`.
+    pub(super) fn revision(&self, i: u32) -> i64 {
+        self.events[i as usize].revision.main
+    }
+
+    fn encoded(&self, i: u32, prev_kv: bool) -> &Bytes {
+        let i = i as usize;
         self.encoded[i][usize::from(prev_kv)].get_or_init(|| event(&self.events[i], prev_kv))
     }
 
     /// Sends events to a watcher, in answers that hold whole revisions (or fragments, where
-    /// asked for). `Err` is the first revision that found no room.
+    /// asked for); `reached` is what the last one shows. Adds to `bytes` what was put together.
     pub(super) fn send(
         &self,
-        shared: &Shared,
-        w: &Watcher,
-        indices: &[usize],
-        revision: i64,
-        outbound: &Outbound,
-    ) -> Result<(), i64> {
-        let main = |i: usize| self.events[indices[i]].revision.main;
+        to: &Recipient<'_, impl Sink>,
+        indices: &[u32],
+        reached: i64,
+        bytes: &mut usize,
+    ) -> Sent {
+        let (w, sink) = (to.watcher, to.sink);
         let mut from = 0;
         while from < indices.len() {
-            let mut to = from;
-            let mut bytes = 0;
-            while to < indices.len() && (bytes < ANSWER_BYTES || main(to) == main(to - 1)) {
-                bytes += self.encoded(indices[to], w.prev_kv).len();
-                to += 1;
-            }
-            let events: Vec<&Bytes> = indices[from..to]
-                .iter()
-                .map(|&i| self.encoded(i, w.prev_kv))
-                .collect();
-            // An answer that is not the last shows the revision that it reaches.
-            let shown = if to == indices.len() {
-                revision
-            } else {
-                main(to - 1)
+            let mut to_index = from;
+            let mut len = 0;
+            let whole = |at: usize| {
+                at == from || self.revision(indices[at]) != self.revision(indices[at - 1])
             };
-            let head = control(&shared.ids, shown, w.watch_id);
-            let frames = if w.fragment && head.len() + bytes >= shared.fragment_bytes {
-                fragments(head, &events, shared.fragment_bytes)
+            while to_index < indices.len() && (len < ANSWER_BYTES || !whole(to_index)) {
+                len += nested_len(self.encoded(indices[to_index], w.prev_kv).len());
+                to_index += 1;
+            }
+            let part = &indices[from..to_index];
+            // An answer that is not the last shows the revision that it reaches.
+            let last = part.last().map_or(reached, |&i| self.revision(i));
+            let shown = if to_index == indices.len() {
+                reached
+            } else {
+                last
+            };
+            let head = control(to.ids, shown, w.watch_id);
+            let split = w.fragment && head.len() + len >= to.fragment_bytes;
+            if !split && head.len() + len > MAX_ANSWER_BYTES {
+                return Sent::TooLarge(head.len() + len);
+            }
+            let full = Sent::Full(self.revision(indices[from]));
+            // Nothing is put together that would be refused.
+            if !split && sink.queued_bytes() > 0 && sink.queued_bytes() + len > sink.limit_bytes() {
+                return full;
+            }
+            let events: Vec<&Bytes> = part.iter().map(|&i| self.encoded(i, w.prev_kv)).collect();
+            *bytes += len;
+            let frames = if split {
+                fragments(head, &events, to.fragment_bytes)
             } else {
                 vec![head.frame_with(&events)]
             };
             let mut frames = frames.into_iter();
-            if let Some(first) = frames.next() {
-                outbound.try_send(first).map_err(|_| main(from))?;
+            match frames.next().map(|first| sink.try_send(first)) {
+                None | Some(Ok(())) => {}
+                Some(Err(Refused::Full(_))) => return full,
+                Some(Err(Refused::Closed)) => return Sent::Closed,
             }
             // The rest of a fragmented answer may not be separated from its beginning.
             for f in frames {
-                outbound.push(f);
+                sink.push(f);
             }
-            from = to;
+            from = to_index;
         }
-        Ok(())
+        Sent::All
     }
+}
+
+/// Whom events are sent to.
+pub(super) struct Recipient<'a, S> {
+    pub(super) watcher: &'a Watcher,
+    pub(super) sink: &'a S,
+    pub(super) ids: &'a Ids,
+    pub(super) fragment_bytes: usize,
 }
 
 /// Splits an answer as etcd does: each part below the limit, or of one event.

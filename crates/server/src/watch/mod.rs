@@ -1,14 +1,20 @@
-//! The Watch service: one task a stream reads the client's requests, and serves its
-//! watchers that are behind; the hub's pump serves the rest.
+//! The Watch service. One task a stream reads the client's requests; one task a worker, the
+//! pump, sends all events.
 
+mod cursor;
 mod encode;
+mod host;
 mod hub;
-
-pub(crate) use hub::Hub;
+#[cfg(test)]
+mod model;
+mod progress;
+mod watchers;
 
 use self::encode::control;
-use self::hub::Watcher;
+use self::hub::watch_range;
+use self::watchers::Watcher;
 use crate::service::Service;
+use crate::shared::Shared;
 use crate::status;
 use crate::store::Answer;
 use bytes::Bytes;
@@ -27,7 +33,12 @@ use wire::{Call, Inbound, LocalFuture, Outbound, Slots, Status};
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
-const TOO_MANY: &str = "orlop: too many watches; raise --max-watches";
+
+/// Requests of a stream that are served before others of the worker have a turn.
+const REQUESTS_A_TURN: usize = 64;
+
+/// All watches of a worker.
+pub(crate) type Hub = hub::Hub<Arc<Shared>, Outbound>;
 
 /// Closes the stream's part of the hub, however its task ends.
 struct Registration {
@@ -51,10 +62,11 @@ impl Service {
         let this = self.clone();
         Box::pin(async move {
             let wake = Arc::new(tokio::sync::Notify::new());
-            let key = this
-                .hub
-                .borrow_mut()
-                .open_stream(outbound.clone(), wake.clone());
+            let key = this.hub.borrow_mut().open_stream(
+                outbound.clone(),
+                wake.clone(),
+                call.peer.clone(),
+            );
             let own = Registration {
                 hub: this.hub.clone(),
                 key,
@@ -62,12 +74,11 @@ impl Service {
             let closing = call.closing();
             let interval = jittered(this.shared.progress_interval);
             let mut tick = tokio::time::interval_at(Instant::now() + interval, interval);
-            // A client without room for even one answer is served when its queue is empty.
-            let mut room_bytes = outbound.limit_bytes() / 2;
             // As in etcd, a client may close its half and go on watching.
             let mut asks = true;
+            let mut requests = 0;
             loop {
-                let owed = own.hub.borrow().owes(key);
+                let waits_below = own.hub.borrow().waits_below(key);
                 tokio::select! {
                     message = inbound.next(), if asks => match message.inspect_err(|_| this.receive_failed())? {
                         Some(m) => {
@@ -76,20 +87,19 @@ impl Service {
                             outbound.ready_below(outbound.limit_bytes()).await
                                 .map_err(|_| watch_canceled())?;
                             this.watch_request(key, m, &outbound)?;
+                            requests += 1;
+                            if requests % REQUESTS_A_TURN == 0 {
+                                tokio::task::yield_now().await;
+                            }
                         }
                         None => asks = false,
                     },
                     () = closing.wait() => return Err(status::stopped()),
                     _ = tick.tick() => own.hub.borrow_mut().notify_progress(key),
                     () = wake.notified() => {}
-                    room = outbound.ready_below(room_bytes), if owed => {
+                    room = outbound.ready_below(waits_below.unwrap_or_default()), if waits_below.is_some() => {
                         room.map_err(|_| watch_canceled())?;
-                        let served = {
-                            let mut hub = own.hub.borrow_mut();
-                            hub.catch_up(key) && hub.answer_progress(key)
-                        };
-                        room_bytes = if served { outbound.limit_bytes() / 2 } else { 0 };
-                        tokio::task::yield_now().await;
+                        own.hub.borrow_mut().has_room(key);
                     }
                 }
             }
@@ -145,11 +155,11 @@ impl Service {
         }
         let filter = |f: FilterType| r.filters.contains(&(f as i32));
         let (no_put, no_delete) = (filter(FilterType::Noput), filter(FilterType::Nodelete));
-        let Some(range) = Hub::watch_range(r.key, r.range_end) else {
+        let Some(range) = watch_range(r.key, r.range_end) else {
             return refuse(EMPTY_RANGE);
         };
-        if !self.shared.room_for_watch() {
-            return refuse(TOO_MANY);
+        if let Err(reason) = hub.room_for_watch(stream) {
+            return refuse(reason);
         }
         let added = hub.add(Watcher {
             stream,
@@ -167,25 +177,29 @@ impl Service {
             } else {
                 r.start_revision
             },
-            synced: false,
         });
         match added {
             // Queued before any event: the hub sends those later, from this thread.
             Ok(id) => outbound.push(control(ids, revision, id).created().frame()),
-            Err(()) => refuse(DUPLICATE_ID),
+            Err(watchers::Refused) => refuse(DUPLICATE_ID),
         }
     }
 }
 
-/// Runs a worker's pump: sends new events whenever the store has advanced.
+/// Runs a worker's pump: sends events whenever the store has advanced, or a stream has something
+/// to be done.
 pub(crate) async fn run_pump(hub: Rc<RefCell<Hub>>, slots: Slots<Answer>) {
+    let wake = hub.borrow().wake();
     let mut seen = slots.nudges();
     loop {
-        let more = hub.borrow_mut().pump();
+        let more = hub.borrow_mut().turn();
         if more {
             tokio::task::yield_now().await;
         } else {
-            seen = slots.nudged(seen).await;
+            tokio::select! {
+                nudges = slots.nudged(seen) => seen = nudges,
+                () = wake.notified() => {}
+            }
         }
     }
 }
