@@ -296,7 +296,7 @@ pub static FLAGS: &[Flag] = &[
     own("threads", UINT, "0", "How many threads serve clients, 1024 at most; 0 for one every two cores."),
     own("socket-mode", Text, "0600", "The permission bits, in octal, of the Unix sockets among the client and metrics URLs: who may write to one may connect. `0660` lets its group in."),
     own("max-connections", UINT, "10000", "How many client connections may be open at once."),
-    own("max-watches", UINT, "100000", "How many watches may be open at once."),
+    own("max-watches", UINT, "100000", "How many watches may be open at once. The last tenth is kept for connections with fewer than 1,000."),
     own("segment-bytes", UINT, "67108864", "How large a segment file of the journal is."),
     own("fault-sync-delay", Duration, "0s", "Makes each sync of the journal take this much longer, as on a slower disk: for tests and benchmarks. The data is synced all the same. At most 10s."),
     own("snapshot-dir", Text, "", "A directory, which must exist, for snapshots in etcd's format that are saved by themselves; empty for none. See [backup](../operating/backup.md)."),

@@ -9,13 +9,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use engine::history::Event;
 use std::cell::OnceCell;
 use std::sync::Arc;
-use wire::{Frame, Refused};
+use wire::{Frame, MAX_MESSAGE_BYTES, Refused};
 
 /// One answer holds at most about so many bytes of events, unless one revision has more.
 const ANSWER_BYTES: usize = 256 << 10;
-
-/// gRPC's own limit on a message, as etcd's server has it.
-pub(super) const MAX_ANSWER_BYTES: usize = i32::MAX as usize;
 
 /// `WatchResponse{header=1, watch_id=2, created=3, canceled=4, compact_revision=5,
 /// cancel_reason=6, fragment=7, events=11}` without events.
@@ -175,7 +172,7 @@ impl Batch {
             };
             let head = control(to.ids, shown, w.watch_id);
             let split = w.fragment && head.len() + len >= to.fragment_bytes;
-            if !split && head.len() + len > MAX_ANSWER_BYTES {
+            if !split && head.len() + len > MAX_MESSAGE_BYTES {
                 return Sent::TooLarge(head.len() + len);
             }
             let full = Sent::Full(self.revision(indices[from]));

@@ -10,7 +10,7 @@
 //! here takes more than a few steps.
 
 use super::cursor::{Cursor, Matches, Sending, State, Steps};
-use super::encode::{MAX_ANSWER_BYTES, Recipient, Sent, control};
+use super::encode::{Recipient, Sent, control};
 use super::host::{Host, Sink};
 use super::progress::{Progress, Round};
 use super::watchers::{Behind, CursorId, Place, Refused, StreamId, Watcher, WatcherId, Watchers};
@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Notify;
-use wire::Peer;
+use wire::{MAX_MESSAGE_BYTES, Peer};
 
 /// How much is done at a time.
 #[derive(Clone, Copy, Debug)]
@@ -511,7 +511,7 @@ impl<H: Host, S: Sink> Hub<H, S> {
                 Sent::Closed => {}
                 Sent::TooLarge(bytes) => {
                     let reason = format!(
-                        "grpc: trying to send message larger than max ({bytes} vs. {MAX_ANSWER_BYTES})"
+                        "grpc: trying to send message larger than max ({bytes} vs. {MAX_MESSAGE_BYTES})"
                     );
                     let frame = control(self.host.ids(), sending.reached, watcher.watch_id)
                         .canceled(&reason)
