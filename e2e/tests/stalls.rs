@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use e2e::hostile::node::Node;
 use e2e::hostile::stalls::{Row, Scale, measure};
+use e2e::hostile::watch_stalls;
 use e2e::kube::proc::conclude;
 use e2e::kube::{Result, ensure};
 
@@ -21,7 +22,8 @@ async fn no_large_operation_stalls_writes() {
 
 async fn small(dir: &std::path::Path) -> Result<()> {
     let mut node = Node::start("orlop", dir, &[]).await?;
-    let rows = measure(&node, Scale::SMALL).await?;
+    let mut rows = measure(&node, Scale::SMALL).await?;
+    rows.extend(watch_stalls::measure(&node, Scale::SMALL).await?);
     println!("{}", Row::head());
     for row in &rows {
         println!("{}", row.line(&rows[0].latency));

@@ -7,6 +7,7 @@
 
 use e2e::hostile::node::Node;
 use e2e::hostile::stalls::{Row, Scale, measure};
+use e2e::hostile::watch_stalls;
 use e2e::kube::{Result, fail};
 
 #[tokio::main(flavor = "current_thread")]
@@ -19,7 +20,8 @@ async fn main() -> Result<()> {
     // Not /tmp, which may be in memory.
     let dir = tempfile::tempdir_in(".")?;
     let mut node = Node::start("orlop", dir.path(), &[]).await?;
-    let rows = measure(&node, scale).await?;
+    let mut rows = measure(&node, scale).await?;
+    rows.extend(watch_stalls::measure(&node, scale).await?);
     println!("{}", Row::head());
     for row in &rows {
         println!("{}", row.line(&rows[0].latency));

@@ -36,6 +36,10 @@ pub struct Scale {
     pub at_once: usize,
     /// How long each operation is repeated.
     pub time: Duration,
+    /// Watches of one stream, and requests for progress that come at once.
+    pub watches: (usize, usize),
+    /// Watches that begin at a past revision, and events since then.
+    pub late: (usize, usize),
 }
 
 impl Scale {
@@ -45,6 +49,8 @@ impl Scale {
         revisions: 1_000_000,
         at_once: 20_000,
         time: Duration::from_secs(10),
+        watches: (50_000, 20_000),
+        late: (5_000, 50_000),
     };
     /// For a test of a few seconds.
     pub const SMALL: Scale = Scale {
@@ -52,6 +58,8 @@ impl Scale {
         revisions: 10_000,
         at_once: 2_000,
         time: Duration::from_secs(1),
+        watches: (2_000, 5_000),
+        late: (500, 5_000),
     };
 }
 
@@ -106,7 +114,7 @@ pub(super) fn failed<T>(answer: std::result::Result<Response<T>, Status>, what: 
 }
 
 /// Puts `count` times to `keys` keys, many at once.
-async fn load(
+pub(super) async fn load(
     channel: &Channel,
     prefix: &'static str,
     count: usize,
