@@ -118,7 +118,7 @@ fn longest_create_us(engine: &mut Engine<u64>, keys: std::ops::Range<u64>) -> u1
 /// Milliseconds of the two holds of the lock that a transaction needs which is as large as one
 /// may be, half of it deletes of existing keys, by key or by range, half of it puts of new ones.
 fn largest_txn_ms(engine: &mut Engine<u64>, by_range: bool) -> (f64, f64) {
-    const OPS: u64 = 16_384;
+    const OPS: u64 = 8192;
     let value = Bytes::from(vec![b'v'; 20]);
     let old = |i: u64| key(i + u64::from(by_range) * OPS);
     let nested = |ops: Vec<Op>| {

@@ -9,6 +9,7 @@ use crate::op::KeyRange;
 use crate::steps::Steps;
 use bytes::Bytes;
 use hashbrown::HashMap;
+use hashbrown::hash_map::EntryRef;
 use std::collections::BTreeSet;
 
 /// Which operation, in order of arrival.
@@ -128,9 +129,10 @@ impl HeldKeys {
 
     /// Gives a key back.
     pub(crate) fn remove(&mut self, key: &Bytes, want: Want) {
-        let Some(held) = self.holders.get_mut(key) else {
+        let EntryRef::Occupied(mut entry) = self.holders.entry_ref(key) else {
             return;
         };
+        let held = entry.get_mut();
         held.reads[want.lane] -= u32::from(want.reads);
         held.writes[want.lane] -= u32::from(want.writes);
         let free = held.is_free();
@@ -147,7 +149,7 @@ impl HeldKeys {
             }
         }
         if free {
-            self.holders.remove(key);
+            entry.remove();
         }
     }
 

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Reads.
-    Range(RangeOp),
+    Range(Box<RangeOp>),
     /// Applies one effect.
     Put { prev_kv: bool },
     /// Applies `n` effects.
@@ -141,7 +141,7 @@ impl View<'_> {
             steps.push(match o {
                 Op::Range(r) => {
                     self.check_range(r)?;
-                    Step::Range(r.clone())
+                    Step::Range(Box::new(r.clone()))
                 }
                 Op::Put(p) => {
                     let p = self.put(p.clone())?;

@@ -109,22 +109,22 @@ impl<W> Engine<W> {
         self.seq.next_id += 1;
         let bytes = write.held_bytes();
         let footprint = self.footprint(&write, &class);
-        let op = Waiting {
-            write,
-            class,
-            footprint,
-            waiter,
-            deadline_ms: now_ms.saturating_add(self.limits.wait_timeout_ms),
-            bytes,
-        };
-        if let Some(on) = self.in_the_way(&op.footprint, id) {
+        if let Some(on) = self.in_the_way(&footprint, id) {
             if self.seq.waiting.len() >= self.limits.max_waiting {
-                return Some((op.waiter, Err(Error::TooManyRequests)));
+                return Some((waiter, Err(Error::TooManyRequests)));
             }
+            let op = Waiting {
+                write,
+                class,
+                footprint,
+                waiter,
+                deadline_ms: now_ms.saturating_add(self.limits.wait_timeout_ms),
+                bytes,
+            };
             self.seq.waiting.insert(id, op, Stand::HangsOn(on));
             return None;
         }
-        match self.admit(id, op) {
+        match self.admit(id, write, class, footprint, waiter, bytes) {
             Admitted::Answered(w, a) => Some((w, a)),
             Admitted::Logged => None,
         }
@@ -216,15 +216,15 @@ impl<W> Engine<W> {
         f
     }
 
-    fn admit(&mut self, id: OpId, op: Waiting<W>) -> Admitted<W> {
-        let Waiting {
-            write,
-            class,
-            mut footprint,
-            waiter,
-            mut bytes,
-            ..
-        } = op;
+    fn admit(
+        &mut self,
+        id: OpId,
+        write: Write,
+        class: Class,
+        mut footprint: Footprint,
+        waiter: W,
+        mut bytes: usize,
+    ) -> Admitted<W> {
         let plan = match self.plan(write) {
             Ok(Plan::Effects { step, effects, .. }) if effects.is_empty() => {
                 let mut range_keys = self.limits.txn_range_keys;
@@ -417,7 +417,9 @@ impl<W> Engine<W> {
         };
         if let Some(error) = self.refuses(&op.write) {
             answers.push((op.waiter, Err(error)));
-        } else if let Admitted::Answered(waiter, a) = self.admit(id, op) {
+        } else if let Admitted::Answered(waiter, a) =
+            self.admit(id, op.write, op.class, op.footprint, op.waiter, op.bytes)
+        {
             answers.push((waiter, a));
         }
     }

@@ -55,7 +55,7 @@ pub(super) fn txn(r: &TxnRequest, max_ops: usize) -> Result<(), Status> {
 
 /// A transaction may hold so many compares and operations in all, nested ones and those of
 /// branches that are not taken included: what it may keep the store's lock for.
-const MAX_LEAVES: usize = 16_384;
+const MAX_LEAVES: usize = 8192;
 
 /// How many a transaction may hold in all; never fewer than `--max-txn-ops` lets a single
 /// level hold.
