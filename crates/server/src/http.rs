@@ -164,10 +164,7 @@ impl HealthTold {
         for (alarm, active) in self.changes(alarms) {
             let alarm = alarm_name(alarm);
             if active {
-                tracing::warn!(
-                    alarm,
-                    "serving /health false due to an alarm, until it is cleared"
-                );
+                tracing::warn!(alarm, "serving /health false due to an alarm");
             } else {
                 tracing::info!(
                     alarm,
