@@ -5,8 +5,7 @@ use crate::model::{Event, Live};
 use bytes::Bytes;
 use engine::history::Part;
 use engine::op::{
-    Bound, Class, Compare, DURABLE, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target,
-    TxnOp, Write,
+    Bound, Class, Compare, DeleteOp, KeyRange, Op, Operator, Outcome, PutOp, Target, TxnOp, Write,
 };
 use engine::record::Record;
 use engine::sequencer::Answers;
