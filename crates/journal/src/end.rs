@@ -2,16 +2,19 @@
 
 use crate::allocator::{Closed, Shared};
 use crate::dir::Format;
+use crate::epochs::Epochs;
 use crate::error::CommitError;
 use crate::frame::{self, FLAG_CLOSE, FLAG_VOLATILE, FrameHeader, HEADER, PAGE};
 use crate::marker::{Failed, Marker};
 use crate::record::{self, Note};
 use crate::segment::{self, SegmentHeader};
 use crate::status::Status;
+use crate::tap::{Lane, Tap};
 use crate::unsynced::Unsynced;
-use crate::{Epoch, Lsn, Position};
+use crate::{Lsn, Position};
 use engine::record::Record;
 use files::{File, is_no_space, read_full};
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,11 +22,6 @@ use std::time::{Duration, Instant};
 
 /// The commit buffer is given back above this, so that one large commit does not stay.
 const KEEP_BUFFER_BYTES: usize = 16 << 20;
-
-/// Revisions that an epoch reserves. A power loss skips as many at most.
-const RESERVE: i64 = 4_000_000;
-/// It is renewed when fewer are left.
-pub(crate) const RENEW_BELOW: i64 = 2_000_000;
 
 /// The segment that frames go to.
 pub(crate) struct Current {
@@ -88,25 +86,38 @@ pub(crate) struct Written {
     pub(crate) write_us: u64,
 }
 
-/// Epochs as this process sees them.
+/// Durable frames that are in the log and not visible yet, in log order.
 #[derive(Default)]
-pub(crate) struct Epochs {
-    /// The one that is open in the log.
-    pub(crate) open: Option<Epoch>,
-    /// The last process left it open, and there was no room to close it.
-    pub(crate) left_open: bool,
-    /// Revisions up to here may be shown by volatile writes; 0: none.
-    pub(crate) reserved: i64,
-    /// The frame with the latest bound, until it is synced and `reserved` follows it; 0: none.
-    pub(crate) noted_in: Lsn,
-    /// A volatile writer wants more.
-    pub(crate) wanted: bool,
-    /// How often there was no room to give it.
-    pub(crate) refusals: u64,
-    /// Volatile writes are accepted.
-    pub(crate) accepting: bool,
-    /// Revisions that the durable batch under way will take.
-    pub(crate) pending: i64,
+pub(crate) struct InFlight {
+    /// With the revisions that each takes.
+    frames: VecDeque<(Lsn, i64)>,
+    revisions: i64,
+}
+
+impl InFlight {
+    pub(crate) fn add(&mut self, lsn: Lsn, revisions: i64) {
+        self.frames.push_back((lsn, revisions));
+        self.revisions += revisions;
+    }
+
+    /// A frame is visible.
+    pub(crate) fn remove(&mut self, lsn: Lsn) {
+        if let Ok(at) = self.frames.binary_search_by_key(&lsn, |(lsn, _)| *lsn)
+            && let Some((_, revisions)) = self.frames.remove(at)
+        {
+            self.revisions -= revisions;
+        }
+    }
+
+    /// The one that was written first.
+    pub(crate) fn first(&self) -> Option<Lsn> {
+        self.frames.front().map(|(lsn, _)| *lsn)
+    }
+
+    /// Revisions that all of them take.
+    pub(crate) fn revisions(&self) -> i64 {
+        self.revisions
+    }
 }
 
 /// The state behind the mutex.
@@ -131,6 +142,8 @@ pub(crate) struct End {
     buffer: Vec<u8>,
     pub(crate) unsynced: Unsynced,
     pub(crate) epochs: Epochs,
+    pub(crate) in_flight: InFlight,
+    pub(crate) tap: Tap,
     marker: Option<Marker>,
     pub(crate) closed: bool,
     /// The frame that closed the log, if none came after it.
@@ -159,28 +172,6 @@ pub(crate) fn revisions(records: &[Record]) -> i64 {
     records.iter().filter(|r| r.takes_revision()).count() as i64
 }
 
-impl Epochs {
-    /// The note that a frame after which the revision is `revision` should carry: an epoch
-    /// is wanted, or its revisions run low, or it was left open.
-    pub(crate) fn note_due(&self, revision: i64) -> Option<Note> {
-        if self.left_open && !self.wanted {
-            return Some(Note::EpochEnd);
-        }
-        let low = self.reserved > 0 && self.reserved - revision < RENEW_BELOW;
-        if self.noted_in != 0 || !(self.wanted || low) {
-            return None;
-        }
-        let opened = match self.open {
-            Some(epoch) if self.reserved > 0 => epoch.opened,
-            _ => 0,
-        };
-        Some(Note::Epoch {
-            bound: revision.saturating_add(RESERVE),
-            opened,
-        })
-    }
-}
-
 impl End {
     /// Before anything is in it.
     pub(crate) fn new(
@@ -206,6 +197,8 @@ impl End {
             buffer: Vec::new(),
             unsynced: Unsynced::default(),
             epochs: Epochs::default(),
+            in_flight: InFlight::default(),
+            tap: Tap::default(),
             marker: None,
             closed: false,
             closed_at: None,
@@ -317,36 +310,33 @@ impl End {
     /// `revision`.
     pub(crate) fn note_due(&self, revision: i64) -> Option<Note> {
         let note = self.epochs.note_due(revision);
-        note.filter(|note| self.may_note(note))
+        note.filter(|note| self.may_note(note).is_ok())
     }
 
-    /// Whether a note may be written: an epoch is not opened without a reserve for the start
-    /// that has to end it.
-    pub(crate) fn may_note(&self, note: &Note) -> bool {
-        !matches!(note, Note::Epoch { opened: 0, .. }) || self.shared.has_reserve()
+    /// Whether a note may be written now. An epoch is not opened without a reserve for the start
+    /// that has to end it; and what is in flight became, or becomes, visible by the rules of the
+    /// time that it was written at.
+    pub(crate) fn may_note(&self, note: &Note) -> Result<(), Hindrance> {
+        match *note {
+            Note::Epoch { opened: 0, .. } | Note::EpochEnd => {
+                self.nothing_in_flight()?;
+                let reserved = *note == Note::EpochEnd || self.shared.has_reserve();
+                reserved.then_some(()).ok_or(Hindrance::Reserve)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An error if a frame is in the log that is not visible.
+    pub(crate) fn nothing_in_flight(&self) -> Result<(), CommitError> {
+        let first = self.in_flight.first();
+        first.map_or(Ok(()), |lsn| Err(CommitError::Unordered { lsn }))
     }
 
     /// A note is in the log.
     fn take_note(&mut self, note: &Note) {
-        match *note {
-            Note::Epoch { bound, opened } => {
-                let opened = match opened {
-                    0 => self.lsn,
-                    opened => opened,
-                };
-                self.epochs.open = Some(Epoch { bound, opened });
-                self.epochs.noted_in = self.lsn;
-                self.epochs.left_open = false;
-            }
-            Note::EpochEnd => {
-                self.set_marker(None);
-                self.epochs = Epochs {
-                    refusals: self.epochs.refusals,
-                    accepting: self.epochs.accepting,
-                    ..Epochs::default()
-                };
-            }
-            Note::Stamp { .. } | Note::Jump { .. } => {}
+        if self.epochs.noted(note, self.lsn) {
+            self.set_marker(None);
         }
     }
 
@@ -413,7 +403,7 @@ impl End {
     /// and says how much before it is not yet synced.
     fn begin_segment(&mut self, min_bytes: u64, content: Content<'_>) -> Result<(), Hindrance> {
         // Without an epoch all before a segment is synced, and its header says so.
-        let strict = self.epochs.open.is_none() && !self.no_fsync;
+        let strict = self.epochs.open().is_none() && !self.no_fsync;
         if strict && content.flags & FLAG_VOLATILE == 0 && self.synced < self.lsn {
             return Err(Hindrance::Sync);
         }
@@ -492,6 +482,18 @@ impl End {
         Ok(())
     }
 
+    /// Records of a frame were ordered.
+    pub(crate) fn feed(
+        &mut self,
+        written: &Written,
+        revision_before: i64,
+        lane: Lane,
+        records: &[Record],
+    ) {
+        let place = (written.position.lsn, revision_before);
+        self.tap.feed(place, lane, records);
+    }
+
     /// Records that take `taken` revisions become visible, at `before` or later.
     pub(crate) fn show(&mut self, before: i64, taken: i64) {
         self.revision = self.revision.max(before) + taken;
@@ -532,7 +534,7 @@ impl End {
             crc: self.crc,
             cluster_id: self.cluster_id,
             bytes: self.bytes,
-            epoch: self.epochs.open,
+            epoch: self.epochs.open(),
         }
     }
 }

@@ -154,6 +154,13 @@ pub enum CommitError {
     /// the records to [`Journal::commit`](crate::Journal::commit).
     #[error("volatile writes are not accepted: every write is durable now")]
     Strict,
+    /// A frame is in the log and not visible yet, and that is in the way: it is not synced, or
+    /// its place is behind another one, or the log is to be closed. Nothing was written.
+    #[error("frame {lsn} is in the log and not visible yet: a fault in orlop")]
+    Unordered {
+        /// The frame.
+        lsn: Lsn,
+    },
     /// The journal was closed. Nothing was written.
     #[error("the journal is closed")]
     Closed,

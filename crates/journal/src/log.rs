@@ -5,6 +5,7 @@ use crate::Epoch;
 use crate::allocator::Shared;
 use crate::dir::Format;
 use crate::end::{self, End, Hindrance};
+use crate::epochs::Settled;
 use crate::error::CommitError;
 use crate::marker::{self, Failed, Marker};
 use crate::open::Guards;
@@ -123,20 +124,15 @@ impl Log {
     pub(crate) fn settle_epoch(&self) -> Result<(), CommitError> {
         let mut end = self.end();
         let end = &mut *end;
-        let noted_in = end.epochs.noted_in;
-        if noted_in == 0 || (end.synced < noted_in && !self.no_fsync) {
-            return Ok(());
+        let synced = if self.no_fsync { end.lsn } else { end.synced };
+        match end.epochs.synced(synced) {
+            Settled::Nothing => return Ok(()),
+            Settled::Renewed => {}
+            Settled::Opened(epoch) => {
+                let marker = self.make_marker(end, epoch)?;
+                end.set_marker(marker);
+            }
         }
-        end.epochs.noted_in = 0;
-        let Some(epoch) = end.epochs.open else {
-            return Ok(());
-        };
-        if epoch.opened == noted_in {
-            let marker = self.make_marker(end, epoch)?;
-            end.set_marker(marker);
-        }
-        end.epochs.reserved = epoch.bound;
-        end.epochs.wanted = false;
         end.publish();
         self.changed.notify_all();
         Ok(())

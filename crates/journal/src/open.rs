@@ -5,6 +5,7 @@ use crate::allocator::{Closed, RESERVE_BYTES, Shared};
 use crate::chain::Link;
 use crate::dir::{self, Format, Identity, Layout, NewDirectory, Opened};
 use crate::end::{Behind, Content};
+use crate::epochs::Epochs;
 use crate::error::{CommitError, OpenError};
 use crate::frame::{FLAG_PLACED, HEADER, PAGE};
 use crate::marker;
@@ -165,9 +166,10 @@ pub(crate) fn open_error(error: CommitError) -> OpenError {
             path: file,
             source: io::Error::new(source.kind(), source.to_string()),
         },
-        error @ (CommitError::TooLarge { .. } | CommitError::Strict | CommitError::Closed) => {
-            OpenError::mismatch("", error.to_string())
-        }
+        error @ (CommitError::TooLarge { .. }
+        | CommitError::Strict
+        | CommitError::Unordered { .. }
+        | CommitError::Closed) => OpenError::mismatch("", error.to_string()),
     }
 }
 
@@ -328,9 +330,7 @@ fn close_left_open(
     match written {
         Ok(()) => log.remove_marker(),
         // The next commit notes it: until then all is as it was when the process was killed.
-        Err(error) if error.is_no_room() && report.trusted => {
-            log.end().epochs.left_open = true;
-        }
+        Err(error) if error.is_no_room() && report.trusted => {}
         Err(error) => return Err(open_error(error)),
     }
     Ok(Some(report))
@@ -469,7 +469,7 @@ fn adopt(journal: &Journal, found: &Recovered) -> Result<(), OpenError> {
     end.marked = found.end.lsn;
     end.closed_at = found.closed.then_some(found.end.lsn);
     end.bytes = found.end.bytes;
-    end.epochs.open = found.order.epoch;
+    end.epochs = Epochs::found(found.order.epoch);
     end.behind.push(Behind {
         closed: last,
         unsynced: None,

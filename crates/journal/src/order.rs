@@ -42,8 +42,8 @@ impl Held {
 pub(crate) struct Order {
     /// The epoch that is open.
     pub(crate) epoch: Option<Epoch>,
-    /// Frames held back, in log order, which is theirs among themselves. While a server has
-    /// one commit at a time under way there is at most one.
+    /// Frames held back, in log order, which is theirs among themselves unless stamps say
+    /// otherwise. There are as many as a server has commits under way.
     pub(crate) held: VecDeque<Held>,
 }
 
@@ -109,11 +109,12 @@ impl Order {
                 revision_before,
             } => {
                 let revision = store.revision();
-                let held = self.held.pop_front().filter(|held| held.lsn == stamped);
-                let Some(held) = held.filter(|_| revision == revision_before) else {
+                let at = self.held.binary_search_by_key(&stamped, |held| held.lsn);
+                let held = at.ok().filter(|_| revision == revision_before);
+                let Some(held) = held.and_then(|at| self.held.remove(at)) else {
                     return Err(Refusal(format!(
                         "it gives frame {stamped} the revisions after {revision_before}, and that \
-                         is not the next one, or the store is at revision {revision}"
+                         one has them, or the store is at revision {revision}"
                     )));
                 };
                 held.apply(store)

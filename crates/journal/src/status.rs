@@ -56,7 +56,7 @@ impl Status {
     /// Takes over the end's numbers.
     pub(crate) fn publish(&self, end: &End) {
         let (frames, bytes, oldest) = end.unsynced.totals();
-        let bound = end.epochs.open.map_or(NO_EPOCH, |epoch| epoch.bound);
+        let bound = end.epochs.open().map_or(NO_EPOCH, |epoch| epoch.bound);
         let oldest_us = oldest.map_or(NONE, |at| {
             at.saturating_duration_since(self.began).as_micros() as u64
         });

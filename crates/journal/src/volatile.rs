@@ -1,11 +1,12 @@
 //! Volatile records: visible when they are in the log's file, on disk a little later.
 
 use crate::Lsn;
-use crate::end::{self, Content, End, Hindrance, RENEW_BELOW, Written};
+use crate::end::{self, Content, End, Hindrance, Written};
 use crate::error::CommitError;
 use crate::frame::{FLAG_PLACED, FLAG_VOLATILE, MAX_PAYLOAD_BYTES, PAGE};
 use crate::log::Log;
 use crate::status::VolatileStatus;
+use crate::tap::Lane;
 use engine::record::Record;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -63,7 +64,7 @@ impl VolatileWriter {
         let began = Instant::now();
         let log = &*self.log;
         let mut end = log.end();
-        let refusals = end.epochs.refusals;
+        let refusals = end.epochs.refusals();
         let mut waited = false;
         loop {
             if let Some(error) = log.shared.poison() {
@@ -72,7 +73,7 @@ impl VolatileWriter {
             if end.closed {
                 return Err(CommitError::Closed);
             }
-            if !end.epochs.accepting {
+            if !end.epochs.accepts() {
                 return Err(CommitError::Strict);
             }
             let revision_before = revision();
@@ -85,7 +86,7 @@ impl VolatileWriter {
                 match turn.append(records) {
                     Ok(written) => {
                         let waited_us = if waited { end::micros(began) } else { 0 };
-                        let (info, published) = written.show(taken, sync_within, publish);
+                        let (info, published) = written.show(records, sync_within, publish);
                         return Ok((VolatileInfo { waited_us, ..info }, published));
                     }
                     Err(hindrance) => {
@@ -96,7 +97,7 @@ impl VolatileWriter {
                     }
                 }
             }
-            if waited && end.epochs.refusals != refusals {
+            if waited && end.epochs.refusals() != refusals {
                 return Err(CommitError::NoSpace {
                     path: log.shared.layout.log.clone(),
                 });
@@ -187,7 +188,7 @@ impl Turn<'_> {
         end::check_size(records, TURN_BYTES - PAGE)?;
         let log = self.log;
         match self.append(records) {
-            Ok(written) => Ok(written.show(end::revisions(records), sync_within, publish)),
+            Ok(written) => Ok(written.show(records, sync_within, publish)),
             // There was room when the turn was given; should there be none, it can be tried again.
             Err(hindrance) => Err(log.clear(hindrance).err().unwrap_or(CommitError::NoSpace {
                 path: log.shared.layout.log.clone(),
@@ -225,13 +226,14 @@ struct InFile<'a> {
 }
 
 impl InFile<'_> {
-    /// Makes them visible; they take `taken` revisions.
+    /// Makes them visible.
     fn show<T>(
         self,
-        taken: i64,
+        records: &[Record],
         sync_within: Duration,
         publish: impl FnOnce() -> T,
     ) -> (VolatileInfo, T) {
+        let taken = end::revisions(records);
         let Turn {
             log,
             mut end,
@@ -240,15 +242,11 @@ impl InFile<'_> {
         let within = sync_within.clamp(WITHIN.0, WITHIN.1);
         // Without fsync nothing is promised.
         let mut wake = !log.no_fsync && end.unsynced.add(self.written.bytes, self.marked, within);
+        end.feed(&self.written, revision_before, Lane::Volatile, records);
         end.show(revision_before, taken);
         let published = publish();
         // In good time, so that nobody has to wait for it.
-        let epochs = &mut end.epochs;
-        let left = epochs.reserved - revision_before - taken;
-        if left < RENEW_BELOW && !epochs.wanted && epochs.noted_in == 0 && log.guards.epoch {
-            epochs.wanted = true;
-            wake = true;
-        }
+        wake |= log.guards.epoch && end.epochs.want_in_time(revision_before + taken);
         end.publish();
         drop(end);
         if wake {
@@ -266,14 +264,13 @@ impl InFile<'_> {
 
 /// Whether a volatile write would fail.
 fn refuses(log: &Log, end: &End) -> bool {
-    end.closed || !end.epochs.accepting || log.shared.poison().is_some()
+    end.closed || !end.epochs.accepts() || log.shared.poison().is_some()
 }
 
 /// Whether a volatile write may show `revision` now. If an epoch is in the way, asks for one.
 fn may_go(log: &Log, end: &mut End, revision: i64) -> bool {
-    let epochs = &mut end.epochs;
-    if log.guards.epoch && revision + epochs.pending > epochs.reserved {
-        epochs.wanted = true;
+    if log.guards.epoch && !end.epochs.covers(revision + end.in_flight.revisions()) {
+        end.epochs.want();
         return false;
     }
     log.no_fsync || !end.unsynced.overdue(Instant::now())

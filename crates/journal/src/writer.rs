@@ -2,19 +2,21 @@
 
 use crate::allocator::{Allocator, Shared};
 use crate::dir::Format;
-use crate::end::{self, Content, End, Hindrance, Written};
+use crate::end::Content;
 use crate::error::CommitError;
-use crate::frame::{FLAG_CLOSE, FLAG_PLACED, MAX_PAYLOAD_BYTES, PAGE};
+use crate::frame::{FLAG_CLOSE, FLAG_PLACED, PAGE};
 use crate::log::Log;
 use crate::open::Options;
 use crate::record::Note;
 use crate::status::VolatileStatus;
+use crate::steps::{self, Appended, NotOrdered, Ordered};
+use crate::tap::Follower;
 use crate::volatile::VolatileWriter;
 use crate::{Lsn, Position};
 use engine::record::Record;
 use files::Lock;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 /// What a commit did and how long it took.
@@ -74,65 +76,80 @@ impl Journal {
     /// and is called when they are on disk. Between the two volatile records may become
     /// visible; then a further frame, not synced, notes which revisions these records get.
     ///
+    /// These are the three steps [`append`](Journal::append), [`order`](Journal::order) and
+    /// [`release`](Ordered::release) with a [`sync`](Journal::sync) after the first.
+    ///
     /// # Errors
-    /// After [`CommitError::NoSpace`] and [`CommitError::TooLarge`] the log is as before.
-    /// After [`CommitError::Poisoned`] nothing is known of these records until the next start,
-    /// and every later call fails the same.
+    /// After [`CommitError::NoSpace`], [`CommitError::NoSegment`] and [`CommitError::TooLarge`]
+    /// the log is as before. After [`CommitError::Poisoned`] nothing is known of these records
+    /// until the next start, and every later call fails the same.
     pub fn commit<T>(
         &mut self,
         records: &[Record],
         revision: impl Fn() -> i64,
         publish: impl FnOnce() -> T,
     ) -> Result<(CommitInfo, T), CommitError> {
-        end::check_size(records, MAX_PAYLOAD_BYTES)?;
-        let taken = end::revisions(records);
-        let log = &self.log;
-        let (written, before, noted) = loop {
-            let mut end = log.end();
-            let before = revision();
-            let note = end.note_due(before + taken);
-            let appended = end.append(Content {
-                notes: note.as_slice(),
-                records,
-                revision_before: before,
-                flags: 0,
-            });
-            match appended {
-                Ok(written) => {
-                    end.epochs.pending = taken;
-                    break (written, before, note.is_some());
-                }
-                Err(hindrance) => {
-                    drop(end);
-                    log.clear(hindrance)?;
-                }
-            }
+        let appended = self.append(records, &revision)?;
+        let synced = match self.log.no_fsync {
+            true => None,
+            false => self.log.sync()?,
         };
-        let synced = if log.no_fsync { None } else { log.sync()? };
-        if noted {
-            log.settle_epoch()?;
-        }
-        let (mut end, stamped) = stamp(log, &written, (before, taken), revision)?;
-        end.epochs.pending = 0;
-        end.show(before, taken);
-        let published = publish();
-        drop(end);
-        log.changed.notify_all();
-        let info = CommitInfo {
-            position: written.position,
-            bytes: written.bytes,
-            write_us: written.write_us,
-            sync_us: synced.map_or(0, |took| took.as_micros() as u64),
-            stamped,
-        };
-        Ok((info, published))
+        self.log.settle_epoch()?;
+        let ordered = self.order(appended, &revision);
+        let ordered = ordered.map_err(|not_ordered| *not_ordered.reason)?;
+        let (info, published) = ordered.release(publish);
+        let sync_us = synced.map_or(0, |took| took.as_micros() as u64);
+        Ok((CommitInfo { sync_us, ..info }, published))
+    }
+
+    /// The first step of a durable write: puts its records into the log's file. Nothing is
+    /// visible, and nothing is on disk before the next [`sync`](Journal::sync). More than one
+    /// may be on its way. `revision` is the store's.
+    ///
+    /// What is not taken through the other steps is visible after the next start.
+    ///
+    /// # Errors
+    /// As [`commit`](Journal::commit).
+    pub fn append<R: AsRef<[Record]>>(
+        &mut self,
+        records: R,
+        revision: impl Fn() -> i64,
+    ) -> Result<Appended<R>, CommitError> {
+        steps::append(&self.log, records, revision)
+    }
+
+    /// The second step, once the frame is on disk: fixes the revisions that its records get,
+    /// those after `revision`, and their place among all others. Until the third step nothing
+    /// else is written or becomes visible.
+    ///
+    /// Within an epoch frames may be ordered otherwise than they were written; the log says how.
+    ///
+    /// # Errors
+    /// [`NotOrdered`], which gives the frame back: [`CommitError::Unordered`] if it is not
+    /// synced, or comes before one that must be visible before it;
+    /// [`CommitError::NoSpace`] or [`CommitError::NoSegment`] if the log has to say how it is
+    /// ordered and there is no room; [`CommitError::Poisoned`].
+    pub fn order<R: AsRef<[Record]>>(
+        &self,
+        appended: Appended<R>,
+        revision: impl Fn() -> i64,
+    ) -> Result<Ordered<'_, R>, NotOrdered<R>> {
+        steps::order(&self.log, appended, revision)
+    }
+
+    /// Follows all records from here on, in the order in which they become visible. `open` is
+    /// called while nothing is written or becomes visible: what it sees, and what the follower
+    /// is given, is all there is. At most `limit_bytes` of records wait for the follower.
+    pub fn follow<T>(&self, limit_bytes: u64, open: impl FnOnce() -> T) -> (Follower, T) {
+        let mut end = self.log.end();
+        (end.tap.follow(limit_bytes), open())
     }
 
     /// When [`upkeep`](Journal::upkeep) next has something to do; `None` until a volatile
     /// write calls the waker.
     pub fn due(&self) -> Option<Instant> {
         let end = self.log.end();
-        if end.epochs.wanted {
+        if end.epochs.is_wanted() {
             return Some(Instant::now());
         }
         end.unsynced.due()
@@ -163,23 +180,22 @@ impl Journal {
     fn note_epoch(&self, revision: impl Fn() -> i64) -> Result<bool, CommitError> {
         loop {
             let mut end = self.log.end();
-            if !end.epochs.wanted {
+            if !end.epochs.is_wanted() {
                 return Ok(false);
             }
             let revision_before = revision();
             let Some(note @ Note::Epoch { .. }) = end.epochs.note_due(revision_before) else {
-                return Ok(end.epochs.noted_in != 0);
+                return Ok(end.epochs.is_noted());
             };
-            let appended = match end.may_note(&note) {
-                true => end.append(Content {
+            let noted = end.may_note(&note).and_then(|()| {
+                end.append(Content {
                     notes: &[note],
                     revision_before,
                     flags: FLAG_PLACED,
                     ..Content::default()
-                }),
-                false => Err(Hindrance::Reserve),
-            };
-            let Err(hindrance) = appended else {
+                })
+            });
+            let Err(hindrance) = noted else {
                 return Ok(true);
             };
             drop(end);
@@ -187,8 +203,7 @@ impl Journal {
                 Ok(()) => {}
                 Err(error) if error.is_no_room() => {
                     let mut end = self.log.end();
-                    end.epochs.wanted = false;
-                    end.epochs.refusals += 1;
+                    end.epochs.no_room();
                     self.log.changed.notify_all();
                     return Ok(false);
                 }
@@ -209,8 +224,7 @@ impl Journal {
     /// [`upkeep`](Journal::upkeep), due at once, opens an epoch, for which they wait.
     pub fn allow_volatile(&mut self) {
         let mut end = self.log.end();
-        end.epochs.accepting = true;
-        end.epochs.wanted |= end.epochs.reserved == 0;
+        end.epochs.allow();
     }
 
     /// Ends volatile writing: refuses further volatile writes, puts all that was written on
@@ -233,11 +247,11 @@ impl Journal {
     fn end_epoch(&self, revision: impl Fn() -> i64) -> Result<(), CommitError> {
         loop {
             let mut end = self.log.end();
-            end.epochs.accepting = false;
-            end.epochs.wanted = false;
-            if end.epochs.open.is_none() {
+            end.epochs.refuse();
+            if end.epochs.open().is_none() {
                 return Ok(());
             }
+            end.nothing_in_flight()?;
             let Err(hindrance) = end.append(Content {
                 notes: &[Note::EpochEnd],
                 revision_before: revision(),
@@ -294,6 +308,8 @@ impl Journal {
     ) -> Result<(Position, T), CommitError> {
         let (position, opened) = {
             let end = self.log.end();
+            // It would be taken for a part of the snapshot.
+            end.nothing_in_flight()?;
             (end.position(), open())
         };
         self.log.sync()?;
@@ -358,6 +374,7 @@ impl Journal {
 
     pub(crate) fn close_frame(&mut self, revision: i64) -> Result<(), CommitError> {
         self.log.end().closed = true;
+        self.log.end().nothing_in_flight()?;
         // Volatile writes may have gone on until now.
         let revision = self.log.end().revision.max(revision);
         let ended = self.end_epoch(|| revision);
@@ -401,45 +418,5 @@ impl Drop for Journal {
         self.log.end().closed = true;
         self.log.changed.notify_all();
         self.log.shared.stop();
-    }
-}
-
-/// Notes the revisions that a commit gets, if volatile writes took those it would have got.
-/// Without it they follow from the log's order, as long as all of the log is there: if there
-/// is no room, only a power loss makes a difference, and gives them new ones. The end is
-/// returned, so that nothing else becomes visible in between.
-fn stamp<'a>(
-    log: &'a Log,
-    written: &Written,
-    (before, taken): (i64, i64),
-    revision: impl Fn() -> i64,
-) -> Result<(MutexGuard<'a, End>, bool), CommitError> {
-    let lsn = written.position.lsn;
-    loop {
-        let mut end = log.end();
-        if taken == 0 || end.lsn == lsn || end.epochs.open.is_none() || !log.guards.stamp {
-            return Ok((end, false));
-        }
-        let revision_before = revision();
-        if revision_before == before {
-            return Ok((end, false));
-        }
-        let Err(hindrance) = end.append(Content {
-            notes: &[Note::Stamp {
-                lsn,
-                revision_before,
-            }],
-            revision_before,
-            flags: FLAG_PLACED,
-            ..Content::default()
-        }) else {
-            return Ok((end, true));
-        };
-        drop(end);
-        match log.clear(hindrance) {
-            Ok(()) => {}
-            Err(error) if error.is_no_room() => return Ok((log.end(), false)),
-            Err(error) => return Err(error),
-        }
     }
 }

@@ -8,5 +8,6 @@ mod damage;
 mod fuzz;
 mod real;
 mod seed;
+mod steps;
 mod support;
 mod volatile;
