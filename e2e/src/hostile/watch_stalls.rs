@@ -30,9 +30,10 @@ impl Stream {
         let (requests, open) = mpsc::channel(QUEUE);
         let mut client = WatchClient::new(channel.clone());
         // The answer's headers come with the first message.
-        requests
-            .send(create(Bytes::from_static(b"first"), 0))
-            .await?;
+        let first = create(Bytes::from_static(b"first"), 0);
+        ensure(requests.try_send(first).is_ok(), || {
+            "no room for a request".to_owned()
+        })?;
         let answers = failed(client.watch(ReceiverStream::new(open)).await, "watch")?;
         Ok(Stream { requests, answers })
     }
@@ -67,7 +68,8 @@ impl Stream {
                 break;
             }
         }
-        Ok(sending.await?)
+        let sent = sending.await;
+        ensure(sent.is_ok(), || format!("sending requests: {sent:?}"))
     }
 }
 
