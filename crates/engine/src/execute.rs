@@ -73,7 +73,7 @@ impl<W> Engine<W> {
         match step {
             Step::Range(op) => {
                 let at = run.after(self.revision);
-                let reply = self.range_in_txn(op, at, range_keys);
+                let reply = self.range_in_txn(*op, at, range_keys);
                 (run.shown(self.revision), reply)
             }
             Step::Put { prev_kv } => {
