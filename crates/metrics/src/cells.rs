@@ -185,13 +185,17 @@ impl Histogram {
     /// Observes a value in the unit that the series is named for. A negative
     /// value (a clock stepped back) counts as zero.
     pub fn observe_value(&self, value: f64) {
+        self.observe_times(value, 1);
+    }
+
+    /// Observes the same value `times` times.
+    pub fn observe_times(&self, value: f64, times: u64) {
         let value = value.max(0.0);
         let bucket = self.shape.bounds.partition_point(|bound| *bound < value);
-        self.run.add(bucket, 1);
-        self.run.add(
-            self.shape.bounds.len() + 1,
-            (value * self.shape.sum_steps).round() as u64,
-        );
+        self.run.add(bucket, times);
+        let sum = (value * self.shape.sum_steps).round() as u64;
+        self.run
+            .add(self.shape.bounds.len() + 1, sum.wrapping_mul(times));
     }
 
     /// How many observations there were.
@@ -199,6 +203,11 @@ impl Histogram {
         (0..=self.shape.bounds.len())
             .map(|bucket| self.run.sum(bucket))
             .sum()
+    }
+
+    /// The sum of what was observed, in the unit that the series is named for.
+    pub fn sum(&self) -> f64 {
+        self.run.sum(self.shape.bounds.len() + 1) as f64 / self.shape.sum_steps
     }
 
     pub(crate) fn read(&self) -> Snapshot {
@@ -209,7 +218,7 @@ impl Histogram {
                 total
             })
             .collect();
-        let sum = self.run.sum(self.shape.bounds.len() + 1) as f64 / self.shape.sum_steps;
+        let sum = self.sum();
         Snapshot { cumulative, sum }
     }
 }

@@ -302,6 +302,7 @@ const ALSO: &[(&str, &[(&str, &str)])] = &[
     ("orlop_journal_snapshot_lag_bytes", &[]),
     ("orlop_journal_snapshot_duration_seconds_count", &[]),
     ("orlop_journal_last_snapshot_timestamp_seconds", &[]),
+    ("orlop_engine_lock_hold_seconds_count", &[]),
     ("orlop_journal_commit_batch_size_count", &[]),
     ("orlop_watchers_behind", &[]),
     ("orlop_connections", &[]),

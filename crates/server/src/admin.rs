@@ -191,7 +191,7 @@ fn status(shared: &Shared) -> Value {
     let store = &shared.store;
     let storage = &store.storage;
     let current = storage.current();
-    let volatile = shared.volatile.status();
+    let volatile = shared.log.status().volatile;
     let rate = shared.rates.now(&shared.metrics);
     let m = &shared.metrics;
     let (revision, pending) = {
@@ -218,7 +218,7 @@ fn status(shared: &Shared) -> Value {
         syncs,
     } = rate;
     json!({
-        "name": shared.name,
+        "name": shared.member.name,
         "version": env!("CARGO_PKG_VERSION"),
         "revision": revision,
         "pending_writes": pending,

@@ -63,7 +63,7 @@ pub(crate) fn encoder(
     let origin = Origin {
         member_id: shared.ids.member_id,
         raft_term: shared.ids.raft_term,
-        raft_index: shared.committed_lsn(),
+        raft_index: shared.log.committed_lsn(),
         storage_version: STORAGE_VERSION,
     };
     let encoder = Encoder::paced(&origin, &head, versions, &mut || pace.rest());
@@ -149,7 +149,7 @@ impl Service {
             };
             let thread =
                 threads::spawn_job("send-snapshot", work, ended).map_err(|_| status::stopped())?;
-            shared.keep_thread(thread);
+            shared.lifecycle.keep(thread);
             send(call, ready, outbound).await
         })
     }

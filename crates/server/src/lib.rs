@@ -6,19 +6,20 @@
 //! through the journal's file system, or
 //! decide what etcd's semantics are: that is the engine's.
 //!
-//! A put goes `kv` → `write` → engine's sequencer → `durability` (or, if it is volatile,
-//! `volatile`) → journal, and back.
+//! A put goes `kv` → `write` → engine's sequencer → `commit_log` → journal, and back.
 
 mod admin;
 mod backup;
 mod beside;
-mod durability;
+mod commit_log;
 mod encode;
+mod engine_lock;
 mod error;
 mod expiry;
 mod http;
 mod kv;
 mod lease;
+mod lifecycle;
 mod maintenance;
 mod memory;
 mod pace;
@@ -27,6 +28,7 @@ mod rates;
 mod read;
 mod scheduled;
 mod service;
+mod settings;
 mod shared;
 mod start;
 mod status;
@@ -34,9 +36,7 @@ mod storage;
 mod store;
 mod switch;
 mod transfer;
-mod turns;
 mod upkeep;
-mod volatile;
 mod watch;
 mod write;
 

@@ -17,6 +17,7 @@ use etcd_api::health::health_check_response::ServingStatus;
 use prost::Message;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use wire::{Call, Code, Frame, Outbound, Reply, Status};
 
@@ -32,7 +33,7 @@ impl Service {
         };
         let member_id = shared.ids.member_id;
         let errors = alarms.iter().map(|&a| alarm_text(member_id, a)).collect();
-        let index = shared.committed_lsn();
+        let index = shared.log.committed_lsn();
         encode::message(&pb::StatusResponse {
             header: Some(self.header_at(revision)),
             version: ETCD_VERSION.into(),
@@ -45,7 +46,7 @@ impl Service {
             db_size_in_use: sizes.total_bytes as i64,
             is_learner: false,
             storage_version: CLUSTER_VERSION.into(),
-            db_size_quota: shared.quota.shown_bytes(),
+            db_size_quota: shared.settings.quota.shown_bytes(),
             downgrade_info: Some(pb::DowngradeInfo::default()),
         })
     }
@@ -111,9 +112,9 @@ impl Service {
             let started = Instant::now();
             tracing::info!("starting defragment");
             let inflight = Inflight::begin(&this.shared);
-            let number = this.shared.want_snapshot();
+            let checkpoint = this.shared.log.checkpoint();
             let result = loop {
-                if let Some(result) = this.shared.journal_snapshots.result(number) {
+                if let Some(result) = checkpoint.result() {
                     break result.map_err(|reason| status::no_defragment(&reason));
                 }
                 if this.shared.stopping() {
@@ -234,9 +235,9 @@ impl Service {
         let s = &self.shared;
         let member = pb::Member {
             id: s.ids.member_id,
-            name: s.name.clone(),
-            peer_ur_ls: s.peer_urls.clone(),
-            client_ur_ls: s.client_urls.clone(),
+            name: s.member.name.clone(),
+            peer_ur_ls: s.member.peer_urls.clone(),
+            client_ur_ls: s.member.client_urls.clone(),
             is_learner: false,
         };
         let header = Some(pb::ResponseHeader {
@@ -359,25 +360,25 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     drop(engine);
     let now_ms = shared.store.now_ms();
     let oldest_ms = pins.oldest_ms.map(|since| now_ms.saturating_sub(since));
-    let (journal_bytes, lag) = shared.journal_bytes();
+    let log = shared.log.status();
     let (connections, connections_refused) = shared.connections();
-    let volatile = shared.volatile.status();
+    let volatile = &log.volatile;
     metrics::ScrapeInput {
         has_leader: true,
         is_leader: true,
-        proposals_committed: shared.committed_records(),
-        proposals_applied: shared.committed_records(),
+        proposals_committed: log.committed_records,
+        proposals_applied: log.committed_records,
         proposals_pending: pending as u64,
-        quota_bytes: shared.quota.shown_bytes(),
+        quota_bytes: shared.settings.quota.shown_bytes(),
         db_total_bytes: sizes.total_bytes as u64,
         db_in_use_bytes: sizes.total_bytes as u64,
         current_revision: revision,
         compact_revision,
-        compact_last_unix_s: shared.last_compaction_unix_s(),
+        compact_last_unix_s: shared.last_compaction_unix_s.load(Ordering::Relaxed),
         keys: keys as u64,
-        watchers: shared.watcher_count().max(0) as u64,
-        slow_watchers: shared.behind_count().max(0) as u64,
-        watchers_behind: shared.behind_count().max(0) as u64,
+        watchers: shared.watches.open().max(0) as u64,
+        slow_watchers: shared.watches.behind().max(0) as u64,
+        watchers_behind: shared.watches.behind().max(0) as u64,
         alarm_nospace: alarms.contains(&(pb::AlarmType::Nospace as i32)),
         alarm_corrupt: alarms.contains(&(pb::AlarmType::Corrupt as i32)),
         leases: leases as u64,
@@ -391,11 +392,11 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         snapshots_held_bytes: shared.sending_snapshots.held_bytes(),
         data_bytes: sizes.data_bytes as u64,
         history_bytes: sizes.history_bytes as u64,
-        history_budget_bytes: shared.history_budget_bytes,
-        journal_segments: journal_bytes / shared.segment_bytes.max(1),
-        journal_bytes,
-        journal_snapshot_lag_bytes: lag,
-        journal_last_snapshot_unix_s: shared.last_snapshot_unix_s(),
+        history_budget_bytes: shared.settings.history_budget_bytes,
+        journal_segments: log.segments,
+        journal_bytes: log.log_bytes,
+        journal_snapshot_lag_bytes: log.since_checkpoint_bytes,
+        journal_last_snapshot_unix_s: log.last_checkpoint_unix_s,
         storage_strict: shared.store.storage.is_strict(),
         epoch_open: volatile.epoch_bound.is_some(),
         unsynced_bytes: volatile.unsynced_bytes,

@@ -146,9 +146,13 @@ pub(crate) struct Scheduled {
 }
 
 impl Scheduled {
-    pub(crate) fn new(shared: Arc<Shared>, config: &ScheduledSnapshots) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        files: Arc<dyn FileSystem>,
+        config: &ScheduledSnapshots,
+    ) -> Self {
         let directory = Directory {
-            fs: shared.files.clone(),
+            fs: files,
             dir: config.dir.clone(),
             cluster_id: shared.ids.cluster_id,
         };
@@ -230,8 +234,8 @@ impl Scheduled {
         let mut pace = Pace::start();
         let (mut encoder, revision) = backup::encoder(shared, &mut pace, || shared.stopping())?;
         let needed = encoder.bytes() + 32;
-        if let Some(room) = room_beside(&self.directory.dir, &shared.data_dir) {
-            let left = SEGMENTS_LEFT * shared.segment_bytes;
+        if let Some(room) = room_beside(&self.directory.dir, shared.log.dir()) {
+            let left = SEGMENTS_LEFT * shared.log.segment_bytes();
             if room < needed.saturating_add(left) {
                 return Err(Error::NoRoom { needed, room, left });
             }

@@ -1,12 +1,18 @@
 //! From a configuration to a running server, and back to nothing.
 
-use crate::durability::Committer;
+use crate::backup::Sending;
+use crate::commit_log::{self, Around};
 use crate::encode::Ids;
+use crate::engine_lock::EngineLock;
 use crate::error::Error;
+use crate::http::HealthTold;
+use crate::lifecycle::Lifecycle;
 use crate::memory;
+use crate::rates::Rates;
 use crate::scheduled::Scheduled;
 use crate::service::{METHODS, Service};
-use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Parts, Shared};
+use crate::settings::Settings;
+use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Member, Shared, Watches};
 use crate::storage::Storage;
 use crate::store::{Store, Waiter};
 use crate::upkeep::Upkeep;
@@ -14,19 +20,15 @@ use config::{Config, Url};
 use engine::{Engine, Limits};
 use files::FileSystem;
 use files::real::RealFs;
-use journal::{Journal, NewDirectory, OpenReport, Options};
 use metrics::Metrics;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use threads::{CriticalTurns, spawn_vital};
 use wire::{Address, BoundListener, ListenerConfig, Mailboxes, Serves};
 
 /// How long a stop waits for calls under way.
 const GRACE: Duration = Duration::from_secs(2);
-/// What etcd allows a request besides `--max-request-bytes`.
-const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 /// etcd's raft term after the first election of a lone member; it never changes here.
 const RAFT_TERM: u64 = 2;
 /// Few people administer at once.
@@ -66,8 +68,6 @@ pub struct Server {
     shared: Arc<Shared>,
     wire: wire::Server,
     admin: Option<wire::Server>,
-    committer: JoinHandle<()>,
-    upkeep: JoinHandle<()>,
     started: Started,
 }
 
@@ -95,23 +95,7 @@ impl Server {
             config.quota_backend_bytes,
             config.history_budget_bytes,
         );
-        tracing::info!(
-            "memory-bytes" = budget.memory_bytes,
-            "quota-bytes" = budget.quota.shown_bytes(),
-            "history-budget-bytes" = budget.history_bytes,
-            "memory limits"
-        );
-        let quota_bytes = budget.quota.limit_bytes();
-        if budget.quota.shown_bytes() < 0 {
-            tracing::warn!(
-                "there is no quota, since --quota-backend-bytes is negative: data may grow until the OOM killer ends the server"
-            );
-        } else if quota_bytes.saturating_add(budget.history_bytes) > budget.memory_bytes / 4 * 3 {
-            tracing::warn!(
-                "quota and history budget together come close to the memory there is; the OOM killer may come before NOSPACE: lower --quota-backend-bytes or --history-budget-bytes, or add memory"
-            );
-        }
-
+        tell_memory(&budget);
         if !config.fault_sync_delay.is_zero() {
             tracing::warn!(
                 delay = %telemetry::GoDuration(config.fault_sync_delay),
@@ -121,23 +105,12 @@ impl Server {
         let files: Arc<dyn FileSystem> =
             Arc::new(RealFs::new().with_sync_delay(config.fault_sync_delay));
         let limits = Limits {
-            quota_bytes: quota_bytes as usize,
+            quota_bytes: budget.quota.limit_bytes() as usize,
             max_held_bytes: budget.held_bytes as usize,
             ..Limits::default()
         };
         let mut engine: Engine<Waiter> = Engine::new(limits);
-        let (mut journal, report) = Journal::open(
-            files.clone(),
-            &config.data_dir,
-            options(config),
-            &mut engine,
-        )?;
-        for w in &report.warnings {
-            tracing::warn!(warning = %w, "while opening the data directory");
-        }
-        if let Some(cut) = &report.cut_short {
-            tracing::info!(cut = %cut, "the log ended in an unfinished write that was never acknowledged; it is left out");
-        }
+        let opened = commit_log::open(config, files.clone(), &mut engine)?;
         // After the journal: whose directory it is, is known now, and that nobody else uses it.
         let storage = Storage::open(config, files.clone())?;
         let rules = storage.current();
@@ -149,27 +122,13 @@ impl Server {
             "storage rules in force"
         );
         rules.warn();
-        report_epoch(&report, storage.is_strict());
-        if !storage.is_strict() {
-            journal.allow_volatile();
-        }
-        if let Some(w) = files::real::fs_warning(&config.data_dir) {
-            tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
-        }
         if let Some(w) = crate::permissions::warning(&config.data_dir) {
             tracing::warn!("data-dir" = %config.data_dir.display(), "{w}");
         }
         engine.set_compaction_hashes(true);
         engine.renew_leases(0);
-        engine.set_disk_full(report.no_space);
         engine.check_quota();
         let (revision, keys) = (engine.revision(), engine.keys());
-        if storage.is_strict() && report.epoch.is_some() {
-            // What the last process left is on disk; nothing volatile follows.
-            if let Err(error) = journal.close_epoch(|| revision) {
-                tracing::warn!(%error, "cannot close the epoch of volatile writes: until it is, a power loss makes every watcher list again");
-            }
-        }
 
         // The committer and the apiserver beside us want the other cores: with all of them busy,
         // fewer workers mean fewer switches (docs/performance.md, "One worker or two").
@@ -177,73 +136,62 @@ impl Server {
             0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
             n => n,
         };
-        let identity = &report.identity;
+        let (identity, created) = (opened.identity().clone(), opened.created());
         let ids = Ids {
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
             raft_term: RAFT_TERM,
         };
-        let metrics = Metrics::new(&metrics::Options {
+        let metrics = Arc::new(Metrics::new(&metrics::Options {
             extensive: config.metrics == config::Metrics::Extensive,
             shards: workers + 2,
             server_version: ETCD_VERSION.into(),
             cluster_version: CLUSTER_MINOR_VERSION.into(),
             orlop_version: env!("CARGO_PKG_VERSION").into(),
             member_id: ids.member_id,
-        });
+        }));
         metrics.leader_changes.inc();
-        let max_request_bytes = config.max_request_bytes as usize;
-        let shared = Arc::new(Shared::new(
-            config,
-            Parts {
-                store: Arc::new(Store::new(engine, Mailboxes::new(workers), storage)),
-                metrics,
-                ids,
-                name: identity.name.clone(),
-                client_urls: config
-                    .advertise_client_urls
-                    .iter()
-                    .map(Url::to_string)
-                    .collect(),
-                quota: budget.quota,
-                history_budget_bytes: budget.history_bytes,
-                files,
-                allocator: journal.allocator(),
-                log_counters,
-                certificates,
-                fragment_bytes: max_request_bytes + MESSAGE_OVERHEAD_BYTES,
-                volatile: journal.volatile(),
-                disk_full: report.no_space,
-            },
-        ));
-        shared.committed(report.position.lsn(), 0);
-
-        let allocator = journal.allocator();
-        shared.keep_thread(spawn_vital("allocator", move || {
-            allocator.run(tell_of_segments)
-        })?);
-        let for_waker = Arc::downgrade(&shared);
-        journal.set_waker(move || {
-            if let Some(shared) = for_waker.upgrade() {
-                shared.store.commit.raise();
-            }
-        });
-        let (for_writer, writer) = (shared.clone(), journal.volatile());
-        let volatile = spawn_vital("volatile", move || {
-            crate::volatile::run(&for_writer, &writer)
+        let settings = Settings::new(config, &budget);
+        let engine = EngineLock::new(engine, metrics.lock_hold.clone());
+        let store = Arc::new(Store::new(engine, Mailboxes::new(workers), storage));
+        let lifecycle = Arc::new(Lifecycle::default());
+        let log = opened.run(Around {
+            store: store.clone(),
+            metrics: metrics.clone(),
+            lifecycle: lifecycle.clone(),
+            quota: settings.quota,
+            warning_apply: settings.warning_apply,
         })?;
-        let committer = Committer::new(shared.clone(), journal, volatile);
-        let committer = spawn_vital("committer", move || committer.run())?;
+        let shared = Arc::new(Shared {
+            store,
+            log,
+            metrics,
+            ids,
+            member: Member::new(&identity.name, config),
+            settings,
+            lifecycle,
+            watches: Watches::default(),
+            rates: Rates::default(),
+            sending_snapshots: Sending::default(),
+            health_told: HealthTold::default(),
+            certificates,
+            log_counters,
+            last_compaction_unix_s: AtomicU64::new(0),
+            connections: OnceLock::new(),
+        });
+
         let upkeep = Upkeep::new(shared.clone(), config.auto_compaction);
         let upkeep = spawn_vital("upkeep", move || upkeep.run())?;
+        shared.lifecycle.keep(upkeep);
         if let Some(scheduled) = &config.scheduled_snapshots {
-            let scheduled = Scheduled::new(shared.clone(), scheduled);
-            shared.keep_thread(spawn_vital("scheduled", move || scheduled.run())?);
+            let scheduled = Scheduled::new(shared.clone(), files, scheduled);
+            let scheduled = spawn_vital("scheduled", move || scheduled.run())?;
+            shared.lifecycle.keep(scheduled);
         }
 
         let wire_config = wire::Config {
             workers,
-            max_message_bytes: max_request_bytes + MESSAGE_OVERHEAD_BYTES,
+            max_message_bytes: shared.settings.max_message_bytes,
             max_connections: config.max_connections,
             max_concurrent_streams: config.max_concurrent_streams,
             keepalive_interval: config.grpc_keepalive_interval,
@@ -263,13 +211,14 @@ impl Server {
             tokio::task::spawn_local(CriticalTurns(Box::pin(pump)));
             service
         })?;
-        shared.serving(wire.counts());
+        // Set once: a server starts once.
+        let _ = shared.connections.set(wire.counts());
         let admin = admin(config, &shared)?;
         let started = Started {
             client_urls,
             metrics_urls,
             name: identity.name.clone(),
-            created: report.created,
+            created,
             revision,
             keys,
             took: began.elapsed(),
@@ -281,8 +230,6 @@ impl Server {
             shared,
             wire,
             admin,
-            committer,
-            upkeep,
             started,
         })
     }
@@ -307,47 +254,32 @@ impl Server {
             admin.shutdown(Duration::ZERO);
         }
         self.shared.stop();
-        // They do not panic: that ends the process.
-        let _ = self.committer.join();
-        let _ = self.upkeep.join();
-        self.shared.join_threads();
+        self.shared.lifecycle.join();
     }
 }
 
-/// Says what a start after a crash made of volatile writes.
-fn report_epoch(report: &OpenReport, strict: bool) {
-    if let Some(problem) = report.marker_problem.as_ref().filter(|_| !strict) {
-        tracing::warn!(problem, "a killed server will start as after a power loss");
-    }
-    let Some(epoch) = &report.epoch else { return };
-    if epoch.trusted {
-        tracing::info!(
-            reason = epoch.reason,
-            "nothing was lost: the last process ended without a stop, and the log is complete"
-        );
-        return;
-    }
-    tracing::warn!(
-        reason = epoch.reason,
-        "jumped-to" = epoch.jumped_to.unwrap_or(0),
-        "stamped-anew" = epoch.restamped_frames,
-        "volatile writes of the last moments before the crash may be lost; every durable one is there; watchers are told to list again"
+/// Says what memory there is, and whether the limits leave room.
+fn tell_memory(budget: &memory::Budget) {
+    tracing::info!(
+        "memory-bytes" = budget.memory_bytes,
+        "quota-bytes" = budget.quota.shown_bytes(),
+        "history-budget-bytes" = budget.history_bytes,
+        "memory limits"
     );
+    let quota_bytes = budget.quota.limit_bytes();
+    if budget.quota.shown_bytes() < 0 {
+        tracing::warn!(
+            "there is no quota, since --quota-backend-bytes is negative: data may grow until the OOM killer ends the server"
+        );
+    } else if quota_bytes.saturating_add(budget.history_bytes) > budget.memory_bytes / 4 * 3 {
+        tracing::warn!(
+            "quota and history budget together come close to the memory there is; the OOM killer may come before NOSPACE: lower --quota-backend-bytes or --history-budget-bytes, or add memory"
+        );
+    }
 }
 
 /// The admin endpoint. Its own socket may be out of reach (a path that is too long, say): that
 /// must not keep a store from starting, unless the operator named it.
-/// The log's next file cannot be made, or can be again.
-fn tell_of_segments(problem: Option<&journal::CommitError>) {
-    match problem {
-        Some(error) => tracing::error!(
-            %error,
-            "cannot make the journal's next file: writes go on as long as there is room in this one"
-        ),
-        None => tracing::info!("the journal's next file could be made again"),
-    }
-}
-
 fn admin(config: &Config, shared: &Arc<Shared>) -> Result<Option<wire::Server>, Error> {
     let path = match &config.admin_socket {
         Some(path) => path.clone(),
@@ -404,22 +336,6 @@ fn address(url: &Url) -> Address {
             None => format!("{}:{}", url.host(), url.port().unwrap_or(0)),
         }),
     }
-}
-
-fn options(config: &Config) -> Options {
-    let random = |salt: u64| RandomState::new().hash_one((salt, Instant::now())).max(1);
-    let mut options = Options::new(NewDirectory {
-        cluster_id: random(1),
-        member_id: random(2),
-        name: config.name.clone(),
-        salt: random(3),
-    });
-    options.segment_bytes = config.segment_bytes;
-    // What a snapshot frees is used again, instead of made anew.
-    options.spare_segments = crate::shared::SNAPSHOT_MIN_SEGMENTS as usize;
-    options.no_fsync = config.unsafe_no_fsync;
-    options.marker_dir = files::real::memory_dir();
-    options
 }
 
 fn listeners(config: &Config) -> Vec<ListenerConfig> {

@@ -1,12 +1,11 @@
 //! The store that all threads share: the engine behind a short lock, and what they do
 //! with it. No lock is held across an await, a write to the journal, or a long read.
 
-use crate::durability::Signal;
+use crate::commit_log::Signal;
+use crate::engine_lock::{EngineLock, Locked};
 use crate::storage::Storage;
 use engine::op::{Class, Outcome, Write};
 use engine::{Engine, Error, Lane};
-use parking_lot::{Mutex, MutexGuard};
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -36,7 +35,7 @@ pub(crate) const SLICE_KEYS: usize = 256;
 
 /// The shared store.
 pub(crate) struct Store {
-    engine: Mutex<Engine<Waiter>>,
+    engine: EngineLock,
     pub(crate) mailboxes: Arc<Mailboxes<Answer>>,
     /// For the committer.
     pub(crate) commit: Signal,
@@ -65,12 +64,12 @@ impl Drop for Waits<'_> {
 
 impl Store {
     pub(crate) fn new(
-        engine: Engine<Waiter>,
+        engine: EngineLock,
         mailboxes: Arc<Mailboxes<Answer>>,
         storage: Storage,
     ) -> Self {
         Store {
-            engine: Mutex::new(engine),
+            engine,
             mailboxes,
             commit: Signal::default(),
             volatile: Signal::default(),
@@ -81,11 +80,9 @@ impl Store {
     }
 
     /// The engine, for a moment.
+    #[track_caller]
     pub(crate) fn lock(&self) -> Locked<'_> {
-        Locked {
-            engine: self.engine.lock(),
-            _critical: threads::critical(),
-        }
+        self.engine.lock()
     }
 
     /// The clock that the engine sees, in milliseconds since the start.
@@ -177,34 +174,6 @@ impl Store {
             }
         }
         self.mailboxes.post_and_nudge(&mut by_worker);
-    }
-}
-
-/// The engine while this thread has it. A panic meanwhile ends the process before anybody else
-/// can see what it left.
-pub(crate) struct Locked<'a> {
-    engine: MutexGuard<'a, Engine<Waiter>>,
-    _critical: threads::Critical,
-}
-
-impl Locked<'_> {
-    /// Gives the engine to whoever waits for it, even if this thread asks for it again at once.
-    pub(crate) fn unlock_fair(self) {
-        MutexGuard::unlock_fair(self.engine);
-    }
-}
-
-impl Deref for Locked<'_> {
-    type Target = Engine<Waiter>;
-
-    fn deref(&self) -> &Engine<Waiter> {
-        &self.engine
-    }
-}
-
-impl DerefMut for Locked<'_> {
-    fn deref_mut(&mut self) -> &mut Engine<Waiter> {
-        &mut self.engine
     }
 }
 

@@ -1,35 +1,15 @@
 //! Changing the storage rules while the server runs.
 
+use crate::commit_log::{Errand, Stopping};
 use crate::shared::Shared;
 use crate::storage::{InForce, RulesError, Source, profile_text};
 use engine::Lane;
 use policy::Policy;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 /// How often a switch looks whether earlier volatile writes are through.
 const LOOK: Duration = Duration::from_millis(1);
-
-/// How often one that waits for the committer looks whether the server stops.
-const STOP_LOOK: Duration = Duration::from_millis(100);
-
-/// What a switch of rules asks the committer for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Order {
-    /// Volatile writes may come from now on.
-    Allow,
-    /// All that is in the log is to be on disk.
-    Sync,
-    /// The same, and no volatile write comes any more: the epoch ends.
-    Close,
-}
-
-/// An order, and whom to tell when it is carried out.
-pub(crate) struct Request {
-    pub(crate) order: Order,
-    pub(crate) done: Sender<()>,
-}
 
 /// What to switch to.
 pub(crate) enum Choice {
@@ -57,6 +37,12 @@ pub(crate) enum SwitchError {
     Stopping,
 }
 
+impl From<Stopping> for SwitchError {
+    fn from(_: Stopping) -> Self {
+        SwitchError::Stopping
+    }
+}
+
 /// Puts other rules in force, and records the choice. Blocks until everything that they call
 /// durable, and that was answered before, is on disk.
 pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, SwitchError> {
@@ -76,7 +62,7 @@ pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, Sw
     storage.record(recorded)?;
     let strict = policy.is_strict();
     if !strict {
-        ordered(shared, Order::Allow)?;
+        shared.log.order(Errand::AllowVolatile)?;
     }
     let before = storage.current();
     let now = storage.enforce(store, policy, source);
@@ -88,7 +74,12 @@ pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, Sw
         }
         std::thread::sleep(LOOK);
     }
-    ordered(shared, if strict { Order::Close } else { Order::Sync })?;
+    let errand = if strict {
+        Errand::EndVolatile
+    } else {
+        Errand::Sync
+    };
+    shared.log.order(errand)?;
     tracing::info!(
         profile = now.policy.name(),
         rules = %format_args!("{:016x}", now.policy.digest()),
@@ -98,17 +89,4 @@ pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, Sw
     );
     now.warn();
     Ok(now)
-}
-
-/// Has the committer carry out an order.
-fn ordered(shared: &Shared, order: Order) -> Result<(), SwitchError> {
-    let (done, wait) = channel();
-    shared.order(Request { order, done });
-    loop {
-        match wait.recv_timeout(STOP_LOOK) {
-            Ok(()) => return Ok(()),
-            Err(RecvTimeoutError::Timeout) if !shared.stopping() => {}
-            Err(_) => return Err(SwitchError::Stopping),
-        }
-    }
 }

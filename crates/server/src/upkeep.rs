@@ -1,7 +1,6 @@
 //! What the server does by itself: lease expiry, compaction in slices, the history
 //! budget, automatic compaction, time-outs, and snapshots of the journal.
 
-use crate::durability::SnapshotJob;
 use crate::expiry::{self, Expiry};
 use crate::pace::Pace;
 use crate::shared::Shared;
@@ -10,7 +9,6 @@ use config::AutoCompaction;
 use engine::op::Write;
 use engine::sequencer::Answers;
 use engine::{Engine, Error};
-use journal::{SnapshotError, SnapshotWriter};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -109,10 +107,10 @@ impl Upkeep {
             engine.set_now(self.shared.store.now_ms());
             let sizes = engine.sizes();
             let history = sizes.history_bytes as u64;
-            let budget = self.shared.history_budget_bytes;
+            let budget = self.shared.settings.history_budget_bytes;
             // History also makes room for data: together they stay below 90 % of the quota,
             // so that etcd's alert at 95 % means data.
-            let quota_bytes = self.shared.quota.limit_bytes();
+            let quota_bytes = self.shared.settings.quota.limit_bytes();
             let room = (quota_bytes / 10 * 9).saturating_sub(sizes.data_bytes as u64);
             let budget = budget.min(room.max(budget / 8));
             if history <= budget || engine.compaction_due() {
@@ -142,7 +140,7 @@ impl Upkeep {
             tracing::warn!(
                 suppressed,
                 "history-bytes" = sizes.history_bytes as u64,
-                "budget-bytes" = self.shared.history_budget_bytes,
+                "budget-bytes" = self.shared.settings.history_budget_bytes,
                 "compact-revision" = revision,
                 "history is over its budget: its oldest part is compacted early; watches and lists from before that revision start anew"
             );
@@ -320,66 +318,6 @@ fn sample_interval(auto: &AutoCompaction) -> Option<Duration> {
 
 fn millis(d: Duration) -> f64 {
     d.as_secs_f64() * 1000.0
-}
-
-/// Writes a snapshot of the journal, so that replay stays short and old segments go.
-pub(crate) fn snapshot(shared: &Arc<Shared>, job: SnapshotJob) {
-    threads::fault_point("snapshot");
-    let started = Instant::now();
-    let at = job.at;
-    match write_snapshot(shared, job) {
-        Ok(None) => shared.snapshot_end(Err("the server stops".into())),
-        Ok(Some(info)) => {
-            let took = started.elapsed();
-            if let Err(error) = shared.allocator.retire(at) {
-                tracing::warn!(%error, "cannot remove old journal segments; they take space until the next snapshot");
-            }
-            tracing::info!(
-                bytes = info.bytes,
-                items = info.items,
-                took = %telemetry::GoDuration(took),
-                path = %info.path.display(),
-                "saved a snapshot of the journal"
-            );
-            shared.snapshot_end(Ok(took));
-        }
-        Err(error) => {
-            tracing::warn!(%error, "failed to save a snapshot of the journal; the log is kept and it is tried again later");
-            shared.snapshot_end(Err(error.to_string()));
-        }
-    }
-}
-
-/// `None` if the server stops meanwhile: it does not wait for gigabytes to be written.
-fn write_snapshot(
-    shared: &Arc<Shared>,
-    mut job: SnapshotJob,
-) -> Result<Option<journal::SnapshotInfo>, SnapshotError> {
-    let meta = job.meta();
-    let mut out = SnapshotWriter::create(shared.files.clone(), &shared.data_dir, meta, job.at)?;
-    for item in &job.head {
-        out.push(item)?;
-    }
-    let mut keys = Vec::new();
-    let mut pace = Pace::start();
-    loop {
-        if shared.stopping() {
-            return Ok(None);
-        }
-        let done = shared
-            .store
-            .lock()
-            .snapshot_step(&mut job.cursor, SLICE_KEYS, &mut keys);
-        for k in keys.drain(..) {
-            out.push(&k.into_item())?;
-        }
-        if done {
-            break;
-        }
-        pace.rest();
-    }
-    drop(job.cursor);
-    out.finish().map(Some)
 }
 
 #[cfg(test)]

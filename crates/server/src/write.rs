@@ -41,7 +41,7 @@ impl Shared {
             // Told also if the caller goes away meanwhile: the write is in the batch.
             let mut owed = RaiseOnDrop(store, open);
             tokio::task::yield_now().await;
-            if open.volatile && crate::volatile::write_here(self) {
+            if open.volatile && self.log.write_on_worker() {
                 owed.1.volatile = false;
             }
         }

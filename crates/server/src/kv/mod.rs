@@ -164,7 +164,7 @@ impl Service {
             Ok(r) => r,
             Err(e) => return Reply::Now(Err(status::undecodable(&e))),
         };
-        if let Err(s) = check::txn(&request, self.shared.max_txn_ops) {
+        if let Err(s) = check::txn(&request, self.shared.settings.max_txn_ops) {
             return Reply::Now(Err(s));
         }
         self.shared.metrics.txn.inc();
@@ -304,7 +304,7 @@ impl Service {
     fn is_too_large(&self, message: &[u8]) -> bool {
         let shared = &self.shared;
         message.len() + size::envelope_bytes(message.len(), shared.ids.member_id)
-            > shared.max_request_bytes
+            > shared.settings.max_request_bytes
     }
 
     fn submit(

@@ -37,7 +37,7 @@ pub(super) enum SlowRead {
 
 impl Service {
     pub(super) fn is_slow_read(&self, took: Duration) -> bool {
-        took > self.shared.warning_apply
+        took > self.shared.settings.warning_apply
     }
 
     /// Warns of a slow read, if it is one. `message` is its request.
@@ -71,7 +71,7 @@ impl Service {
         };
         tracing::warn!(
             took = %telemetry::GoDuration(took),
-            "expected-duration" = %telemetry::GoDuration(self.shared.warning_apply),
+            "expected-duration" = %telemetry::GoDuration(self.shared.settings.warning_apply),
             prefix,
             request = request(method, message),
             response,
@@ -82,7 +82,7 @@ impl Service {
 
     /// Whether a call that took so long gets a line.
     pub(super) fn is_slow_call(&self, took: Duration) -> bool {
-        took > self.shared.warning_unary
+        took > self.shared.settings.warning_unary
     }
 }
 
@@ -104,7 +104,7 @@ impl SlowCall {
             peer: call.peer.clone(),
             message,
             started: call.started.into_std(),
-            limit: service.shared.warning_unary,
+            limit: service.shared.settings.warning_unary,
             answered: false,
         }
     }

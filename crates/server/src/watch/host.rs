@@ -56,11 +56,11 @@ impl Host for Arc<Shared> {
     }
 
     fn fragment_bytes(&self) -> usize {
-        self.fragment_bytes
+        self.settings.max_message_bytes
     }
 
     fn max_watches(&self) -> usize {
-        self.max_watches.max(0) as usize
+        self.settings.max_watches.max(0) as usize
     }
 
     fn revisions(&self) -> Revisions {
@@ -82,15 +82,15 @@ impl Host for Arc<Shared> {
     }
 
     fn watchers(&self) -> usize {
-        self.watcher_count().max(0) as usize
+        self.watches.open().max(0) as usize
     }
 
     fn count_watchers(&self, more: i64, more_behind: i64) {
         if more != 0 {
-            Shared::watchers(self, more);
+            self.watches.opened(more);
         }
         if more_behind != 0 {
-            self.watchers_behind(more_behind);
+            self.watches.fell_behind(more_behind);
         }
     }
 

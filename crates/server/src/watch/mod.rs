@@ -72,7 +72,7 @@ impl Service {
                 key,
             };
             let closing = call.closing();
-            let interval = jittered(this.shared.progress_interval);
+            let interval = jittered(this.shared.settings.progress_interval);
             let mut tick = tokio::time::interval_at(Instant::now() + interval, interval);
             // As in etcd, a client may close its half and go on watching.
             let mut asks = true;

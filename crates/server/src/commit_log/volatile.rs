@@ -2,34 +2,33 @@
 //! worker takes there itself, which spares two switches between threads; the volatile writer's
 //! thread takes the rest. Neither syncs: the committer syncs what they wrote.
 
-use crate::durability::{MAX_BATCH_BYTES, Published, publish, refuse};
-use crate::shared::Shared;
+use super::release::Released;
+use super::{CommitLog, MAX_BATCH_BYTES};
 use crate::store::{Open, Waiter};
 use engine::sequencer::{Answers, Batch, LaneLoad};
 use engine::{Engine, Lane};
 use journal::{CommitError, VolatileInfo, VolatileWriter};
 use nix::sys::resource::{UsageWho, getrusage};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A worker takes so many writes to the log at most: with more the hand-over costs less than
 /// what the worker could do meanwhile.
-const HERE_WRITES: usize = 8;
+const WORKER_WRITES: usize = 8;
 /// And so many bytes, some tens of microseconds.
-const HERE_BYTES: usize = 64 << 10;
+const WORKER_BYTES: usize = 64 << 10;
 /// After a write that the kernel kept waiting, workers write nothing for so many times as long:
 /// what waits for a worker loses a thousandth of its time to slow disks at most.
 const REST: u32 = 1000;
 
 /// Whether workers may write to the log.
 #[derive(Debug, Default)]
-pub(crate) struct Here {
+pub(super) struct WorkerWrites {
     /// When they may again, on the store's clock.
     again_ms: AtomicU64,
 }
 
-impl Here {
+impl WorkerWrites {
     fn allowed(&self, now_ms: u64) -> bool {
         self.again_ms.load(Ordering::Relaxed) <= now_ms
     }
@@ -41,28 +40,28 @@ impl Here {
 }
 
 /// The volatile writer's thread: runs until the server stops and nothing volatile is left.
-pub(crate) fn run(shared: &Arc<Shared>, writer: &VolatileWriter) {
+pub(super) fn run(log: &CommitLog, writer: &VolatileWriter) {
     loop {
         threads::fault_point("volatile");
-        let stopping = shared.stopping();
-        let batch = take(&mut shared.store.lock(), MAX_BATCH_BYTES);
+        let stopping = log.lifecycle.stopping();
+        let batch = take(&mut log.store.lock(), MAX_BATCH_BYTES);
         match batch {
             Some(batch) => {
                 let mut answers = Answers::new();
                 let result = writer.write(
                     &batch.records,
                     within(&batch),
-                    || shared.store.lock().revision(),
-                    || publish(shared, batch.ticket, &mut answers),
+                    || log.store.lock().revision(),
+                    || log.make_visible(batch.ticket, &mut answers),
                 );
-                let open = end(shared, &batch, result, answers);
-                shared.store.admit_ready(open);
+                let open = end(log, &batch, result, answers);
+                log.store.admit_ready(open);
             }
             None if stopping => break,
             None => {
-                let open = Open::of(&shared.store.lock());
-                shared.store.admit_ready(open);
-                shared.store.volatile.wait(Duration::from_secs(3600));
+                let open = Open::of(&log.store.lock());
+                log.store.admit_ready(open);
+                log.store.volatile.wait(Duration::from_secs(3600));
             }
         }
     }
@@ -78,55 +77,57 @@ fn take(engine: &mut Engine<Waiter>, max_bytes: usize) -> Option<Batch> {
     }
 }
 
-/// On a worker: takes the open volatile writes to the log, if they are few and nothing keeps
-/// them. False if the volatile writer should.
-pub(crate) fn write_here(shared: &Shared) -> bool {
-    let store = &shared.store;
-    let load = store.lock().lane_load(Lane::Volatile);
-    if load.open == 0 {
-        return true;
-    }
-    let now_ms = store.now_ms();
-    if !few(load) || !shared.here.allowed(now_ms) {
-        return false;
-    }
-    // From here on a batch may be on its way, and nobody else brings it to its end.
-    let _critical = threads::critical();
-    let Some(turn) = shared.volatile.turn(|| store.lock().revision()) else {
-        return false;
-    };
-    let batch = {
-        let mut engine = store.lock();
-        match few(engine.lane_load(Lane::Volatile)) {
-            true => take(&mut engine, HERE_BYTES),
-            false => None,
+impl CommitLog {
+    /// On a worker: takes the open volatile writes to the log, if they are few and nothing keeps
+    /// them. False if the volatile writer should.
+    pub(crate) fn write_on_worker(&self) -> bool {
+        let store = &self.store;
+        let load = store.lock().lane_load(Lane::Volatile);
+        if load.open == 0 {
+            return true;
         }
-    };
-    let Some(batch) = batch else { return false };
-    let (before, began) = (waits(), Instant::now());
-    let rest_if_kept = || {
-        if waits() != before {
-            shared.here.rest(now_ms, began.elapsed());
+        let now_ms = store.now_ms();
+        if !few(load) || !self.worker_writes.allowed(now_ms) {
+            return false;
         }
-    };
-    let mut answers = Answers::new();
-    let result = turn.write(&batch.records, within(&batch), || {
-        rest_if_kept();
-        publish(shared, batch.ticket, &mut answers)
-    });
-    if result.is_err() {
-        rest_if_kept();
+        // From here on a batch may be on its way, and nobody else brings it to its end.
+        let _critical = threads::critical();
+        let Some(turn) = self.volatile.turn(|| store.lock().revision()) else {
+            return false;
+        };
+        let batch = {
+            let mut engine = store.lock();
+            match few(engine.lane_load(Lane::Volatile)) {
+                true => take(&mut engine, WORKER_BYTES),
+                false => None,
+            }
+        };
+        let Some(batch) = batch else { return false };
+        let (before, began) = (waits(), Instant::now());
+        let rest_if_kept = || {
+            if waits() != before {
+                self.worker_writes.rest(now_ms, began.elapsed());
+            }
+        };
+        let mut answers = Answers::new();
+        let result = turn.write(&batch.records, within(&batch), || {
+            rest_if_kept();
+            self.make_visible(batch.ticket, &mut answers)
+        });
+        if result.is_err() {
+            rest_if_kept();
+        }
+        if end(self, &batch, result, answers).ready {
+            // That may be more than a worker should take on.
+            store.volatile.raise();
+        }
+        true
     }
-    if end(shared, &batch, result, answers).ready {
-        // That may be more than a worker should take on.
-        store.volatile.raise();
-    }
-    true
 }
 
 /// Whether a worker may write so much.
 fn few(load: LaneLoad) -> bool {
-    load.open <= HERE_WRITES && load.open_bytes <= HERE_BYTES && load.in_flight == 0
+    load.open <= WORKER_WRITES && load.open_bytes <= WORKER_BYTES && load.in_flight == 0
 }
 
 /// How often this thread has waited for something other than a processor.
@@ -139,26 +140,24 @@ fn within(batch: &Batch) -> Duration {
 }
 
 fn end(
-    shared: &Shared,
+    log: &CommitLog,
     batch: &Batch,
-    result: Result<(VolatileInfo, Published), CommitError>,
+    result: Result<(VolatileInfo, Released), CommitError>,
     mut answers: Answers<Waiter>,
 ) -> Open {
-    let store = &shared.store;
     match result {
-        Ok((info, published)) => {
-            store.deliver(&mut answers);
-            store.raise(published.open);
-            let (m, records) = (&shared.metrics, batch.records.len() as u64);
-            shared.committed(info.lsn, records);
+        Ok((info, released)) => {
+            let open = log.answer(&released, &mut answers);
+            let (m, records) = (&log.metrics, batch.records.len() as u64);
+            log.committed(info.lsn, records);
             m.wal_write.observe(Duration::from_micros(info.write_us));
             m.wal_write_bytes.add(info.bytes);
             m.writes.volatile.add(records);
             m.write_bytes.volatile.add(info.bytes);
-            published.report(shared, batch.records.len());
-            published.open
+            log.report(&released, batch.records.len());
+            open
         }
-        Err(error) => refuse(shared, batch, &error),
+        Err(error) => log.refuse(batch, &error),
     }
 }
 
@@ -169,13 +168,13 @@ mod tests {
 
     #[test]
     fn a_worker_that_was_kept_rests_a_thousand_times_as_long() {
-        let here = Here::default();
-        assert!(here.allowed(0));
-        here.rest(5_000, Duration::from_millis(3));
-        assert!(!here.allowed(7_999) && here.allowed(8_000));
+        let writes = WorkerWrites::default();
+        assert!(writes.allowed(0));
+        writes.rest(5_000, Duration::from_millis(3));
+        assert!(!writes.allowed(7_999) && writes.allowed(8_000));
         // A shorter wait of another worker does not shorten the rest.
-        here.rest(5_001, Duration::from_micros(50));
-        assert!(!here.allowed(7_999) && here.allowed(8_000));
+        writes.rest(5_001, Duration::from_micros(50));
+        assert!(!writes.allowed(7_999) && writes.allowed(8_000));
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Snapshots of the journal, one at a time: who waits for which, and what came of it.
+//! Checkpoints, one at a time: who waits for which, and what came of it.
 
 use parking_lot::Mutex;
 
-/// Snapshots by number, from 1.
+/// Checkpoints by number, from 1.
 #[derive(Debug, Default)]
-pub(crate) struct Turns(Mutex<State>);
+pub(super) struct Rounds(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -17,23 +17,23 @@ struct State {
     reason: String,
 }
 
-impl Turns {
+impl Rounds {
     /// Asks for one that has not begun yet: one that runs has missed what is there by now.
     /// Returns its number.
-    pub(crate) fn want(&self) -> u64 {
+    pub(super) fn want(&self) -> u64 {
         let mut state = self.0.lock();
         state.wanted = true;
         state.begun + 1
     }
 
     /// Whether one is asked for and can begin.
-    pub(crate) fn wanted(&self) -> bool {
+    pub(super) fn wanted(&self) -> bool {
         let state = self.0.lock();
         state.wanted && !state.running
     }
 
     /// Begins one, unless one runs.
-    pub(crate) fn begin(&self) -> bool {
+    pub(super) fn begin(&self) -> bool {
         let mut state = self.0.lock();
         if state.running {
             return false;
@@ -45,7 +45,7 @@ impl Turns {
     }
 
     /// Ends it, with the reason if it was not saved. Returns whether another is asked for.
-    pub(crate) fn end(&self, result: Result<(), String>) -> bool {
+    pub(super) fn end(&self, result: Result<(), String>) -> bool {
         let mut state = self.0.lock();
         state.running = false;
         match result {
@@ -56,7 +56,7 @@ impl Turns {
     }
 
     /// What came of a number, once it has ended. A later one that was saved is as good.
-    pub(crate) fn result(&self, number: u64) -> Option<Result<(), String>> {
+    pub(super) fn result(&self, number: u64) -> Option<Result<(), String>> {
         let state = self.0.lock();
         let ended = state.begun - u64::from(state.running);
         if state.good >= number {
@@ -75,24 +75,24 @@ mod tests {
 
     #[test]
     fn who_asks_waits_for_one_that_begins_afterwards() {
-        let turns = Turns::default();
-        assert!(turns.begin() && !turns.begin());
+        let rounds = Rounds::default();
+        assert!(rounds.begin() && !rounds.begin());
         // The first runs: it is not the one.
-        let second = turns.want();
-        assert!(!turns.wanted() && turns.result(second).is_none());
-        assert!(turns.end(Ok(())));
-        assert_eq!(turns.result(1), Some(Ok(())));
-        assert!(turns.wanted() && turns.result(second).is_none());
-        assert!(turns.begin() && !turns.wanted() && turns.result(second).is_none());
+        let second = rounds.want();
+        assert!(!rounds.wanted() && rounds.result(second).is_none());
+        assert!(rounds.end(Ok(())));
+        assert_eq!(rounds.result(1), Some(Ok(())));
+        assert!(rounds.wanted() && rounds.result(second).is_none());
+        assert!(rounds.begin() && !rounds.wanted() && rounds.result(second).is_none());
         // Two that ask meanwhile share the next.
-        let third = turns.want();
-        assert_eq!(turns.want(), third);
-        assert!(turns.end(Err("full".into())));
-        assert_eq!(turns.result(second), Some(Err("full".into())));
-        assert!(turns.begin());
-        assert_eq!(turns.result(second), Some(Err("full".into())));
-        assert!(!turns.end(Ok(())));
-        assert_eq!(turns.result(third), Some(Ok(())));
-        assert_eq!(turns.result(third + 1), None);
+        let third = rounds.want();
+        assert_eq!(rounds.want(), third);
+        assert!(rounds.end(Err("full".into())));
+        assert_eq!(rounds.result(second), Some(Err("full".into())));
+        assert!(rounds.begin());
+        assert_eq!(rounds.result(second), Some(Err("full".into())));
+        assert!(!rounds.end(Ok(())));
+        assert_eq!(rounds.result(third), Some(Ok(())));
+        assert_eq!(rounds.result(third + 1), None);
     }
 }
