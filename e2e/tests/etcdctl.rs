@@ -771,3 +771,42 @@ async fn tls(dir: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// Bytes of each value of which too many are asked for at once.
+const BIG_VALUE_BYTES: usize = 1_300_000;
+/// As many.
+const BIG_VALUES: usize = 20;
+
+/// etcd's client repeats a call that ends in Canceled or DeadlineExceeded while its caller
+/// waits, writes included. An answer that no client takes must end otherwise.
+#[tokio::test]
+async fn a_write_whose_answer_is_too_large_is_carried_out_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = too_large(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn too_large(dir: &Path) -> Result<()> {
+    let store = Store::start(Kind::Orlop, "store", dir, None, &[]).await?;
+    let etcdctl = store.etcdctl()?;
+    let value = "v".repeat(BIG_VALUE_BYTES);
+    for n in 0..BIG_VALUES {
+        // A value from standard input.
+        let answer = etcdctl.run_with(&["put", &format!("big/{n}")], &value)?;
+        ensure(answer.code == 0, || format!("{answer:?}"))?;
+    }
+    // 100 times 26 MB.
+    let ranges = "get big/ big0\n".repeat(100);
+    let txn = format!("\nput marker once\n{ranges}\n\n");
+    let answer = etcdctl.run_with(&["txn", "--command-timeout=20s"], &txn)?;
+    ensure(
+        answer.code != 0
+            && answer
+                .err
+                .contains("trying to send message larger than max ("),
+        || format!("{answer:?}"),
+    )?;
+    let marker = etcdctl.ok(&["get", "marker", "--write-out=json"])?;
+    let marker: serde_json::Value = serde_json::from_str(&marker)?;
+    ensure(marker["kvs"][0]["version"] == 1, || format!("{marker}"))
+}

@@ -6,6 +6,8 @@
 mod attacks;
 #[path = "hostile/fuzz.rs"]
 mod fuzz;
+#[path = "hostile/memory.rs"]
+mod memory;
 #[path = "hostile/slow.rs"]
 mod slow;
 #[path = "hostile/tls.rs"]

@@ -16,25 +16,16 @@ pub enum Account {
     Answers,
     /// Messages of streaming calls that their clients have not read.
     Streams,
-    /// Writes that wait for the disk, or for each other.
-    Writes,
-    /// Old revisions that readers keep from being freed.
-    Pins,
-    /// Snapshots on their way to clients or files.
-    Snapshots,
 }
 
 impl Account {
     /// All accounts, in the order of their numbers.
-    pub const ALL: [Account; 8] = [
+    pub const ALL: [Account; 5] = [
         Account::Connections,
         Account::Calls,
         Account::Requests,
         Account::Answers,
         Account::Streams,
-        Account::Writes,
-        Account::Pins,
-        Account::Snapshots,
     ];
 
     /// Its name in metrics and in `orlop status`.
@@ -45,9 +36,6 @@ impl Account {
             Account::Requests => "requests",
             Account::Answers => "answers",
             Account::Streams => "streams",
-            Account::Writes => "writes",
-            Account::Pins => "pins",
-            Account::Snapshots => "snapshots",
         }
     }
 
@@ -68,9 +56,6 @@ const SHARES: [(Account, usize, usize, usize); Account::ALL.len()] = [
     (Account::Requests, 20, 32 << 20, 256 << 20),
     (Account::Answers, 50, 64 << 20, 512 << 20),
     (Account::Streams, 50, 64 << 20, 512 << 20),
-    (Account::Writes, 20, 16 << 20, 512 << 20),
-    (Account::Pins, 50, 32 << 20, 1 << 30),
-    (Account::Snapshots, 50, 64 << 20, 1 << 30),
 ];
 
 impl Limits {
@@ -150,13 +135,13 @@ mod tests {
             let limits = Limits::of_memory(memory);
             Account::ALL.iter().map(|a| limits.of(*a)).sum()
         };
-        assert!(sum(2 << 30) < (2 << 30) * 3 / 10);
-        assert!(sum(64 << 30) < 6 << 30);
+        assert!(sum(2 << 30) < (2 << 30) / 5);
+        assert!(sum(64 << 30) < 4 << 30);
         // A small machine gets the least of each.
         assert_eq!(Limits::of_memory(0).of(Account::Answers), 64 << 20);
-        let changed = Limits::none().with(Account::Pins, 7);
+        let changed = Limits::none().with(Account::Streams, 7);
         assert_eq!(
-            (changed.of(Account::Pins), changed.of(Account::Calls)),
+            (changed.of(Account::Streams), changed.of(Account::Calls)),
             (7, usize::MAX)
         );
     }

@@ -3,14 +3,12 @@
 //! Bytes that outlive a call's turn are held for one of a few [`Account`]s. Who holds them has a
 //! charge, which counts until it is dropped: what has no charge may not be kept. Each account has
 //! a limit for the process ([`Limits`]). A worker gets an equal part of it, a connection a part of
-//! its worker's, and both count on their thread without an atomic read-modify-write; what other
-//! threads hold counts in a [`Common`] account. The process's totals are added up when somebody
-//! asks ([`Ledger::held_bytes`]).
+//! its worker's, and both count on their thread without an atomic read-modify-write. The process's
+//! totals are added up when somebody asks ([`Ledger::held_bytes`]).
 //!
 //! It does not say what happens at a limit: who asks does, with the error [`Full`].
 
 mod account;
-mod common;
 mod worker;
 
 use std::sync::atomic::Ordering;
@@ -19,11 +17,9 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 pub use account::{Account, Full, Limits};
-pub use common::{Common, CommonCharge};
 pub use worker::{Charge, Local, Worker};
 
-use common::Total;
-use worker::Page;
+use worker::{Page, Total};
 
 /// The accounts of a process. Clones are the same.
 #[derive(Debug, Clone)]
@@ -46,12 +42,6 @@ impl Ledger {
         }))
     }
 
-    /// The account for holders on any thread. Its charges and the workers' do not see each
-    /// other: each account is charged either here or by workers.
-    pub fn common(&self, account: Account) -> Common {
-        Common(Arc::clone(self.total(account)))
-    }
-
     /// Accounts for one of `workers` threads, each with an equal part of the limits. Call it on
     /// that thread.
     pub fn worker(&self, workers: usize) -> Worker {
@@ -69,7 +59,7 @@ impl Ledger {
             .iter()
             .filter_map(Weak::upgrade)
             .map(|page| page.held_bytes(account));
-        self.total(account).held_bytes() + of_workers.sum::<usize>()
+        of_workers.sum()
     }
 
     /// An account's limit for the process, in bytes.
@@ -103,16 +93,13 @@ impl Default for Ledger {
 mod tests {
     use super::*;
 
-    fn ledger(answers: usize, writes: usize) -> Ledger {
-        let limits = Limits::none()
-            .with(Account::Answers, answers)
-            .with(Account::Writes, writes);
-        Ledger::new(limits)
+    fn ledger(answers: usize) -> Ledger {
+        Ledger::new(Limits::none().with(Account::Answers, answers))
     }
 
     #[test]
     fn a_charge_counts_on_every_level_until_it_is_dropped() {
-        let ledger = ledger(1000, 0);
+        let ledger = ledger(1000);
         let worker = ledger.worker(2);
         let answers = worker.account(Account::Answers);
         let (one, other) = (answers.part(400), answers.part(400));
@@ -138,7 +125,7 @@ mod tests {
 
     #[test]
     fn charges_grow_shrink_and_split() {
-        let ledger = ledger(100, 0);
+        let ledger = ledger(100);
         let worker = ledger.worker(1);
         let mut charge = worker.account(Account::Answers).try_charge(40).unwrap();
         charge.grow(60).unwrap();
@@ -153,38 +140,8 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_an_account_within_its_limit() {
-        let ledger = ledger(0, 1000);
-        let threads: Vec<_> = (0..4)
-            .map(|_| {
-                let writes = ledger.common(Account::Writes);
-                std::thread::spawn(move || {
-                    for _ in 0..1000 {
-                        let charges: Vec<_> = (0..4).map(|_| writes.try_charge(100)).collect();
-                        assert!(writes.held_bytes() <= writes.limit_bytes());
-                        drop(charges);
-                    }
-                })
-            })
-            .collect();
-        threads.into_iter().for_each(|t| t.join().unwrap());
-        assert_eq!(ledger.held_bytes(Account::Writes), 0);
-        let writes = ledger.common(Account::Writes);
-        let mut charge = writes.try_charge(1000).unwrap();
-        assert!(writes.try_charge(1).is_err());
-        assert!(writes.try_charge(usize::MAX).is_err());
-        charge.shrink(1);
-        assert!(charge.grow(1).is_ok() && ledger.refused(Account::Writes) >= 2);
-        let past = writes.charge(5);
-        assert_eq!(writes.held_bytes(), 1005);
-        drop((past, charge));
-        writes.count_shed();
-        assert_eq!(ledger.shed(Account::Writes), 1);
-    }
-
-    #[test]
     fn workers_add_up_and_go() {
-        let ledger = ledger(1000, 0);
+        let ledger = ledger(1000);
         let other = ledger.clone();
         let (a, b) = (ledger.worker(2), ledger.worker(2));
         let charges = [&a, &b].map(|w| w.account(Account::Answers).charge(10));

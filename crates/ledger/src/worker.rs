@@ -4,10 +4,31 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::account::{Account, Full};
-use crate::common::Total;
+
+/// What is of one account for the whole process.
+#[derive(Debug)]
+pub(crate) struct Total {
+    account: Account,
+    pub(crate) limit_bytes: usize,
+    /// How often something was refused because the account was full.
+    pub(crate) refused: AtomicU64,
+    /// How often a holder was ended to make room.
+    pub(crate) shed: AtomicU64,
+}
+
+impl Total {
+    pub(crate) fn new(account: Account, limit_bytes: usize) -> Self {
+        Total {
+            account,
+            limit_bytes,
+            refused: AtomicU64::new(0),
+            shed: AtomicU64::new(0),
+        }
+    }
+}
 
 /// What a worker holds in each account, as others see it. One thread writes.
 #[derive(Debug, Default)]

@@ -1,10 +1,11 @@
 //! Series that nobody counts: constants, what a scrape hands over, and the
 //! process.
 
-use crate::Options;
 use crate::doubling;
 use crate::exponential::NANOS;
 use crate::registry::{Kind, Origin, Registry, Source};
+use crate::{Options, ScrapeInput};
+use ledger::Account;
 
 /// Series whose value is known at start: identity, and what one member never does.
 pub(crate) fn declare_constants(r: &mut Registry, options: &Options) {
@@ -91,6 +92,55 @@ pub(crate) fn declare_constants(r: &mut Registry, options: &Options) {
             help,
         );
     }
+}
+
+/// A value of account `I` of the ledger.
+type OfAccount = fn(&ScrapeInput) -> f64;
+
+/// One function an account: sources are functions of the input alone.
+macro_rules! of_accounts {
+    ($field:ident) => {{
+        fn of<const I: usize>(input: &ScrapeInput) -> f64 {
+            input.ledger[I].$field as f64
+        }
+        const ALL: [OfAccount; Account::ALL.len()] = [of::<0>, of::<1>, of::<2>, of::<3>, of::<4>];
+        ALL
+    }};
+}
+
+/// Where memory is that is held for clients.
+fn declare_ledger(r: &mut Registry) {
+    let mut one = |name, kind, read: [OfAccount; Account::ALL.len()], help| {
+        let mut family = r.family(name, kind, &["account"], Origin::Orlop, help);
+        for (account, read) in Account::ALL.into_iter().zip(read) {
+            family.sample(&[account.name()], Source::Input(read));
+        }
+        family.done();
+    };
+    one(
+        "orlop_ledger_bytes",
+        Kind::Gauge,
+        of_accounts!(held_bytes),
+        "Memory held for clients beyond a call's turn, by what it is held for.",
+    );
+    one(
+        "orlop_ledger_limit_bytes",
+        Kind::Gauge,
+        of_accounts!(limit_bytes),
+        "The most that may be held so.",
+    );
+    one(
+        "orlop_ledger_refused_total",
+        Kind::Counter,
+        of_accounts!(refused),
+        "What was refused because an account was full.",
+    );
+    one(
+        "orlop_ledger_shed_total",
+        Kind::Counter,
+        of_accounts!(shed),
+        "Connections and readers that were ended to make room in an account.",
+    );
 }
 
 /// Gauges that are read from [`ScrapeInput`](crate::ScrapeInput).
@@ -227,6 +277,7 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
     );
     family.sample(&[], Source::Input(|i| i.connections_refused as f64));
     family.done();
+    declare_ledger(r);
     r.input(
         "orlop_waiting_operations",
         Orlop,

@@ -38,7 +38,7 @@ pub use labelled::{
     Probe, RequestDurations, RequestType, StreamApi, StreamFailures,
 };
 pub use registry::{Family, Kind, Origin};
-pub use scrape::ScrapeInput;
+pub use scrape::{AccountInput, ScrapeInput};
 
 use cells::Shape;
 use exponential::{MILLIS, NANOS, WHOLE};
@@ -187,6 +187,8 @@ pub struct Metrics {
     pub snap_fsync: Histogram,
     /// `orlop_engine_lock_hold_seconds`: how long the engine's lock was held at a time.
     pub lock_hold: Histogram,
+    /// Turns of workers that took a tick of the clock or more.
+    pub worker_turn: Histogram,
     /// `orlop_journal_commit_batch_size`: writes in a batch.
     pub commit_batch_size: Histogram,
     /// `orlop_journal_snapshot_duration_seconds`
@@ -474,6 +476,12 @@ impl Metrics {
                 Orlop,
                 &doubling(0.004, 10, NANOS),
                 "How long the store's lock was held at a time, by a clock of 4 ms; one above 50 ms is in the log, with the place in the code. Short holds are added 256 at a time.",
+            ),
+            worker_turn: r.histogram(
+                "orlop_worker_turn_seconds",
+                Orlop,
+                &doubling(0.008, 12, NANOS),
+                "How long one task kept a worker from all others. Turns shorter than a tick of the system's coarse clock, some milliseconds, are not counted.",
             ),
             commit_batch_size: r.histogram(
                 "orlop_journal_commit_batch_size",

@@ -52,6 +52,8 @@ pub struct ScrapeInput {
     pub connections: u64,
     /// Connections closed at once because the limit was reached, since the start.
     pub connections_refused: u64,
+    /// Accounts of memory held for clients, in the order of [`ledger::Account::ALL`].
+    pub ledger: [AccountInput; ledger::Account::ALL.len()],
     /// Calls that wait for another call's write to their keys.
     pub waiting_operations: u64,
     /// Leases that are alive.
@@ -86,4 +88,29 @@ pub struct ScrapeInput {
     pub log_lines_dropped: u64,
     /// Panics that ended a piece of work and not the process.
     pub panics: u64,
+}
+
+/// What one account of the ledger holds and has held.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AccountInput {
+    /// What it holds, in bytes.
+    pub held_bytes: u64,
+    /// What it may hold, in bytes.
+    pub limit_bytes: u64,
+    /// What was refused because it was full, since the start.
+    pub refused: u64,
+    /// Holders that were ended to make room in it, since the start.
+    pub shed: u64,
+}
+
+impl AccountInput {
+    /// Reads all accounts of a ledger.
+    pub fn all(ledger: &ledger::Ledger) -> [AccountInput; ledger::Account::ALL.len()] {
+        ledger::Account::ALL.map(|account| AccountInput {
+            held_bytes: ledger.held_bytes(account) as u64,
+            limit_bytes: ledger.limit_bytes(account) as u64,
+            refused: ledger.refused(account),
+            shed: ledger.shed(account),
+        })
+    }
 }

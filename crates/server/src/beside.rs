@@ -13,6 +13,10 @@ use wire::{Status, Unread};
 /// So much goes on at once beside a worker.
 const AT_ONCE: usize = 2;
 
+/// Room that an answer is given before it is known how large it is, in bytes: it is made here
+/// because it is large. What it takes beyond that counts when it is there.
+const ANSWER_BYTES: usize = 32 << 20;
+
 /// What goes on beside one worker.
 pub(crate) struct Beside(Arc<Semaphore>);
 
@@ -31,15 +35,12 @@ impl Beside {
         unread: Option<&Unread>,
         work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
-        let permit = loop {
-            if let Some(unread) = unread {
-                unread.room().await;
-            }
-            let permit = self.0.clone().acquire_owned().await;
-            if unread.is_none_or(Unread::has_room) {
-                break permit.map_err(|_| status::stopped())?;
-            }
+        let _claim = match unread {
+            Some(unread) => Some(unread.claim(ANSWER_BYTES).await),
+            None => None,
         };
+        let permit = self.0.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| status::stopped())?;
         let wanted = Arc::new(());
         let asked = Arc::downgrade(&wanted);
         // The permit comes back with the result: if nobody takes that, it goes first.

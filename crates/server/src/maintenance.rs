@@ -384,6 +384,7 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         leases: leases as u64,
         connections,
         connections_refused,
+        ledger: metrics::AccountInput::all(&shared.ledger),
         waiting_operations: waiting as u64,
         open_read_transactions: pins.count as u64,
         pin_oldest_age_s: oldest_ms.map_or(0.0, |ms| ms as f64 / 1000.0),

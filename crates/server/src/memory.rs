@@ -58,8 +58,14 @@ pub(crate) fn budget(memory_bytes: u64, quota_flag: i64, history_flag: u64) -> B
     }
 }
 
-/// The memory that this process may use: the cgroup's limit or the machine's, in bytes.
+/// Names a lower limit than the machine and its cgroups have, in bytes.
+const MEMORY_VARIABLE: &str = "ORLOP_MEMORY_BYTES";
+
+/// The memory that this process may use: the cgroup's limit or the machine's, in bytes, or what
+/// the environment says if that is less.
 pub(crate) fn available_bytes() -> u64 {
+    let asked = std::env::var(MEMORY_VARIABLE).ok();
+    let asked = asked.and_then(|text| text.trim().parse().ok());
     let machine = fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| meminfo_total(&text));
@@ -71,7 +77,7 @@ pub(crate) fn available_bytes() -> u64 {
                 .filter_map(|f| fs::read_to_string(f).ok()?.trim().parse().ok())
                 .min()
         });
-    let known = [machine, cgroup].into_iter().flatten().min();
+    let known = [machine, cgroup, asked].into_iter().flatten().min();
     // Without /proc there is nothing to go by; a small machine is the safe guess.
     known.unwrap_or(1 << 30)
 }

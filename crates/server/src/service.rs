@@ -11,6 +11,7 @@ use metrics::GrpcMethod;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use threads::CriticalTurns;
 use wire::mailbox::Slots;
 use wire::{
@@ -138,6 +139,8 @@ impl Service {
 }
 
 impl Handler for Service {
+    const HEADERS: &'static [&'static str] = &["client-api-version"];
+
     fn unary(self: &Rc<Self>, call: Call, message: Bytes) -> Reply {
         use GrpcMethod as M;
         if let Err(s) = self.count_client(&call, false) {
@@ -222,6 +225,10 @@ impl Handler for Service {
     fn http(self: &Rc<Self>, request: HttpRequest) -> LocalFuture<http::Response<Bytes>> {
         let this = self.clone();
         Box::pin(async move { this.http_request(request) })
+    }
+
+    fn turn_took(&self, took: Duration) {
+        self.shared.metrics.worker_turn.observe(took);
     }
 
     fn observe(&self, method: &'static Method, event: Event) {

@@ -6,6 +6,7 @@ use crate::lifecycle::Lifecycle;
 use crate::settings::Settings;
 use crate::store::Store;
 use config::{Config, Url};
+use ledger::Ledger;
 use metrics::Metrics;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) log_counters: Option<telemetry::LogCounters>,
     pub(crate) last_compaction_unix_s: AtomicU64,
     pub(crate) connections: OnceLock<wire::Counts>,
+    /// Memory that is held for clients.
+    pub(crate) ledger: Ledger,
 }
 
 /// What the server says of itself as a member.

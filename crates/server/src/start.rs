@@ -20,6 +20,7 @@ use config::{Config, Url};
 use engine::{Engine, Limits};
 use files::FileSystem;
 use files::real::RealFs;
+use ledger::Ledger;
 use metrics::Metrics;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -175,6 +176,7 @@ impl Server {
             sending_snapshots: Sending::default(),
             health_told: HealthTold::default(),
             certificates,
+            ledger: Ledger::new(ledger::Limits::of_memory(budget.memory_bytes)),
             log_counters,
             last_compaction_unix_s: AtomicU64::new(0),
             connections: OnceLock::new(),
@@ -197,6 +199,7 @@ impl Server {
             keepalive_interval: config.grpc_keepalive_interval,
             keepalive_timeout: config.grpc_keepalive_timeout,
             keepalive_min_time: config.grpc_keepalive_min_time,
+            ledger: shared.ledger.clone(),
             ..wire::Config::default()
         };
         let for_workers = shared.clone();
@@ -208,7 +211,8 @@ impl Server {
             let service = Service::new(for_workers.clone(), slots);
             // A task's panic would end the task alone, and watches would wait for ever.
             let pump = crate::watch::run_pump(service.hub.clone(), service.slots.clone());
-            tokio::task::spawn_local(CriticalTurns(Box::pin(pump)));
+            let pump = wire::timed("watches", CriticalTurns(Box::pin(pump)));
+            tokio::task::spawn_local(pump);
             service
         })?;
         // Set once: a server starts once.

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::WorkerId;
 use crate::local::WakerSet;
+use crate::turn::timed;
 
 /// Names one pending result of a worker. A slot that was freed and given out again has another id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,14 +44,8 @@ struct Inbox<T> {
 impl<T: Send + 'static> Mailboxes<T> {
     /// Inboxes for `workers` workers.
     pub fn new(workers: usize) -> Arc<Self> {
-        let inbox = || Inbox {
-            posts: Mutex::new(Vec::new()),
-            nudges: AtomicU64::new(0),
-            wants_nudge: AtomicBool::new(false),
-            wake: Notify::new(),
-        };
         Arc::new(Mailboxes {
-            inboxes: (0..workers).map(|_| inbox()).collect(),
+            inboxes: (0..workers).map(|_| Inbox::new()).collect(),
         })
     }
 
@@ -66,7 +61,7 @@ impl<T: Send + 'static> Mailboxes<T> {
             free: RefCell::default(),
             nudge_waiters: WakerSet::default(),
         }));
-        tokio::task::spawn_local(drain(slots.clone()));
+        tokio::task::spawn_local(timed("mailbox", drain(slots.clone())));
         Some(slots)
     }
 
@@ -78,17 +73,60 @@ impl<T: Send + 'static> Mailboxes<T> {
     /// with that number misses nothing.
     pub fn post_and_nudge(&self, batches: &mut [Vec<(SlotId, T)>]) {
         for (worker, inbox) in self.inboxes.iter().enumerate() {
-            let posted = batches.get_mut(worker).is_some_and(|batch| {
-                !batch.is_empty() && {
-                    inbox.posts.lock().append(batch);
-                    true
-                }
-            });
-            inbox.nudges.fetch_add(1, Ordering::SeqCst);
-            if inbox.wants_nudge.swap(false, Ordering::SeqCst) || posted {
-                inbox.wake.notify_one();
-            }
+            let posted = batches
+                .get_mut(worker)
+                .is_some_and(|batch| inbox.put(batch));
+            inbox.count_nudge();
+            inbox.wake(posted);
         }
+    }
+}
+
+/// The steps of both sides, in the order in which each side takes them. A test takes them in all
+/// orders that two threads can.
+impl<T> Inbox<T> {
+    fn new() -> Self {
+        Inbox {
+            posts: Mutex::new(Vec::new()),
+            nudges: AtomicU64::new(0),
+            wants_nudge: AtomicBool::new(false),
+            wake: Notify::new(),
+        }
+    }
+
+    /// Poster, first: adds results; whether there are any. Leaves the batch empty.
+    fn put(&self, batch: &mut Vec<(SlotId, T)>) -> bool {
+        !batch.is_empty() && {
+            self.posts.lock().append(batch);
+            true
+        }
+    }
+
+    /// Poster, second.
+    fn count_nudge(&self) {
+        self.nudges.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Poster, third: wakes the worker if it asked, or has results.
+    fn wake(&self, posted: bool) {
+        if self.wants_nudge.swap(false, Ordering::SeqCst) || posted {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waiter, first: a nudge that comes after this wakes it.
+    fn ask(&self) {
+        self.wants_nudge.store(true, Ordering::SeqCst);
+    }
+
+    /// Waiter, second: how many nudges there were.
+    fn nudges(&self) -> u64 {
+        self.nudges.load(Ordering::SeqCst)
+    }
+
+    /// The worker, each time it is woken, before all who wait look again.
+    fn take(&self, batch: &mut Vec<(SlotId, T)>) {
+        std::mem::swap(&mut *self.posts.lock(), batch);
     }
 }
 
@@ -187,14 +225,14 @@ impl<T: Send + 'static> Slots<T> {
 
     /// How many nudges there were; many may look like one.
     pub fn nudges(&self) -> u64 {
-        self.inbox().nudges.load(Ordering::SeqCst)
+        self.inbox().nudges()
     }
 
     /// Waits until [`Slots::nudges`] is not `seen`, and returns it.
     pub async fn nudged(&self, seen: u64) -> u64 {
         let check = || {
             // Ask first, look then: a nudge in between wakes us.
-            self.inbox().wants_nudge.store(true, Ordering::SeqCst);
+            self.inbox().ask();
             let now = self.nudges();
             (now != seen).then_some(now)
         };
@@ -211,7 +249,7 @@ impl<T: Send + 'static> Slots<T> {
 async fn drain<T: Send + 'static>(slots: Slots<T>) {
     let mut batch = Vec::new();
     loop {
-        std::mem::swap(&mut *slots.inbox().posts.lock(), &mut batch);
+        slots.inbox().take(&mut batch);
         // Always: a poster counts its nudge before it takes back what was asked for. A waiter
         // that saw the one and asked anew between the two has to ask once more. First: the events
         // of a write then leave with its answer, in one piece.
@@ -370,5 +408,135 @@ mod tests {
             let woken = tokio::time::timeout(std::time::Duration::from_secs(5), waiter).await;
             assert_eq!(woken.expect("the waiter sleeps").unwrap(), 2);
         });
+    }
+
+    /// Posts of the model below, each with its nudge.
+    const POSTS: u64 = 2;
+
+    /// What the worker does next: a waiter asks and looks until nothing is new, then the worker
+    /// sleeps; when it is woken it takes what was posted, and the waiter asks again.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Worker {
+        Ask,
+        Look,
+        Sleep,
+        Take,
+    }
+
+    /// One run of both sides, a step at a time.
+    struct Run {
+        inbox: Inbox<u64>,
+        /// Steps that the poster has taken, three a post.
+        posted_steps: u64,
+        put: bool,
+        worker: Worker,
+        seen: u64,
+        taken: Vec<(SlotId, u64)>,
+    }
+
+    impl Run {
+        fn new() -> Self {
+            Run {
+                inbox: Inbox::new(),
+                posted_steps: 0,
+                put: false,
+                worker: Worker::Ask,
+                seen: 0,
+                taken: Vec::new(),
+            }
+        }
+
+        /// Whether the poster had a step to take. Every second post brings nothing but its nudge.
+        fn poster_steps(&mut self) -> bool {
+            let (post, step) = (self.posted_steps / 3, self.posted_steps % 3);
+            if post == POSTS {
+                return false;
+            }
+            let id = SlotId {
+                index: 0,
+                generation: 0,
+            };
+            match step {
+                0 if post.is_multiple_of(2) => self.put = self.inbox.put(&mut vec![(id, post)]),
+                0 => self.put = false,
+                1 => self.inbox.count_nudge(),
+                _ => self.inbox.wake(self.put),
+            }
+            self.posted_steps += 1;
+            true
+        }
+
+        /// Whether the worker had a step to take.
+        fn worker_steps(&mut self) -> bool {
+            self.worker = match self.worker {
+                Worker::Ask => {
+                    self.inbox.ask();
+                    Worker::Look
+                }
+                Worker::Look => match self.inbox.nudges() {
+                    now if now != self.seen => {
+                        self.seen = now;
+                        Worker::Ask
+                    }
+                    _ => Worker::Sleep,
+                },
+                Worker::Sleep => {
+                    let woken = std::pin::pin!(self.inbox.wake.notified());
+                    let mut cx = Context::from_waker(Waker::noop());
+                    if woken.poll(&mut cx).is_pending() {
+                        return false;
+                    }
+                    Worker::Take
+                }
+                Worker::Take => {
+                    let mut batch = Vec::new();
+                    self.inbox.take(&mut batch);
+                    self.taken.append(&mut batch);
+                    Worker::Ask
+                }
+            };
+            true
+        }
+    }
+
+    /// Goes on from the run that took these steps (`true`: the poster's), in every order. The
+    /// number of orders.
+    fn explore(steps: &mut Vec<bool>) -> u32 {
+        let mut orders = 0;
+        for poster in [true, false] {
+            let mut run = Run::new();
+            for step in steps.iter() {
+                let stepped = if *step {
+                    run.poster_steps()
+                } else {
+                    run.worker_steps()
+                };
+                assert!(stepped);
+            }
+            let stepped = if poster {
+                run.poster_steps()
+            } else {
+                run.worker_steps()
+            };
+            if stepped {
+                steps.push(poster);
+                orders += explore(steps);
+                steps.pop();
+            } else if !poster && run.posted_steps == POSTS * 3 {
+                // Nobody has anything to do any more.
+                assert_eq!(
+                    run.seen, POSTS,
+                    "a waiter sleeps through a nudge: {steps:?}"
+                );
+                assert_eq!(run.taken.len(), 1, "a result is not taken: {steps:?}");
+                orders += 1;
+            }
+        }
+        orders
+    }
+
+    #[test]
+    fn in_every_order_of_steps_nobody_sleeps_through_anything() {
+        assert!(explore(&mut Vec::new()) > 100);
     }
 }

@@ -48,17 +48,29 @@ pub(crate) struct Gate {
     pub(crate) waiting: WakerSet,
     /// Somebody was told to wait since all were woken.
     waits: Cell<bool>,
+    /// Of what is held, answers above [`LARGE_BYTES`], which have a half of a worker's account.
+    large_bytes: Cell<usize>,
+    /// All who wait are woken when no more than this is held beside large answers: each wake of
+    /// many is to free much.
+    wake_bytes: usize,
     /// A worker's, of a connection's.
     above: Option<Rc<Gate>>,
     pressure: Rc<Pressure>,
 }
 
 impl Gate {
-    fn new(account: Local, above: Option<Rc<Gate>>, pressure: &Rc<Pressure>) -> Rc<Gate> {
+    fn new(
+        account: Local,
+        wake_bytes: usize,
+        above: Option<Rc<Gate>>,
+        pressure: &Rc<Pressure>,
+    ) -> Rc<Gate> {
         Rc::new(Gate {
             account,
             waiting: WakerSet::default(),
             waits: Cell::new(false),
+            large_bytes: Cell::new(0),
+            wake_bytes,
             above,
             pressure: Rc::clone(pressure),
         })
@@ -66,7 +78,8 @@ impl Gate {
 
     fn part(self: &Rc<Gate>, limit_bytes: usize) -> Rc<Gate> {
         let account = self.account.part(limit_bytes);
-        Gate::new(account, Some(Rc::clone(self)), &self.pressure)
+        let wake_bytes = limit_bytes / 4 * 3;
+        Gate::new(account, wake_bytes, Some(Rc::clone(self)), &self.pressure)
     }
 
     pub(crate) fn held_bytes(&self) -> usize {
@@ -94,9 +107,13 @@ impl Gate {
         }
     }
 
-    /// Wakes who waits when a quarter is free: each wake of many then frees much.
+    /// What is held beside large answers, in bytes.
+    fn small_bytes(&self) -> usize {
+        self.held_bytes().saturating_sub(self.large_bytes.get())
+    }
+
     fn made_room(&self) {
-        if self.waits.get() && self.held_bytes() <= self.limit_bytes() / 4 * 3 {
+        if self.waits.get() && self.small_bytes() <= self.wake_bytes {
             self.wake();
         }
         if let Some(above) = &self.above {
@@ -147,7 +164,8 @@ impl Large {
     /// `None` for an answer that is not large.
     fn of(bytes: usize, worker: &Rc<WorkerMemory>) -> Option<Large> {
         (bytes > LARGE_BYTES).then(|| {
-            worker.large_bytes.set(worker.large_bytes.get() + bytes);
+            let all = &worker.answers.large_bytes;
+            all.set(all.get() + bytes);
             let worker = Rc::clone(worker);
             Large { bytes, worker }
         })
@@ -164,9 +182,8 @@ impl Large {
 impl Drop for Large {
     fn drop(&mut self) {
         let worker = &self.worker;
-        worker
-            .large_bytes
-            .set(worker.large_bytes.get() - self.bytes);
+        let all = &worker.answers.large_bytes;
+        all.set(all.get() - self.bytes);
         // At most one waits here.
         worker.large_waiting.wake_all();
     }
@@ -281,9 +298,7 @@ pub(crate) struct WorkerMemory {
     requests: Local,
     answers: Rc<Gate>,
     streams: Rc<Gate>,
-    /// Answers above [`LARGE_BYTES`], in bytes.
-    large_bytes: Cell<usize>,
-    /// Of those that want to make one, who is next.
+    /// Of those that want to make a large answer, who is next.
     large_turn: Semaphore,
     large_waiting: WakerSet,
     pub(crate) pressure: Rc<Pressure>,
@@ -295,14 +310,17 @@ impl WorkerMemory {
     pub(crate) fn new(config: &Config) -> Rc<Self> {
         let worker = config.ledger.worker(config.workers);
         let pressure = Rc::<Pressure>::default();
-        let gate = |account| Gate::new(worker.account(account), None, &pressure);
+        let gate = |account, eighths| {
+            let account = worker.account(account);
+            let wake_bytes = account.limit_bytes() / 8 * eighths;
+            Gate::new(account, wake_bytes, None, &pressure)
+        };
         Rc::new(WorkerMemory {
             connections: worker.account(Account::Connections),
             calls: worker.account(Account::Calls),
             requests: worker.account(Account::Requests),
-            answers: gate(Account::Answers),
-            streams: gate(Account::Streams),
-            large_bytes: Cell::new(0),
+            answers: gate(Account::Answers, 3),
+            streams: gate(Account::Streams, 6),
             large_turn: Semaphore::new(1),
             large_waiting: WakerSet::default(),
             pressure,
@@ -315,7 +333,8 @@ impl WorkerMemory {
         let limit = |account: &Local, most: usize| most.min(account.limit_bytes() / 4 * 3);
         let calls = config.max_calls_per_connection.saturating_mul(CALL_BYTES);
         let requests = limit(&self.requests, config.max_partial_bytes);
-        let answers = limit(&self.answers.account, config.max_unread_bytes);
+        let answers = limit(&self.answers.account, usize::MAX) / 2;
+        let answers = answers.min(config.max_unread_bytes);
         let streams = limit(&self.streams.account, usize::MAX);
         let connection = Rc::new(ConnMemory {
             calls: self.calls.part(limit(&self.calls, calls)),
@@ -337,6 +356,20 @@ impl WorkerMemory {
         connection
     }
 
+    /// Whether another answer has room that is not large: those have half of the account.
+    /// `kept_back`: in the last fifth, too.
+    fn answers_have_room(&self, kept_back: bool) -> bool {
+        let half = self.answers.limit_bytes() / 2;
+        let limit = if kept_back { half } else { half / 5 * 4 };
+        self.answers.small_bytes() < limit
+    }
+
+    /// Whether a large answer has room: in the other half, or alone whatever its size.
+    fn large_has_room(&self, bytes: usize) -> bool {
+        let large = self.answers.large_bytes.get();
+        large == 0 || large.saturating_add(bytes) <= self.answers.limit_bytes() / 2
+    }
+
     /// Wakes all that wait, to look again.
     pub(crate) fn wake_waiting(&self) {
         for gate in [&self.answers, &self.streams] {
@@ -348,12 +381,12 @@ impl WorkerMemory {
     /// How many bytes have to go so that nobody needs to wait; 0 if nobody does.
     pub(crate) fn excess_bytes(&self) -> usize {
         let excess = |gate: &Gate| match gate.waits.get() {
-            true => gate.held_bytes().saturating_sub(gate.limit_bytes() / 2),
+            true => gate.small_bytes().saturating_sub(gate.wake_bytes / 2),
             false => 0,
         };
         let large = match self.large_waiting.is_empty() {
             true => 0,
-            false => self.large_bytes.get(),
+            false => self.answers.large_bytes.get(),
         };
         excess(&self.answers).max(excess(&self.streams)).max(large)
     }
@@ -406,12 +439,9 @@ impl ConnMemory {
     /// Whether an answer to a plain HTTP request, which is there, may be kept until it is read. A
     /// small one may while any has room.
     pub(crate) fn http_has_room(&self, bytes: usize) -> bool {
-        let (own, all) = (&*self.answers, &*self.worker.answers);
-        let limit = match bytes <= SMALL_BYTES {
-            true => all.limit_bytes(),
-            false => all.limit_bytes() / 5 * 4,
-        };
-        let has_room = own.held_bytes() < own.limit_bytes() && all.held_bytes() < limit;
+        let own = &self.answers;
+        let has_room = own.held_bytes() < own.limit_bytes()
+            && self.worker.answers_have_room(bytes <= SMALL_BYTES);
         if !has_room {
             own.account.count_refused();
             self.worker.pressure.tell();
@@ -500,11 +530,8 @@ impl Unread {
         if held >= own.limit_bytes() {
             return Some(own);
         }
-        let limit = match held < SMALL_HOLDER_BYTES {
-            true => all.limit_bytes(),
-            false => all.limit_bytes() / 5 * 4,
-        };
-        (all.held_bytes() >= limit).then_some(all)
+        let kept_back = held < SMALL_HOLDER_BYTES;
+        (!self.0.worker.answers_have_room(kept_back)).then_some(all)
     }
 
     /// Takes room for an answer of so many bytes, if there is any now, until it is handed over:
@@ -512,11 +539,8 @@ impl Unread {
     /// other large one is held.
     pub fn try_claim(&self, bytes: usize) -> Option<Claim> {
         let (memory, worker) = (&*self.0, &self.0.worker);
-        let fits =
-            |gate: &Gate| gate.held_bytes().saturating_add(bytes) <= gate.limit_bytes() / 5 * 4;
-        let large_fits =
-            || worker.large_bytes.get() == 0 || (fits(&memory.answers) && fits(&worker.answers));
-        (self.has_room() && (bytes <= LARGE_BYTES || large_fits())).then(|| {
+        let fits = self.has_room() && (bytes <= LARGE_BYTES || worker.large_has_room(bytes));
+        fits.then(|| {
             let mut held = memory.answers.hold(bytes);
             held.large = Large::of(bytes, worker);
             Claim(held)

@@ -192,6 +192,7 @@ pub(crate) fn too_many_wait() -> Status {
 mod tests {
     use bytes::BufMut as _;
     use ledger::{Account, Ledger, Limits};
+    use proptest::prelude::*;
 
     use super::*;
     use crate::grpc::Frame;
@@ -316,5 +317,106 @@ mod tests {
         assert_eq!(assembler.next().unwrap().unwrap().len(), 1000);
         assembler.push(pack(100_000));
         assert_eq!(assembler.next().unwrap_err().code, Code::ResourceExhausted);
+    }
+
+    /// What a body is made of.
+    #[derive(Debug, Clone)]
+    enum Piece {
+        /// A message, compressed or not.
+        Message(Vec<u8>, bool),
+        /// A prefix with any flag and length, and some bytes.
+        Any(u8, u32, Vec<u8>),
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<Piece>> {
+        let bytes = || prop::collection::vec(any::<u8>(), 0..60);
+        let message =
+            (bytes(), any::<bool>()).prop_map(|(bytes, gzip)| Piece::Message(bytes, gzip));
+        let any = (0u8..4, 0u32..2000, bytes()).prop_map(|(f, len, b)| Piece::Any(f, len, b));
+        prop::collection::vec(prop_oneof![4 => message, 1 => any], 0..8)
+    }
+
+    fn body(pieces: &[Piece]) -> Vec<u8> {
+        use std::io::Write as _;
+        let mut body = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Message(bytes, false) => body.extend_from_slice(&frame(bytes)),
+                Piece::Message(bytes, true) => {
+                    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), Default::default());
+                    encoder.write_all(bytes).unwrap();
+                    let mut packed = frame(&encoder.finish().unwrap()).to_vec();
+                    packed[0] = 1;
+                    body.append(&mut packed);
+                }
+                Piece::Any(flag, len, bytes) => {
+                    body.push(*flag);
+                    body.extend_from_slice(&len.to_be_bytes());
+                    body.extend_from_slice(bytes);
+                }
+            }
+        }
+        body
+    }
+
+    /// All messages of a body that comes in pieces of these lengths, and how it ended; what is
+    /// held never exceeds what came and was not given out.
+    fn assemble(body: &[u8], cuts: &[usize], encoding: Encoding) -> (Vec<Bytes>, Option<Status>) {
+        let requests = requests(100_000);
+        let mut assembler = Assembler::new(encoding, 1000, &requests);
+        let (mut seen, mut rest) = (Vec::new(), Bytes::copy_from_slice(body));
+        let mut cuts = cuts.iter().cycle();
+        while !rest.is_empty() {
+            let cut = cuts.next().copied().unwrap_or(usize::MAX).min(rest.len());
+            assembler.push(rest.split_to(cut));
+            loop {
+                match assembler.next() {
+                    Ok(Some(message)) => seen.push(message),
+                    Ok(None) => break,
+                    Err(status) => return (seen, Some(status)),
+                }
+            }
+            assert_eq!(requests.held_bytes(), assembler.partial.len());
+            assert!(requests.held_bytes() <= 1000);
+        }
+        drop(assembler);
+        assert_eq!(requests.held_bytes(), 0);
+        (seen, None)
+    }
+
+    proptest! {
+        #[test]
+        fn how_a_body_is_cut_changes_nothing(
+            pieces in pieces(),
+            cuts in prop::collection::vec(1usize..40, 1..10),
+            gzip in any::<bool>(),
+        ) {
+            let body = body(&pieces);
+            let encoding = if gzip { Encoding::Gzip } else { Encoding::Identity };
+            let whole = assemble(&body, &[usize::MAX], encoding);
+            prop_assert_eq!(&assemble(&body, &cuts, encoding), &whole);
+            let only_messages = pieces.iter().all(|piece| match piece {
+                Piece::Message(_, packed) => gzip || !packed,
+                Piece::Any(..) => false,
+            });
+            if only_messages {
+                let sent: Vec<Bytes> = pieces
+                    .iter()
+                    .map(|piece| match piece {
+                        Piece::Message(bytes, _) | Piece::Any(_, _, bytes) => bytes.clone().into(),
+                    })
+                    .collect();
+                prop_assert_eq!(whole, (sent, None));
+            }
+        }
+
+        #[test]
+        fn any_bytes_end_in_messages_or_a_status(
+            body in prop::collection::vec(any::<u8>(), 0..300),
+            cuts in prop::collection::vec(1usize..40, 1..10),
+        ) {
+            let whole = assemble(&body, &[usize::MAX], Encoding::Gzip);
+            prop_assert_eq!(assemble(&body, &cuts, Encoding::Gzip), whole);
+        }
     }
 }

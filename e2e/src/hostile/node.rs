@@ -181,6 +181,12 @@ impl Node {
         self.port
     }
 
+    /// The port of its metrics.
+    #[must_use]
+    pub fn metrics_port(&self) -> u16 {
+        self.metrics_port
+    }
+
     /// The file that its output goes to.
     #[must_use]
     pub fn log(&self) -> PathBuf {

@@ -220,7 +220,7 @@ pub fn start_on(config: Config, listener: ListenerConfig) -> Running {
 }
 
 type Chunk = Result<hyper::body::Frame<Bytes>, std::convert::Infallible>;
-type RequestBody = StreamBody<Pin<Box<dyn tokio_stream::Stream<Item = Chunk> + Send + Sync>>>;
+pub type RequestBody = StreamBody<Pin<Box<dyn tokio_stream::Stream<Item = Chunk> + Send + Sync>>>;
 
 /// A client's connection.
 #[derive(Clone)]
@@ -269,6 +269,11 @@ pub fn request(path: &str) -> http::request::Builder {
 pub fn whole(body: Bytes) -> RequestBody {
     let chunk: Chunk = Ok(hyper::body::Frame::data(body));
     StreamBody::new(Box::pin(tokio_stream::once(chunk)))
+}
+
+/// A body without a frame.
+pub fn no_body() -> RequestBody {
+    StreamBody::new(Box::pin(tokio_stream::empty()))
 }
 
 /// A body that begins so and does not end.

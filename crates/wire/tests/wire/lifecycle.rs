@@ -1,7 +1,6 @@
 //! Start and end: Unix sockets, graceful shutdown.
 
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -101,30 +100,10 @@ async fn shutdown_does_not_wait_beyond_its_grace() {
     assert_eq!(running.counts.canceled.load(Ordering::SeqCst), 1);
 }
 
-/// Set for the copy of this test program that is to die.
-const CHILD: &str = "WIRE_TEST_PANICKING_CHILD";
-
-#[test]
-fn a_panic_in_a_handler_ends_the_process() {
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "lifecycle::panicking_child", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-
-    let text = String::from_utf8_lossy(&child.stderr);
-    // SIGABRT, after the usual message.
-    assert_eq!(child.status.signal(), Some(6), "{text}");
-    assert!(text.contains("a handler's fault"), "{text}");
-}
-
-/// The other half of the test above; by itself it shows that a calm server does not die.
 #[tokio::test]
-async fn panicking_child() {
+async fn a_panic_in_a_handler_fails_its_call_and_no_other() {
     let running = start(Config::default());
     let mut client = Client::connect(running.address).await;
+    assert_eq!(client.unary("Echo", b"panic now").await.code(), 13);
     assert_eq!(client.unary("Echo", b"calm").await.code(), 0);
-    if std::env::var_os(CHILD).is_some() {
-        client.unary("Echo", b"panic now").await;
-    }
 }
