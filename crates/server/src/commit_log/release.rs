@@ -70,7 +70,9 @@ impl CommitLog {
             // The engine admits no write of which that could be said.
             CommitError::TooLarge { .. } => Error::TooLarge,
             CommitError::Strict | CommitError::Closed => Error::Stopped,
-            CommitError::Poisoned { .. } => self.die(&error.to_string()),
+            CommitError::Poisoned { .. } | CommitError::Unordered { .. } => {
+                self.die(&error.to_string())
+            }
         };
         if error.is_no_room() && !self.disk_full() {
             tracing::error!(%error, "the journal has no room: writes are refused with NOSPACE until there is");
