@@ -38,8 +38,9 @@ pub(crate) struct Pending<W> {
 /// What a write will do, and the write itself, should it have to be evaluated again.
 #[derive(Debug)]
 pub(crate) enum Plan {
-    /// A put, with the value and the lease that it keeps filled in.
-    Put(PutOp),
+    /// A put, with the value and the lease that it keeps filled in, and the lease that was asked
+    /// for.
+    Put { op: PutOp, asked_lease: i64 },
     /// Steps over effects; one revision.
     Effects {
         write: Write,
@@ -53,13 +54,14 @@ pub(crate) enum Plan {
 impl Plan {
     fn into_write(self) -> Write {
         match self {
-            Plan::Put(mut op) => {
+            Plan::Put {
+                mut op,
+                asked_lease,
+            } => {
                 if op.ignore_value {
                     op.value.clear();
                 }
-                if op.ignore_lease {
-                    op.lease = 0;
-                }
+                op.lease = asked_lease;
                 Write::Put(op)
             }
             Plan::Effects { write, .. } | Plan::Other { write, .. } => write,
@@ -260,7 +262,7 @@ impl<W> Engine<W> {
         let mut range_keys = self.limits.txn_range_keys;
         for p in self.take_in_flight(ticket)? {
             let outcome = match p.plan {
-                Plan::Put(op) => self.execute_put(&op),
+                Plan::Put { op, .. } => self.execute_put(&op),
                 Plan::Effects { step, effects, .. } => self.execute(step, effects, &mut range_keys),
                 Plan::Other { record, .. } => self.apply_other(record),
             };

@@ -237,7 +237,7 @@ impl<W> Engine<W> {
             Err(e) => return Admitted::Answered(waiter, Err(e)),
         };
         let (record, effects) = match &plan {
-            Plan::Put(op) => (Record::Txn(vec![op.clone().into()]), 1),
+            Plan::Put { op, .. } => (Record::Txn(vec![op.clone().into()]), 1),
             Plan::Effects { effects, .. } => {
                 // The keys that a range delete takes are locked one by one (see `lock`).
                 for e in effects {
@@ -287,7 +287,11 @@ impl<W> Engine<W> {
         };
         let mut effects = Effects::default();
         let (write, step) = match write {
-            Write::Put(op) => return Ok(Plan::Put(view.put(op)?)),
+            Write::Put(op) => {
+                let asked_lease = op.lease;
+                let op = view.put(op)?;
+                return Ok(Plan::Put { op, asked_lease });
+            }
             Write::Delete(op) => {
                 let step = view.delete(&op, &mut effects);
                 (Write::Delete(op), step)
