@@ -7,10 +7,10 @@ use crate::replay::Replay;
 use crate::snapshot::{
     BLOCK_HEADER, EPOCH, FOOTER, HEADER, MAGIC, MAX_BLOCK_BYTES, VERSION, block_crc,
 };
-use crate::{Epoch, Lsn};
+use crate::{Epoch, Lsn, Position};
 use engine::record::{SnapshotItem, SnapshotMeta, VersionItem};
-use files::{File, FileSystem, read_full};
-use std::io;
+use files::{File, FileSystem};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,13 +25,6 @@ pub(crate) struct SnapshotHeader {
     pub(crate) epoch: Option<Epoch>,
 }
 
-impl SnapshotHeader {
-    /// Where the blocks begin.
-    fn bytes(&self) -> u64 {
-        (HEADER + self.epoch.map_or(0, |_| EPOCH)) as u64
-    }
-}
-
 /// A snapshot that is whole.
 pub(crate) struct Snapshot {
     pub(crate) path: PathBuf,
@@ -39,6 +32,20 @@ pub(crate) struct Snapshot {
     pub(crate) items: u64,
     pub(crate) bytes: u64,
     file: Arc<dyn File>,
+}
+
+/// Reads a file from its beginning.
+struct FileReader {
+    file: Arc<dyn File>,
+    offset: u64,
+}
+
+impl Read for FileReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.offset)?;
+        self.offset += n as u64;
+        Ok(n)
+    }
 }
 
 /// What is wrong with a snapshot file.
@@ -74,35 +81,13 @@ impl Fault {
 pub(crate) fn open(fs: &dyn FileSystem, path: &Path) -> Result<Snapshot, OpenError> {
     let read = || -> Result<Snapshot, Fault> {
         let file = fs.open(path, false)?;
-        let mut header = [0; HEADER];
-        if read_full(&*file, &mut header, 0)? < HEADER || &header[0..8] != MAGIC {
-            return Err(Fault::Bad(0, "it does not begin like a snapshot"));
-        }
-        let stated = u32_at(&header, 12);
-        header[12..16].fill(0);
-        if stated != crc32c::crc32c(&header) {
-            return Err(Fault::Bad(0, "its header's checksum is wrong"));
-        }
-        let epoch = match u32_at(&header, 8) {
-            VERSION => Some(read_epoch(&*file)?),
-            version if version < VERSION => None,
-            version => return Err(Fault::Version(version)),
+        let mut blocks = Blocks::of(file.clone());
+        let header = blocks.header()?;
+        let (items, bytes) = loop {
+            if let Part::End { items, bytes } = blocks.next()? {
+                break (items, bytes);
+            }
         };
-        let header = SnapshotHeader {
-            cluster_id: u64_at(&header, 16),
-            lsn: u64_at(&header, 24),
-            meta: SnapshotMeta {
-                revision: u64_at(&header, 32) as i64,
-                compact_revision: u64_at(&header, 40) as i64,
-            },
-            crc: u32_at(&header, 48),
-            epoch,
-        };
-        let mut items = 0;
-        let bytes = each_block(&*file, header.bytes(), |_, footer| {
-            items = footer.unwrap_or(items);
-            Ok::<_, Fault>(())
-        })?;
         Ok(Snapshot {
             path: path.to_owned(),
             header,
@@ -114,79 +99,138 @@ pub(crate) fn open(fs: &dyn FileSystem, path: &Path) -> Result<Snapshot, OpenErr
     read().map_err(|fault| fault.into_error(path))
 }
 
-fn read_epoch(file: &dyn File) -> Result<Epoch, Fault> {
-    let mut bytes = [0; EPOCH];
-    let n = read_full(file, &mut bytes, HEADER as u64)?;
-    if n < EPOCH || u32_at(&bytes, 16) != crc32c::crc32c(&bytes[..16]) {
-        return Err(Fault::Bad(0, "its header's checksum is wrong"));
-    }
-    Ok(Epoch {
-        bound: u64_at(&bytes, 0) as i64,
-        opened: u64_at(&bytes, 8),
-    })
-}
-
-/// Where a block's data is, compressed, and its size without.
-struct Block<'a> {
+/// A snapshot's blocks, front to back. Memory stays within one block.
+struct Blocks<R> {
+    input: R,
     offset: u64,
-    data: &'a [u8],
-    raw_bytes: usize,
+    number: u32,
+    raw_total: u64,
+    buffer: Vec<u8>,
 }
 
-/// Checks and hands out every block, then `None` with the item count of the footer; returns
-/// the file's bytes. Memory stays within one block, and a block within the file.
-fn each_block<E: From<Fault>>(
-    file: &dyn File,
-    start: u64,
-    mut each: impl FnMut(Option<Block<'_>>, Option<u64>) -> Result<(), E>,
-) -> Result<u64, E> {
-    let length = file.len().map_err(Fault::Io)?;
-    let mut offset = start;
-    let mut buffer = Vec::new();
-    let mut raw_total = 0;
-    for number in 0.. {
-        let bad = |what| E::from(Fault::Bad(offset, what));
-        let mut header = [0; BLOCK_HEADER];
-        if read_full(file, &mut header, offset).map_err(Fault::Io)? < BLOCK_HEADER {
-            return Err(bad("the file ends within a block"));
-        }
-        let compressed = u32_at(&header, 0) as usize;
-        let raw_bytes = u32_at(&header, 4) as usize;
-        let last = compressed == 0;
-        let size = if last {
-            FOOTER
-        } else {
-            BLOCK_HEADER + compressed
-        };
-        if size as u64 > length.saturating_sub(offset) || raw_bytes > MAX_BLOCK_BYTES {
-            return Err(bad("a block is longer than the file"));
-        }
-        buffer.resize(size, 0);
-        if read_full(file, &mut buffer, offset).map_err(Fault::Io)? < size {
-            return Err(bad("the file ends within a block"));
-        }
-        if u32_at(&buffer, 12) != block_crc(&buffer) || u32_at(&buffer, 8) != number {
-            return Err(bad("a block's checksum is wrong"));
-        }
-        if last {
-            if raw_total != u64_at(&buffer, BLOCK_HEADER + 8) || offset + size as u64 != length {
-                return Err(bad("the footer's counts are wrong"));
-            }
-            each(None, Some(u64_at(&buffer, BLOCK_HEADER)))?;
-            return Ok(length);
-        }
-        each(
-            Some(Block {
-                offset,
-                data: &buffer[BLOCK_HEADER..],
-                raw_bytes,
-            }),
-            None,
-        )?;
-        raw_total += raw_bytes as u64;
-        offset += size as u64;
+/// What comes next in a snapshot.
+enum Part<'a> {
+    /// A block: where its data begins, compressed, and its size without.
+    Block {
+        offset: u64,
+        data: &'a [u8],
+        raw_bytes: usize,
+    },
+    /// The footer: that was all.
+    End { items: u64, bytes: u64 },
+}
+
+impl Blocks<FileReader> {
+    fn of(file: Arc<dyn File>) -> Self {
+        Blocks::new(FileReader { file, offset: 0 })
     }
-    Err(Fault::Bad(offset, "it has too many blocks").into())
+}
+
+impl<R: Read> Blocks<R> {
+    fn new(input: R) -> Self {
+        Blocks {
+            input,
+            offset: 0,
+            number: 0,
+            raw_total: 0,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Appends the next bytes to the buffer; fewer only at the end. A length that is not true
+    /// reserves nothing.
+    fn more(&mut self, bytes: usize) -> io::Result<bool> {
+        let n = (&mut self.input)
+            .take(bytes as u64)
+            .read_to_end(&mut self.buffer)?;
+        Ok(n == bytes)
+    }
+
+    /// The header, which comes first.
+    fn header(&mut self) -> Result<SnapshotHeader, Fault> {
+        if !self.more(HEADER)? || &self.buffer[0..8] != MAGIC {
+            return Err(Fault::Bad(0, "it does not begin like a snapshot"));
+        }
+        let mut header = std::mem::take(&mut self.buffer);
+        let stated = u32_at(&header, 12);
+        header[12..16].fill(0);
+        if stated != crc32c::crc32c(&header) {
+            return Err(Fault::Bad(0, "its header's checksum is wrong"));
+        }
+        let epoch = match u32_at(&header, 8) {
+            VERSION => Some(self.epoch()?),
+            version if version < VERSION => None,
+            version => return Err(Fault::Version(version)),
+        };
+        self.offset = (HEADER + epoch.map_or(0, |_| EPOCH)) as u64;
+        Ok(SnapshotHeader {
+            cluster_id: u64_at(&header, 16),
+            lsn: u64_at(&header, 24),
+            meta: SnapshotMeta {
+                revision: u64_at(&header, 32) as i64,
+                compact_revision: u64_at(&header, 40) as i64,
+            },
+            crc: u32_at(&header, 48),
+            epoch,
+        })
+    }
+
+    fn epoch(&mut self) -> Result<Epoch, Fault> {
+        let whole = self.more(EPOCH)?;
+        let bytes = std::mem::take(&mut self.buffer);
+        if !whole || u32_at(&bytes, 16) != crc32c::crc32c(&bytes[..16]) {
+            return Err(Fault::Bad(0, "its header's checksum is wrong"));
+        }
+        Ok(Epoch {
+            bound: u64_at(&bytes, 0) as i64,
+            opened: u64_at(&bytes, 8),
+        })
+    }
+
+    /// The next block, checked, or the footer.
+    fn next(&mut self) -> Result<Part<'_>, Fault> {
+        let offset = self.offset;
+        let bad = |what| Err(Fault::Bad(offset, what));
+        self.buffer.clear();
+        if !self.more(BLOCK_HEADER)? {
+            return bad("the file ends within a block");
+        }
+        let compressed = u32_at(&self.buffer, 0) as usize;
+        let raw_bytes = u32_at(&self.buffer, 4) as usize;
+        let last = compressed == 0;
+        if compressed > 2 * MAX_BLOCK_BYTES || raw_bytes > MAX_BLOCK_BYTES {
+            return bad("a block is longer than one can be");
+        }
+        let rest = if last {
+            FOOTER - BLOCK_HEADER
+        } else {
+            compressed
+        };
+        if !self.more(rest)? {
+            return bad("the file ends within a block");
+        }
+        let right = u32_at(&self.buffer, 12) == block_crc(&self.buffer);
+        if !right || u32_at(&self.buffer, 8) != self.number {
+            return bad("a block's checksum is wrong");
+        }
+        self.offset += self.buffer.len() as u64;
+        if last {
+            let counted = u64_at(&self.buffer, BLOCK_HEADER + 8);
+            let items = u64_at(&self.buffer, BLOCK_HEADER);
+            if self.raw_total != counted || self.more(1)? {
+                return bad("the footer's counts are wrong");
+            }
+            let bytes = self.offset;
+            return Ok(Part::End { items, bytes });
+        }
+        self.number = self.number.wrapping_add(1);
+        self.raw_total += raw_bytes as u64;
+        Ok(Part::Block {
+            offset,
+            data: &self.buffer[BLOCK_HEADER..],
+            raw_bytes,
+        })
+    }
 }
 
 /// Why loading stopped.
@@ -208,52 +252,90 @@ struct OpenKey {
     versions: Vec<VersionItem>,
 }
 
+impl LoadFault {
+    fn into_error(self, path: &Path, lsn: Lsn) -> OpenError {
+        match self {
+            LoadFault::Read(fault) => fault.into_error(path),
+            LoadFault::Store(offset, reason) => OpenError::Replay {
+                path: path.to_owned(),
+                offset,
+                lsn,
+                reason,
+            },
+        }
+    }
+}
+
 impl Snapshot {
     /// Gives the store all of it.
     pub(crate) fn load(&self, store: &mut dyn Replay) -> Result<(), OpenError> {
-        let result = self.feed(store).and_then(|()| {
-            store
-                .end_of_snapshot()
-                .map_err(|reason| LoadFault::Store(self.bytes, reason))
-        });
-        result.map_err(|fault| match fault {
-            LoadFault::Read(fault) => fault.into_error(&self.path),
-            LoadFault::Store(offset, reason) => OpenError::Replay {
-                path: self.path.clone(),
-                offset,
-                lsn: self.header.lsn,
-                reason,
-            },
-        })
+        let mut blocks = Blocks::of(self.file.clone());
+        let header = blocks.header().map_err(LoadFault::Read);
+        header
+            .and_then(|header| feed(&mut blocks, &header, store))
+            .map_err(|fault| fault.into_error(&self.path, self.header.lsn))
     }
+}
 
-    fn feed(&self, store: &mut dyn Replay) -> Result<(), LoadFault> {
-        store
-            .snapshot(self.header.meta)
-            .map_err(|reason| LoadFault::Store(0, reason))?;
-        let mut open: Option<OpenKey> = None;
-        let mut items = 0;
-        let mut raw = Vec::new();
-        each_block(&*self.file, self.header.bytes(), |block, footer| {
-            let Some(block) = block else {
-                if open.is_some() || footer != Some(items) {
-                    return Err(LoadFault::Store(
-                        self.bytes,
-                        "its items do not add up".to_owned(),
-                    ));
+/// Reads a snapshot that comes from elsewhere into a store, and tells the position that it
+/// stands at. `name` is where it comes from, for errors. After an error the store holds a part
+/// of it, and is of no use.
+///
+/// # Errors
+/// [`OpenError`]: it is damaged or cut off, of another version, or the store does not take it.
+pub fn read_snapshot(
+    name: &Path,
+    input: impl Read,
+    store: &mut dyn Replay,
+) -> Result<Position, OpenError> {
+    let mut blocks = Blocks::new(input);
+    let header = blocks.header().map_err(|fault| fault.into_error(name))?;
+    feed(&mut blocks, &header, store).map_err(|fault| fault.into_error(name, header.lsn))?;
+    Ok(Position {
+        lsn: header.lsn,
+        crc: header.crc,
+        cluster_id: header.cluster_id,
+        bytes: 0,
+        epoch: header.epoch,
+    })
+}
+
+/// Gives the store what comes after the header.
+fn feed<R: Read>(
+    blocks: &mut Blocks<R>,
+    header: &SnapshotHeader,
+    store: &mut dyn Replay,
+) -> Result<(), LoadFault> {
+    store
+        .snapshot(header.meta)
+        .map_err(|reason| LoadFault::Store(0, reason))?;
+    let mut open: Option<OpenKey> = None;
+    let mut items = 0;
+    let mut raw = Vec::new();
+    loop {
+        match blocks.next()? {
+            Part::Block {
+                offset,
+                data,
+                raw_bytes,
+            } => {
+                raw.resize(raw_bytes, 0);
+                let n = zstd::bulk::decompress_to_buffer(data, &mut raw)
+                    .map_err(|_| Fault::Bad(offset, "a block does not decompress"))?;
+                decode_block(&raw[..n], &mut open, &mut |item| {
+                    items += 1;
+                    store.item(item)
+                })
+                .map_err(|reason| LoadFault::Store(offset, reason))?;
+            }
+            Part::End { items: all, bytes } => {
+                let fail = |reason| LoadFault::Store(bytes, reason);
+                if open.is_some() || all != items {
+                    return Err(fail("its items do not add up".to_owned()));
                 }
-                return Ok(());
-            };
-            raw.resize(block.raw_bytes, 0);
-            let n = zstd::bulk::decompress_to_buffer(block.data, &mut raw)
-                .map_err(|_| Fault::Bad(block.offset, "a block does not decompress"))?;
-            decode_block(&raw[..n], &mut open, &mut |item| {
-                items += 1;
-                store.item(item)
-            })
-            .map_err(|reason| LoadFault::Store(block.offset, reason))
-        })?;
-        Ok(())
+                return store.end_of_snapshot().map_err(fail);
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::SnapshotError;
 use crate::{Lsn, Position, record};
 use engine::record::{SnapshotItem, SnapshotMeta};
 use files::{File, FileSystem, is_no_space};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,22 +69,39 @@ pub struct SnapshotInfo {
     pub items: u64,
 }
 
-/// Writes one snapshot. Dropped before [`finish`](SnapshotWriter::finish), it leaves nothing.
+/// A file that is written front to back, and synced now and then.
+struct Synced {
+    file: Arc<dyn File>,
+    offset: u64,
+    synced: u64,
+}
+
+impl Write for Synced {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_at(bytes, self.offset)?;
+        self.offset += bytes.len() as u64;
+        if self.offset - self.synced >= SYNC_EVERY_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.synced = self.offset;
+        Ok(())
+    }
+}
+
+/// Writes one snapshot into a directory. Dropped before [`finish`](SnapshotWriter::finish), it
+/// leaves nothing.
 pub struct SnapshotWriter {
     fs: Arc<dyn FileSystem>,
     snap_dir: PathBuf,
     temporary: PathBuf,
     lsn: Lsn,
-    file: Arc<dyn File>,
-    compressor: zstd::bulk::Compressor<'static>,
-    block: Vec<u8>,
-    out: Vec<u8>,
-    offset: u64,
-    synced: u64,
-    blocks: u32,
-    items: u64,
-    raw_bytes: u64,
-    finished: bool,
+    /// `None` once it is finished.
+    encoder: Option<SnapshotEncoder<Synced>>,
 }
 
 impl SnapshotWriter {
@@ -104,28 +121,110 @@ impl SnapshotWriter {
             if fs.kind(&temporary)?.is_some() {
                 fs.remove(&temporary)?;
             }
-            Ok((fs.create(&temporary)?, zstd::bulk::Compressor::new(LEVEL)?))
+            let out = Synced {
+                file: fs.create(&temporary)?,
+                offset: 0,
+                synced: 0,
+            };
+            SnapshotEncoder::new(out, meta, at).inspect_err(|_| {
+                let _ = fs.remove(&temporary);
+            })
         };
-        let (file, compressor) = start().map_err(|source| SnapshotError::Io {
+        let encoder = start().map_err(|source| SnapshotError::Io {
             path: temporary.clone(),
             source,
         })?;
-        let mut writer = SnapshotWriter {
+        Ok(SnapshotWriter {
             fs,
             snap_dir,
             temporary,
             lsn: at.lsn,
-            file,
-            compressor,
-            block: Vec::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 4),
-            out: Vec::new(),
-            offset: 0,
-            synced: 0,
-            blocks: 0,
-            items: 0,
-            raw_bytes: 0,
-            finished: false,
+            encoder: Some(encoder),
+        })
+    }
+
+    fn error(&self) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
+        let path = self.temporary.clone();
+        move |source| SnapshotError::Io { path, source }
+    }
+
+    /// Adds the next item, in the order that [`SnapshotItem`] asks for.
+    ///
+    /// # Errors
+    /// Those of the file system; the writer is of no use then.
+    pub fn push(&mut self, item: &SnapshotItem) -> Result<(), SnapshotError> {
+        let error = self.error();
+        let encoder = self.encoder.as_mut();
+        encoder.map_or(Ok(()), |encoder| encoder.push(item).map_err(error))
+    }
+
+    /// Makes the snapshot last, under its name. Then the log up to it may be retired.
+    ///
+    /// # Errors
+    /// Those of the file system; then there is no snapshot, and no file left of it, unless
+    /// only the last sync of the directory failed.
+    pub fn finish(mut self) -> Result<SnapshotInfo, SnapshotError> {
+        let (path, error) = (path(&self.snap_dir, self.lsn), self.error());
+        let mut finish = || -> io::Result<(u64, u64)> {
+            let Some(encoder) = self.encoder.take() else {
+                return Err(io::ErrorKind::Other.into());
+            };
+            let items = encoder.items;
+            let mut out = encoder.finish()?;
+            out.flush()?;
+            self.fs.rename(&self.temporary, &path)?;
+            Ok((out.offset, items))
         };
+        let (bytes, items) = finish().inspect_err(|_| self.remove()).map_err(error)?;
+        self.fs
+            .sync_dir(&self.snap_dir)
+            .map_err(|source| SnapshotError::Io {
+                path: path.clone(),
+                source,
+            })?;
+        Ok(SnapshotInfo { path, bytes, items })
+    }
+
+    /// What cannot be removed now is removed at the next start.
+    fn remove(&self) {
+        let _ = self.fs.remove(&self.temporary);
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        if self.encoder.is_some() {
+            self.remove();
+        }
+    }
+}
+
+impl SnapshotError {
+    /// Whether the disk or a quota is full.
+    pub fn is_no_space(&self) -> bool {
+        let SnapshotError::Io { source, .. } = self;
+        is_no_space(source)
+    }
+}
+
+/// Writes a snapshot's bytes to anything that takes bytes: a file, or who follows from
+/// elsewhere. [`read_snapshot`](crate::read_snapshot) reads them.
+pub struct SnapshotEncoder<W> {
+    out: W,
+    compressor: zstd::bulk::Compressor<'static>,
+    block: Vec<u8>,
+    compressed: Vec<u8>,
+    blocks: u32,
+    items: u64,
+    raw_bytes: u64,
+}
+
+impl<W: Write> SnapshotEncoder<W> {
+    /// Starts a snapshot of the store as it is at `at`.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn new(mut out: W, meta: SnapshotMeta, at: Position) -> io::Result<Self> {
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(MAGIC);
         let version = at.epoch.map_or(VERSION_PLAIN, |_| VERSION);
@@ -145,32 +244,23 @@ impl SnapshotWriter {
             let crc = crc32c::crc32c(&header[HEADER..]);
             header.extend_from_slice(&crc.to_le_bytes());
         }
-        writer.append(&header)?;
-        Ok(writer)
-    }
-
-    fn error(&self) -> impl FnOnce(io::Error) -> SnapshotError + use<> {
-        let path = self.temporary.clone();
-        move |source| SnapshotError::Io { path, source }
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
-        self.file
-            .write_at(bytes, self.offset)
-            .map_err(self.error())?;
-        self.offset += bytes.len() as u64;
-        if self.offset - self.synced >= SYNC_EVERY_BYTES {
-            self.file.sync_data().map_err(self.error())?;
-            self.synced = self.offset;
-        }
-        Ok(())
+        out.write_all(&header)?;
+        Ok(SnapshotEncoder {
+            out,
+            compressor: zstd::bulk::Compressor::new(LEVEL)?,
+            block: Vec::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 4),
+            compressed: Vec::new(),
+            blocks: 0,
+            items: 0,
+            raw_bytes: 0,
+        })
     }
 
     /// Adds the next item, in the order that [`SnapshotItem`] asks for.
     ///
     /// # Errors
-    /// Those of the file system; the writer is of no use then.
-    pub fn push(&mut self, item: &SnapshotItem) -> Result<(), SnapshotError> {
+    /// Those of the output; the encoder is of no use then.
+    pub fn push(&mut self, item: &SnapshotItem) -> io::Result<()> {
         self.items += 1;
         match item {
             SnapshotItem::Lease { id, ttl_s } => {
@@ -190,12 +280,11 @@ impl SnapshotWriter {
     }
 
     /// Writes the open block out if it has `at_least` bytes.
-    fn end_block(&mut self, at_least: usize) -> Result<(), SnapshotError> {
+    fn end_block(&mut self, at_least: usize) -> io::Result<()> {
         if self.block.len() < at_least.max(1) {
             return Ok(());
         }
-        let error = self.error();
-        let mut out = std::mem::take(&mut self.out);
+        let out = &mut self.compressed;
         out.clear();
         out.resize(
             BLOCK_HEADER + zstd::zstd_safe::compress_bound(self.block.len()),
@@ -203,73 +292,32 @@ impl SnapshotWriter {
         );
         let compressed = self
             .compressor
-            .compress_to_buffer(&self.block, &mut out[BLOCK_HEADER..])
-            .map_err(error)?;
+            .compress_to_buffer(&self.block, &mut out[BLOCK_HEADER..])?;
         out.truncate(BLOCK_HEADER + compressed);
-        seal_block(
-            &mut out,
-            compressed as u32,
-            self.block.len() as u32,
-            self.blocks,
-        );
-        self.append(&out)?;
+        seal_block(out, compressed as u32, self.block.len() as u32, self.blocks);
+        self.out.write_all(out)?;
         self.blocks += 1;
         self.raw_bytes += self.block.len() as u64;
         self.block.clear();
         if self.block.capacity() > 8 * BLOCK_BYTES {
             self.block = Vec::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 4);
-            out = Vec::new();
+            self.compressed = Vec::new();
         }
-        self.out = out;
         Ok(())
     }
 
-    /// Makes the snapshot last, under its name. Then the log up to it may be retired.
+    /// Ends the snapshot, and gives the output back.
     ///
     /// # Errors
-    /// Those of the file system; then there is no snapshot, and no file left of it, unless
-    /// only the last sync of the directory failed.
-    pub fn finish(mut self) -> Result<SnapshotInfo, SnapshotError> {
+    /// Those of the output.
+    pub fn finish(mut self) -> io::Result<W> {
         self.end_block(1)?;
         let mut footer = vec![0; BLOCK_HEADER];
         footer.extend_from_slice(&self.items.to_le_bytes());
         footer.extend_from_slice(&self.raw_bytes.to_le_bytes());
         seal_block(&mut footer, 0, 0, self.blocks);
-        self.append(&footer)?;
-        let path = path(&self.snap_dir, self.lsn);
-        self.file.sync_data().map_err(self.error())?;
-        self.fs
-            .rename(&self.temporary, &path)
-            .map_err(self.error())?;
-        self.finished = true;
-        self.fs
-            .sync_dir(&self.snap_dir)
-            .map_err(|source| SnapshotError::Io {
-                path: path.clone(),
-                source,
-            })?;
-        Ok(SnapshotInfo {
-            path,
-            bytes: self.offset,
-            items: self.items,
-        })
-    }
-}
-
-impl Drop for SnapshotWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // What cannot be removed now is removed at the next start.
-            let _ = self.fs.remove(&self.temporary);
-        }
-    }
-}
-
-impl SnapshotError {
-    /// Whether the disk or a quota is full.
-    pub fn is_no_space(&self) -> bool {
-        let SnapshotError::Io { source, .. } = self;
-        is_no_space(source)
+        self.out.write_all(&footer)?;
+        Ok(self.out)
     }
 }
 

@@ -236,3 +236,38 @@ fn a_follower_that_is_too_slow_is_told_from_where() {
     assert_eq!(missed.revision_before, 1 + kept);
     assert_eq!(entries(&other).len(), 4, "the others are not concerned");
 }
+
+/// What a follower from elsewhere begins with: bytes, not a path.
+#[test]
+fn a_snapshot_goes_through_any_stream() {
+    let fs = SimFs::new(1);
+    let (mut server, _) = Server::open(&fs).unwrap();
+    for n in 0..300 {
+        server.put(&format!("p{n}"), &vec![n as u8; 3000]);
+    }
+    let at = server.journal.snapshot_position(|| ()).unwrap().0;
+    let meta = engine::record::SnapshotMeta {
+        revision: server.store.revision,
+        compact_revision: -1,
+    };
+    let mut encoder = journal::SnapshotEncoder::new(Vec::new(), meta, at).unwrap();
+    for item in items(&server.store) {
+        encoder.push(&item).unwrap();
+    }
+    let bytes = encoder.finish().unwrap();
+    let read = |bytes: &[u8]| {
+        let mut store = Store::new();
+        let at = journal::read_snapshot(Path::new("the server"), bytes, &mut store);
+        at.map(|at| (at.lsn(), store))
+    };
+    let (lsn, store) = read(&bytes).unwrap();
+    assert_eq!((lsn, &store), (at.lsn(), &server.store));
+    // The same bytes as in a file.
+    snapshot(&fs, &server.store, at).unwrap();
+    let path = dir().join(format!("snap/{:016x}.snap", at.lsn()));
+    assert_eq!(fs.contents(&path).unwrap(), bytes);
+    for length in (0..bytes.len()).step_by(97) {
+        let error = read(&bytes[..length]).unwrap_err().to_string();
+        assert!(error.contains("the server"), "{error}");
+    }
+}
