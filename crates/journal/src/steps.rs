@@ -1,7 +1,7 @@
 //! The three steps of a durable write: append, order, release. Each is a value that the next one
 //! takes, so that none can be left out or done twice.
 
-use crate::end::{self, Content, End, Written};
+use crate::end::{self, Content, End, Hindrance, Written};
 use crate::error::CommitError;
 use crate::frame::{FLAG_PLACED, MAX_PAYLOAD_BYTES};
 use crate::log::Log;
@@ -174,17 +174,10 @@ pub(crate) fn order<R: AsRef<[Record]>>(
         };
         let noted = match place {
             Place::Told => Ok(false),
-            Place::Passed | Place::Earlier => end
-                .append(Content {
-                    notes: &[Note::Stamp {
-                        lsn,
-                        revision_before,
-                    }],
-                    revision_before,
-                    flags: FLAG_PLACED,
-                    ..Content::default()
-                })
-                .map(|_| true),
+            Place::Passed => stamp(&mut end, lsn, revision_before),
+            // Without its stamp a log that is trusted would be replayed in another order.
+            Place::Earlier => stamp(&mut end, lsn, revision_before)
+                .and_then(|stamped| Ok(end.mark_reached().map(|()| stamped)?)),
         };
         let hindrance = match noted {
             Ok(stamped) => return Ok(fed(log, end, appended, revision_before, stamped)),
@@ -202,6 +195,20 @@ pub(crate) fn order<R: AsRef<[Record]>>(
             (Err(reason), _) => return Err(NotOrdered::new(appended, reason)),
         }
     }
+}
+
+/// Notes which revisions frame `lsn` gets.
+fn stamp(end: &mut End, lsn: Lsn, revision_before: i64) -> Result<bool, Hindrance> {
+    end.append(Content {
+        notes: &[Note::Stamp {
+            lsn,
+            revision_before,
+        }],
+        revision_before,
+        flags: FLAG_PLACED,
+        ..Content::default()
+    })
+    .map(|_| true)
 }
 
 /// The frame's place is fixed: whoever follows is told.

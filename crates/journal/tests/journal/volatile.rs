@@ -382,7 +382,8 @@ impl Life {
                 5 => self.toggle(&mut journal),
                 6 | 7 => self.snapshot(&mut journal),
                 8..12 => self.sync(&mut journal, &writer),
-                12..22 => self.commit(&mut journal, &writer),
+                12..19 => self.commit(&mut journal, &writer),
+                19..22 => self.pipeline(&mut journal, &writer),
                 _ => {
                     let mut random = self.random;
                     let alive = volatile(&self.known, &writer, &mut random);
@@ -514,6 +515,75 @@ impl Life {
                 false
             }
         }
+    }
+
+    /// Several frames in the log at once, which become visible in any order that the journal
+    /// allows, with volatile writes in between.
+    fn pipeline(&mut self, journal: &mut Journal, writer: &VolatileWriter) -> bool {
+        let known = self.known.clone();
+        let revision = || known.lock().unwrap().state.revision;
+        let mut waiting = Vec::new();
+        let mut alive = true;
+        for _ in 0..2 + self.random.below(2) {
+            let records = self.known.lock().unwrap().records(&mut self.random);
+            let after = self.known().seen.len();
+            match journal.append(records.clone(), revision) {
+                Ok(appended) => waiting.push((appended, records, after)),
+                Err(error) if error.is_no_room() => {}
+                Err(_) => {
+                    self.known().unanswered.push(keys(&records));
+                    alive = false;
+                }
+            }
+            if alive && self.random.one_in(2) {
+                let mut random = self.random;
+                alive = volatile(&self.known, writer, &mut random);
+                self.random = random;
+            }
+        }
+        let target = waiting.last().map(|(appended, ..)| appended.lsn());
+        self.meanwhile(writer);
+        alive &= journal.sync().is_ok();
+        self.fs.during_next_sync(|| {});
+        if alive {
+            self.synced = self.synced.max(target.unwrap_or(0));
+        }
+        while alive && !waiting.is_empty() {
+            let at = self.random.below(waiting.len() as u64) as usize;
+            let (appended, records, after) = waiting.remove(at);
+            let lsn = appended.lsn();
+            match journal.order(appended, revision) {
+                Ok(ordered) => {
+                    let (info, range) = ordered.release(|| {
+                        let mut known = known.lock().unwrap();
+                        let from = known.seen.len();
+                        known.publish(&records, after, true, lsn, false);
+                        from..known.seen.len()
+                    });
+                    for seen in &mut self.known().seen[range] {
+                        seen.stamped = info.stamped;
+                    }
+                }
+                Err(not_ordered) => {
+                    let reason = not_ordered.reason;
+                    if reason.is_no_room() {
+                        self.fs.set_capacity(None);
+                    } else {
+                        alive = matches!(*reason, CommitError::Unordered { .. });
+                    }
+                    waiting.push((not_ordered.appended, records, after));
+                }
+            }
+            if alive && self.random.one_in(3) {
+                let mut random = self.random;
+                alive = volatile(&self.known, writer, &mut random);
+                self.random = random;
+            }
+        }
+        for (_, records, _) in waiting {
+            self.known().unanswered.push(keys(&records));
+        }
+        alive
     }
 
     fn snapshot(&mut self, journal: &mut Journal) -> bool {
