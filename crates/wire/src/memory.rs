@@ -436,6 +436,16 @@ impl ConnMemory {
         self.answers.held_bytes() + self.streams.held_bytes()
     }
 
+    /// Whether plain HTTP's requests are refused before they cost anything, because there is much
+    /// that the client has not read: making a page takes a worker milliseconds.
+    pub(crate) fn http_is_behind(&self) -> bool {
+        let behind = self.answers.held_bytes() >= SMALL_HOLDER_BYTES;
+        if behind {
+            self.answers.account.count_refused();
+        }
+        behind
+    }
+
     /// Whether an answer to a plain HTTP request, which is there, may be kept until it is read. A
     /// small one may while any has room.
     pub(crate) fn http_has_room(&self, bytes: usize) -> bool {

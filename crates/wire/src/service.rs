@@ -279,6 +279,9 @@ async fn serve_http<H: Handler>(
     let Ok(_open) = memory.open_call() else {
         return http_refused(too_many_calls());
     };
+    if memory.http_is_behind() {
+        return http_refused(not_read());
+    }
     let (head, body) = request.into_parts();
     let head_bytes = HTTP_HEAD_BYTES + head.headers.len() * HEADER_BYTES;
     let Ok(mut charge) = memory.requests.try_charge(head_bytes) else {
@@ -314,12 +317,16 @@ async fn serve_http<H: Handler>(
     // as long as any has.
     let len = response.body().len();
     if len > 0 && !memory.http_has_room(len) {
-        return http_refused(Status::new(
-            Code::ResourceExhausted,
-            "too many answers are not read: read them, and ask again",
-        ));
+        return http_refused(not_read());
     }
     response.map(|bytes| Body::Full((len > 0).then(|| memory.answer(bytes))))
+}
+
+fn not_read() -> Status {
+    Status::new(
+        Code::ResourceExhausted,
+        "too many answers are not read: read them, and ask again",
+    )
 }
 
 /// A request's body, within its limit; what is held of it is charged.
