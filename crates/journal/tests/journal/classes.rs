@@ -776,3 +776,29 @@ fn a_start_after_a_power_loss_on_a_full_disk_uses_the_reserve() {
         assert_eq!(after.records.len(), store.records.len() + 1);
     }
 }
+
+#[test]
+fn no_epoch_opens_without_the_page_that_its_end_may_need() {
+    let fs = SimFs::new(1);
+    let mut classes = Classes::accepting(&fs);
+    classes.durable("p1").unwrap();
+    classes.journal.allocator().step().unwrap();
+    let revision = classes.revision.load(Ordering::SeqCst);
+    classes.journal.close(revision).unwrap();
+    fs.lose(Path::new("/data/log/reserve")).unwrap();
+    let fs = fs.kill(1);
+    // The room of the lost file counts until another one goes.
+    fs.set_capacity(Some(fs.used() - 4 * 4096));
+    let (mut classes, _, report) = Classes::open(&fs);
+    assert!(!report.no_space, "a next segment was there");
+    classes.journal.allow_volatile();
+    classes.upkeep().unwrap();
+    assert_eq!(classes.journal.volatile_status().epoch_bound, None);
+    classes.durable("p2").unwrap();
+    assert_eq!(classes.journal.volatile_status().epoch_bound, None);
+    fs.set_capacity(None);
+    classes.journal.ensure_room().unwrap();
+    classes.journal.allow_volatile();
+    classes.upkeep().unwrap();
+    classes.volatile("p4").unwrap();
+}
