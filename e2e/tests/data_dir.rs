@@ -165,7 +165,7 @@ async fn damage(dir: &Path) -> Result<()> {
     let whole = Files::read(&node.data)?;
     let segments = segments(&node.data)?;
     ensure(segments.len() > 2, || format!("only {segments:?}"))?;
-    for (path, offset) in [(&segments[0], 300_001), (&segments[1], 500_000)] {
+    for (path, offset) in [(&segments[0], 50_001), (&segments[1], 150_000)] {
         let mut bytes = std::fs::read(path)?;
         bytes[offset] ^= 0x10;
         std::fs::write(path, bytes)?;
