@@ -39,13 +39,9 @@ impl Read {
     /// [`engine::Engine::range_open`] for `strength`.
     ///
     /// # Errors
-    /// [`Error::Compacted`], [`Error::FutureRevision`] and [`Error::Corrupt`].
+    /// [`Error::Compacted`] and [`Error::FutureRevision`].
     pub(crate) fn open(store: &Store, op: RangeOp, strength: Strength) -> Result<Read, Error> {
-        let engine = store.lock();
-        if engine.is_corrupt() {
-            return Err(Error::Corrupt);
-        }
-        let cursor = engine.range_open(op, strength, SLICE_KEYS)?;
+        let cursor = store.lock().range_open(op, strength, SLICE_KEYS)?;
         Ok(Read { cursor })
     }
 }
@@ -88,13 +84,10 @@ impl ReadTxn {
     /// Opens one and takes its first slice; short ones end there.
     ///
     /// # Errors
-    /// [`Error::Compacted`], [`Error::FutureRevision`] and [`Error::Corrupt`].
+    /// [`Error::Compacted`] and [`Error::FutureRevision`].
     pub(crate) fn open(store: &Store, op: TxnOp) -> Result<ReadTxn, Error> {
         let mut cursor = {
             let engine = store.lock();
-            if engine.is_corrupt() {
-                return Err(Error::Corrupt);
-            }
             let mut cursor = engine.read_txn_open(op);
             engine.read_txn_step(&mut cursor, SLICE_KEYS)?;
             cursor
