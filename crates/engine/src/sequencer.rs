@@ -6,7 +6,7 @@
 //! it. A revision is stamped when the write becomes visible, so revision order is
 //! visibility order, whichever lane is faster.
 //!
-//! A write that another keeps from being evaluated waits ([`crate::waiting`]); when the other
+//! A write that another keeps from being evaluated waits (module `waiting`); when the other
 //! one goes, it is ready, and `admit_ready` looks at it again.
 
 use crate::Engine;
