@@ -109,7 +109,7 @@ async fn series(dir: &Path) -> Result<()> {
 }
 
 /// The series that an expression names, with their label matchers: identifiers that are no
-/// functions, outside of `by (...)` and ranges.
+/// functions and no operators, outside of `by (...)` and ranges.
 fn selectors(expression: &str) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
     let mut rest = expression;
@@ -130,7 +130,7 @@ fn selectors(expression: &str) -> Vec<(String, Vec<String>)> {
             let matchers = matchers.split(", ").map(str::to_owned).collect();
             found.push((word.to_owned(), matchers));
             rest = after;
-        } else if !next.starts_with('(') && word != "sum" {
+        } else if !next.starts_with('(') && !["sum", "and", "or", "unless"].contains(&word) {
             found.push((word.to_owned(), Vec::new()));
         }
     }
@@ -151,6 +151,7 @@ fn finds_series_in_expressions() {
         names(r#"a{job=~".*(x|y).*"} > 0.8 * b + c_2"#),
         ["a", "b", "c_2"]
     );
+    assert_eq!(names("a > 0 and b < 1"), ["a", "b"]);
     assert_eq!(
         selectors(r#"a{x="1", y="2"}"#),
         [("a".into(), vec![r#"x="1""#.into(), r#"y="2""#.into()])]
