@@ -16,16 +16,25 @@ pub enum Account {
     Answers,
     /// Messages of streaming calls that their clients have not read.
     Streams,
+    /// Writes that are not visible yet: they wait for the disk, or for each other.
+    Writes,
+    /// Compacted history that readers keep from being freed.
+    Pins,
+    /// What snapshots on their way to clients keep, if all of it is replaced meanwhile.
+    Snapshots,
 }
 
 impl Account {
     /// All accounts, in the order of their numbers.
-    pub const ALL: [Account; 5] = [
+    pub const ALL: [Account; 8] = [
         Account::Connections,
         Account::Calls,
         Account::Requests,
         Account::Answers,
         Account::Streams,
+        Account::Writes,
+        Account::Pins,
+        Account::Snapshots,
     ];
 
     /// Its name in metrics and in `orlop status`.
@@ -36,6 +45,9 @@ impl Account {
             Account::Requests => "requests",
             Account::Answers => "answers",
             Account::Streams => "streams",
+            Account::Writes => "writes",
+            Account::Pins => "pins",
+            Account::Snapshots => "snapshots",
         }
     }
 
@@ -49,8 +61,9 @@ impl Account {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits([usize; Account::ALL.len()]);
 
-/// Part of the memory in thousandths, least and most bytes.
-const SHARES: [(Account, usize, usize, usize); Account::ALL.len()] = [
+/// Part of the memory in thousandths, least and most bytes. The other accounts have no limit of
+/// their own: whoever counts for them says what it is.
+const SHARES: [(Account, usize, usize, usize); 5] = [
     (Account::Connections, 20, 32 << 20, 1 << 30),
     (Account::Calls, 30, 32 << 20, 1 << 30),
     (Account::Requests, 20, 32 << 20, 256 << 20),
@@ -63,7 +76,7 @@ impl Limits {
     /// same table.
     pub fn of_memory(memory_bytes: u64) -> Self {
         let memory = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
-        let mut limits = [0; Account::ALL.len()];
+        let mut limits = [usize::MAX; Account::ALL.len()];
         for (account, thousandths, least, most) in SHARES {
             limits[account.index()] = (memory / 1000 * thousandths).clamp(least, most);
         }
@@ -122,10 +135,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_shares_are_of_the_accounts_in_their_order() {
+    fn numbers_are_of_the_accounts_in_their_order() {
         for (i, account) in Account::ALL.into_iter().enumerate() {
             assert_eq!(account.index(), i);
-            assert_eq!(SHARES[i].0, account);
         }
     }
 
@@ -133,7 +145,7 @@ mod tests {
     fn limits_leave_most_of_the_memory_to_the_data() {
         let sum = |memory: u64| -> usize {
             let limits = Limits::of_memory(memory);
-            Account::ALL.iter().map(|a| limits.of(*a)).sum()
+            SHARES.iter().map(|share| limits.of(share.0)).sum()
         };
         assert!(sum(2 << 30) < (2 << 30) / 5);
         assert!(sum(64 << 30) < 4 << 30);

@@ -6,13 +6,16 @@
 //! its worker's, and both count on their thread without an atomic read-modify-write. The process's
 //! totals are added up when somebody asks ([`Ledger::held_bytes`]).
 //!
+//! Some accounts have one owner that counts by itself, under a lock of its own
+//! ([`Ledger::counted_by`]): the store's writes, say. The ledger asks it.
+//!
 //! It does not say what happens at a limit: who asks does, with the error [`Full`].
 
 mod account;
 mod worker;
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
@@ -30,6 +33,19 @@ struct Inner {
     totals: Vec<Arc<Total>>,
     /// Of the workers that run.
     pages: Mutex<Vec<Weak<Page>>>,
+    owners: [Owner; Account::ALL.len()],
+}
+
+/// Who counts for an account, if one does by itself.
+#[derive(Default)]
+struct Owner(OnceLock<Box<dyn Fn() -> usize + Send + Sync>>);
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Owner")
+            .field(&self.0.get().is_some())
+            .finish()
+    }
 }
 
 impl Ledger {
@@ -39,7 +55,33 @@ impl Ledger {
         Ledger(Arc::new(Inner {
             totals: Account::ALL.into_iter().map(total).collect(),
             pages: Mutex::default(),
+            owners: Default::default(),
         }))
+    }
+
+    /// Says who counts what is held in an account, in bytes: once, before anybody asks. It holds
+    /// the account to its limit, too, and tells [`Ledger::count_refused`] and
+    /// [`Ledger::count_shed`].
+    pub fn counted_by(
+        &self,
+        account: Account,
+        held_bytes: impl Fn() -> usize + Send + Sync + 'static,
+    ) {
+        let owner = &self.0.owners[account.index()].0;
+        // The first stays.
+        let _ = owner.set(Box::new(held_bytes));
+    }
+
+    /// Counts something that an account's owner refused because it is full.
+    pub fn count_refused(&self, account: Account) {
+        self.total(account).refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts holders that an account's owner ended to make room.
+    pub fn count_shed(&self, account: Account, holders: u64) {
+        self.total(account)
+            .shed
+            .fetch_add(holders, Ordering::Relaxed);
     }
 
     /// Accounts for one of `workers` threads, each with an equal part of the limits. Call it on
@@ -54,6 +96,9 @@ impl Ledger {
 
     /// What the process holds in an account, in bytes.
     pub fn held_bytes(&self, account: Account) -> usize {
+        if let Some(counted) = self.0.owners[account.index()].0.get() {
+            return counted();
+        }
         let pages = self.0.pages.lock();
         let of_workers = pages
             .iter()
@@ -137,6 +182,28 @@ mod tests {
         drop(charge);
         assert_eq!(ledger.held_bytes(Account::Answers), 50);
         assert_eq!(part.account().held_bytes(), 50);
+    }
+
+    #[test]
+    fn an_owner_counts_by_itself() {
+        let ledger = Ledger::new(Limits::none().with(Account::Writes, 7));
+        let held = Arc::new(std::sync::atomic::AtomicUsize::new(3));
+        let counted = held.clone();
+        ledger.counted_by(Account::Writes, move || counted.load(Ordering::Relaxed));
+        assert_eq!(ledger.held_bytes(Account::Writes), 3);
+        held.store(5, Ordering::Relaxed);
+        ledger.count_refused(Account::Writes);
+        ledger.count_shed(Account::Writes, 2);
+        let of = Account::Writes;
+        assert_eq!(
+            (
+                ledger.held_bytes(of),
+                ledger.limit_bytes(of),
+                ledger.refused(of),
+                ledger.shed(of)
+            ),
+            (5, 7, 1, 2)
+        );
     }
 
     #[test]

@@ -103,7 +103,9 @@ macro_rules! of_accounts {
         fn of<const I: usize>(input: &ScrapeInput) -> f64 {
             input.ledger[I].$field as f64
         }
-        const ALL: [OfAccount; Account::ALL.len()] = [of::<0>, of::<1>, of::<2>, of::<3>, of::<4>];
+        const ALL: [OfAccount; Account::ALL.len()] = [
+            of::<0>, of::<1>, of::<2>, of::<3>, of::<4>, of::<5>, of::<6>, of::<7>,
+        ];
         ALL
     }};
 }

@@ -132,6 +132,9 @@ pub(crate) fn for_a_person(v: &Value) -> String {
         line("not on disk", "nothing".to_owned());
     }
     line("power loss", power_loss(v));
+    for value in memory(v) {
+        line("memory", value);
+    }
     if let Some(profiles) = v.pointer("/spared/profiles").and_then(Value::as_array) {
         let sampled = number(v, "/spared/sampled_writes");
         if sampled == 0.0 {
@@ -153,6 +156,57 @@ pub(crate) fn for_a_person(v: &Value) -> String {
         }
     }
     out
+}
+
+/// Where memory is: what is stored, what is held for clients, and where there was no room.
+fn memory(v: &Value) -> Vec<String> {
+    let Some(memory) = v.get("memory") else {
+        return Vec::new();
+    };
+    let of = |name: &str| {
+        let (held, most) = (
+            number(memory, &format!("/{name}_bytes")),
+            number(
+                memory,
+                if name == "data" {
+                    "/quota_bytes"
+                } else {
+                    "/history_budget_bytes"
+                },
+            ),
+        );
+        match most > 0.0 {
+            true => format!("{name} {} of {}", bytes(held), bytes(most)),
+            false => format!("{name} {}, no quota", bytes(held)),
+        }
+    };
+    let mut lines = vec![format!("{}, {}", of("data"), of("history"))];
+    let accounts = memory.pointer("/clients").and_then(Value::as_object);
+    let accounts: Vec<_> = accounts.into_iter().flatten().collect();
+    let held: Vec<String> = accounts
+        .iter()
+        .filter(|(_, a)| number(a, "/bytes") > 0.0)
+        .map(|(name, a)| {
+            let (held, most) = (number(a, "/bytes"), number(a, "/limit_bytes"));
+            format!("{name} {} of {}", bytes(held), bytes(most))
+        })
+        .collect();
+    lines.push(match held.is_empty() {
+        true => "for clients: nothing".to_owned(),
+        false => format!("for clients: {}", held.join(", ")),
+    });
+    let full: Vec<String> = accounts
+        .iter()
+        .filter(|(_, a)| number(a, "/refused") + number(a, "/shed") > 0.0)
+        .map(|(name, a)| {
+            let (refused, ended) = (number(a, "/refused"), number(a, "/shed"));
+            format!("{name} (refused {refused:.0}, ended {ended:.0})")
+        })
+        .collect();
+    if !full.is_empty() {
+        lines.push(format!("no room since the start: {}", full.join(", ")));
+    }
+    lines
 }
 
 fn power_loss(v: &Value) -> String {
@@ -215,6 +269,23 @@ mod tests {
             text.contains("would take nothing that was answered"),
             "{text}"
         );
+        v["memory"] = json!({
+            "data_bytes": 2_500_000, "quota_bytes": -1,
+            "history_bytes": 1000, "history_budget_bytes": 3_000_000_000_u64,
+            "clients": {
+                "answers": {"bytes": 0, "limit_bytes": 9, "refused": 0, "shed": 0},
+                "streams": {"bytes": 4096, "limit_bytes": 8192, "refused": 0, "shed": 0},
+                "writes": {"bytes": 0, "limit_bytes": 9, "refused": 5, "shed": 2},
+            },
+        });
+        let text = for_a_person(&v);
+        for part in [
+            "memory       data 2.5 MB, no quota, history 1.0 kB of 3.0 GB",
+            "for clients: streams 4.1 kB of 8.2 kB\n",
+            "no room since the start: writes (refused 5, ended 2)",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
         assert!(
             text.contains("balanced would make 30 % of writes volatile, and spare up to 20 %"),
             "{text}"

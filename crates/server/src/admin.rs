@@ -19,6 +19,7 @@ use crate::shared::Shared;
 use crate::switch::{Choice, SwitchError, switch};
 use bytes::Bytes;
 use http::{Method, Response, StatusCode, header};
+use ledger::Account;
 use policy::WhatIf;
 use serde_json::{Value, json};
 use std::rc::Rc;
@@ -252,7 +253,31 @@ fn status(shared: &Shared) -> Value {
             "revision_bound": volatile.epoch_bound,
             "marker": volatile.marker.map(|path| path.display().to_string()),
         },
+        "memory": memory(shared),
         "spared": if storage.is_strict() { spared(shared) } else { Value::Null },
+    })
+}
+
+/// Where memory is: what is stored, and each account of what is held for clients.
+fn memory(shared: &Shared) -> Value {
+    let sizes = shared.store.lock().sizes();
+    let ledger = &shared.ledger;
+    let account = |account: Account| {
+        let held = json!({
+            "bytes": ledger.held_bytes(account),
+            "limit_bytes": ledger.limit_bytes(account),
+            "refused": ledger.refused(account),
+            "shed": ledger.shed(account),
+        });
+        (account.name().to_owned(), held)
+    };
+    let accounts: serde_json::Map<_, _> = Account::ALL.into_iter().map(account).collect();
+    json!({
+        "data_bytes": sizes.data_bytes,
+        "quota_bytes": shared.settings.quota.shown_bytes(),
+        "history_bytes": sizes.history_bytes,
+        "history_budget_bytes": shared.settings.history_budget_bytes,
+        "clients": accounts,
     })
 }
 

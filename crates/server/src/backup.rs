@@ -13,10 +13,11 @@ use crate::status;
 use crate::store::SLICE_KEYS;
 use crate::transfer::Transfer;
 use bytes::BufMut;
+use ledger::Account;
+use parking_lot::Mutex;
 use snapshot::{Encoder, Origin, StorageVersion, human_bytes};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 use telemetry::GoDuration;
 use threads::Panicked;
@@ -71,59 +72,76 @@ pub(crate) fn encoder(
 }
 
 /// The snapshots that are being sent.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sending {
-    count: AtomicUsize,
-    held_bytes: AtomicU64,
+    limit_bytes: u64,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    count: usize,
+    held_bytes: u64,
 }
 
 impl Sending {
+    /// All together may hold so many bytes, and one any number.
+    pub(crate) fn new(limit_bytes: u64) -> Self {
+        Sending {
+            limit_bytes,
+            now: Mutex::default(),
+        }
+    }
+
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        self.now.lock().count
     }
 
     /// Bytes of keys and values that they hold at most: as much as was there when they began,
     /// if all of it is replaced meanwhile.
     pub(crate) fn held_bytes(&self) -> u64 {
-        self.held_bytes.load(Ordering::Relaxed)
+        self.now.lock().held_bytes
     }
-}
 
-/// One of them.
-struct Turn {
-    shared: Arc<Shared>,
-    held_bytes: u64,
-}
-
-impl Turn {
-    fn take(shared: &Arc<Shared>) -> Option<Turn> {
-        let free = |n| (n < SENT_AT_ONCE).then_some(n + 1);
-        let count = &shared.sending_snapshots.count;
-        count
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, free)
-            .ok()?;
-        Some(Turn {
-            shared: shared.clone(),
-            held_bytes: 0,
+    /// A place for one more, of about so many bytes; `None` if there are as many as may be, or if
+    /// they hold too much.
+    fn begin(self: &Arc<Self>, bytes: u64) -> Option<Place> {
+        let mut now = self.now.lock();
+        let fits = now.count == 0 || now.held_bytes.saturating_add(bytes) <= self.limit_bytes;
+        if now.count == SENT_AT_ONCE || !fits {
+            return None;
+        }
+        now.count += 1;
+        now.held_bytes += bytes;
+        Some(Place {
+            of: self.clone(),
+            bytes,
         })
     }
+}
 
-    /// Says what it holds at most.
+/// The place of one of them, until it is dropped.
+#[derive(Debug)]
+struct Place {
+    of: Arc<Sending>,
+    bytes: u64,
+}
+
+impl Place {
+    /// Says what it holds at most, now that it is known.
     fn holds(&mut self, bytes: u64) {
-        self.held_bytes = bytes;
-        let held = &self.shared.sending_snapshots.held_bytes;
-        held.fetch_add(bytes, Ordering::Relaxed);
+        let mut now = self.of.now.lock();
+        now.held_bytes = now.held_bytes - self.bytes + bytes;
+        self.bytes = bytes;
     }
 }
 
-impl Drop for Turn {
+impl Drop for Place {
     fn drop(&mut self) {
-        let sending = &self.shared.sending_snapshots;
-        sending
-            .held_bytes
-            .fetch_sub(self.held_bytes, Ordering::Relaxed);
-        sending.count.fetch_sub(1, Ordering::AcqRel);
+        let mut now = self.of.now.lock();
+        now.held_bytes -= self.bytes;
+        now.count -= 1;
     }
 }
 
@@ -135,12 +153,15 @@ impl Service {
     ) -> LocalFuture<Result<(), Status>> {
         let shared = self.shared.clone();
         Box::pin(async move {
-            let Some(turn) = Turn::take(&shared) else {
+            let bytes = shared.store.lock().sizes().data_bytes as u64;
+            let Some(place) = shared.sending_snapshots.begin(bytes) else {
+                shared.ledger.count_refused(Account::Snapshots);
                 return Err(status::too_many_snapshots());
             };
             let (pieces, ready) = tokio::sync::mpsc::channel(PIECES_AHEAD);
             let at_end = pieces.clone();
-            let work = move || make(turn, &pieces);
+            let job = shared.clone();
+            let work = move || make(&job, place, &pieces);
             let ended = move |result: Result<(), Panicked>| {
                 if result.is_err() {
                     // Without a word the client would take what it has for all.
@@ -188,9 +209,9 @@ async fn send(
 }
 
 /// Makes all pieces; ends early when nobody takes them any more.
-fn make(mut turn: Turn, pieces: &Sender<Result<Frame, Status>>) {
+fn make(shared: &Arc<Shared>, mut place: Place, pieces: &Sender<Result<Frame, Status>>) {
     threads::fault_point("send-snapshot");
-    match make_pieces(&mut turn, pieces) {
+    match make_pieces(shared, &mut place, pieces) {
         Ok(()) => {}
         Err(Failure::Stopped) => {
             tracing::info!("the client left before it had all of the database snapshot");
@@ -203,14 +224,17 @@ fn make(mut turn: Turn, pieces: &Sender<Result<Frame, Status>>) {
     }
 }
 
-fn make_pieces(turn: &mut Turn, pieces: &Sender<Result<Frame, Status>>) -> Result<(), Failure> {
-    let shared = turn.shared.clone();
+fn make_pieces(
+    shared: &Arc<Shared>,
+    place: &mut Place,
+    pieces: &Sender<Result<Frame, Status>>,
+) -> Result<(), Failure> {
     let started = Instant::now();
     let mut pace = Pace::start();
-    let (mut encoder, revision) = encoder(&shared, &mut pace, || pieces.is_closed())?;
+    let (mut encoder, revision) = encoder(shared, &mut pace, || pieces.is_closed())?;
     let version = STORAGE_VERSION.to_string();
     let total = encoder.bytes();
-    turn.holds(total);
+    place.holds(total);
     tracing::info!(
         "total-bytes" = total,
         size = %human_bytes(total),
@@ -269,6 +293,25 @@ mod tests {
     use super::*;
     use etcd_api::etcdserverpb::SnapshotResponse;
     use prost::Message;
+
+    #[test]
+    fn snapshots_have_a_number_and_a_size_and_one_may_be_larger() {
+        let sending = Arc::new(Sending::new(100));
+        let mut first = sending.begin(500).unwrap();
+        assert!(sending.begin(1).is_none());
+        first.holds(60);
+        let second = sending.begin(40).unwrap();
+        assert!(sending.begin(1).is_none());
+        assert_eq!((sending.count(), sending.held_bytes()), (2, 100));
+        drop((first, second));
+        assert_eq!((sending.count(), sending.held_bytes()), (0, 0));
+        let small: Vec<_> = (0..SENT_AT_ONCE)
+            .map(|_| sending.begin(1).unwrap())
+            .collect();
+        assert!(sending.begin(1).is_none());
+        drop(small);
+        assert!(sending.begin(1).is_some());
+    }
 
     #[test]
     fn a_piece_is_etcds_message() {

@@ -34,6 +34,8 @@ pub(crate) struct Budget {
     pub(crate) history_bytes: u64,
     /// For writes that wait for the disk or for each other.
     pub(crate) held_bytes: u64,
+    /// For what snapshots on their way to clients keep from being freed.
+    pub(crate) snapshots_bytes: u64,
 }
 
 /// Works out quota and history budget from what was asked for (0: not) and what there is.
@@ -50,8 +52,11 @@ pub(crate) fn budget(memory_bytes: u64, quota_flag: i64, history_flag: u64) -> B
     };
     // A stalled disk lets writes pile up; 2 % of the memory is some seconds of them.
     let held_bytes = (memory_bytes / 50).clamp(16 << 20, 512 << 20);
+    // As much as the data may be: with a negative quota, by default.
+    let snapshots_bytes = quota.limit_bytes().min(memory_bytes / 100 * DATA_PERCENT);
     Budget {
         held_bytes,
+        snapshots_bytes,
         memory_bytes,
         quota,
         history_bytes,

@@ -3,6 +3,7 @@
 use crate::commit_log::CommitLog;
 use crate::encode::Ids;
 use crate::lifecycle::Lifecycle;
+use crate::read_gate::ReadGate;
 use crate::settings::Settings;
 use crate::store::Store;
 use config::{Config, Url};
@@ -30,8 +31,10 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) watches: Watches,
+    /// What linearizable reads wait for, with a journal that others write to.
+    pub(crate) read_gate: Option<Arc<dyn ReadGate>>,
     pub(crate) rates: crate::rates::Rates,
-    pub(crate) sending_snapshots: crate::backup::Sending,
+    pub(crate) sending_snapshots: Arc<crate::backup::Sending>,
     pub(crate) health_told: crate::http::HealthTold,
     /// Of the listeners for clients and metrics.
     pub(crate) certificates: Vec<wire::Certificate>,

@@ -9,6 +9,7 @@ use config::AutoCompaction;
 use engine::op::Write;
 use engine::sequencer::Answers;
 use engine::{Engine, Error};
+use ledger::Account;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -156,6 +157,7 @@ impl Upkeep {
             return engine.pinned().kept_bytes > 0;
         }
         self.shared.metrics.pins_broken.add(broken as u64);
+        self.shared.ledger.count_shed(Account::Pins, broken as u64);
         if let Some(suppressed) = PINS_WARNING.allow() {
             tracing::warn!(
                 suppressed,

@@ -2,8 +2,9 @@
 
 use crate::shared::Shared;
 use crate::store::{Answer, Open, Store, Waiter};
-use engine::Lane;
 use engine::op::Write;
+use engine::{Error, Lane};
+use ledger::Account;
 use wire::mailbox::Slots;
 
 impl Shared {
@@ -34,6 +35,9 @@ impl Shared {
             (answer.map(|(_, a)| a), Open::of(&engine))
         };
         if let Some(answer) = answer {
+            if matches!(answer, Err(Error::TooManyRequests)) {
+                self.ledger.count_refused(Account::Writes);
+            }
             store.raise(open);
             return (answer, volatile);
         }
