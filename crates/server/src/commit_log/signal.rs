@@ -1,7 +1,7 @@
 //! A flag that threads raise and one thread waits for.
 
-use parking_lot::{Condvar, Mutex};
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Condvar, Mutex};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A flag that threads raise and one thread waits for.

@@ -208,6 +208,159 @@ mod tests {
         assert_eq!(engine.revision(), 2);
     }
 
+    /// Writes of the model below; the worker has a turn for each.
+    const WRITES: u64 = 2;
+
+    /// What the worker does next, one hold of the engine's lock a step.
+    #[derive(Clone, Copy)]
+    enum Worker {
+        Submit,
+        Look,
+        Take,
+        Complete(u64),
+        Done,
+    }
+
+    /// What the volatile writer does next.
+    #[derive(Clone, Copy)]
+    enum Writer {
+        Take,
+        Complete(u64),
+        Wait,
+    }
+
+    /// One run of both, a step at a time: [`CommitLog::write_on_worker`] and [`run`], without the
+    /// journal.
+    struct Handover {
+        engine: Engine<Waiter>,
+        submitted: u64,
+        worker: Worker,
+        writer: Writer,
+        /// The writer's signal.
+        raised: bool,
+    }
+
+    impl Handover {
+        fn new() -> Self {
+            Handover {
+                engine: Engine::new(engine::Limits::default()),
+                submitted: 0,
+                worker: Worker::Submit,
+                writer: Writer::Take,
+                raised: false,
+            }
+        }
+
+        fn complete(&mut self, ticket: u64) {
+            let mut answers = Answers::new();
+            self.engine.complete(ticket, 0, &mut answers).unwrap();
+            self.raised |= Open::of(&self.engine).volatile;
+        }
+
+        fn worker_steps(&mut self) -> bool {
+            self.worker = match self.worker {
+                Worker::Submit if self.submitted == WRITES => return false,
+                Worker::Submit => {
+                    self.submitted += 1;
+                    let write = Write::Put(PutOp {
+                        key: self.submitted.to_string().into(),
+                        ..PutOp::default()
+                    });
+                    let class = Class {
+                        lane: Lane::Volatile,
+                        ..Class::DURABLE
+                    };
+                    let answer = self.engine.submit(write, class, Waiter::Nobody, 0);
+                    assert!(answer.is_none());
+                    match Open::of(&self.engine).volatile {
+                        true => Worker::Look,
+                        false => Worker::Done,
+                    }
+                }
+                Worker::Look => match self.engine.lane_load(Lane::Volatile) {
+                    load if load.open == 0 => Worker::Done,
+                    load if few(load) => Worker::Take,
+                    _ => {
+                        self.raised = true;
+                        Worker::Done
+                    }
+                },
+                Worker::Take => {
+                    let load = self.engine.lane_load(Lane::Volatile);
+                    let batch = few(load).then(|| take(&mut self.engine, WORKER_BYTES));
+                    match batch.flatten() {
+                        Some(batch) => Worker::Complete(batch.ticket),
+                        None => {
+                            self.raised = true;
+                            Worker::Done
+                        }
+                    }
+                }
+                Worker::Complete(ticket) => {
+                    self.complete(ticket);
+                    Worker::Done
+                }
+                Worker::Done => Worker::Submit,
+            };
+            true
+        }
+
+        fn writer_steps(&mut self) -> bool {
+            self.writer = match self.writer {
+                Writer::Take => match take(&mut self.engine, MAX_BATCH_BYTES) {
+                    Some(batch) => Writer::Complete(batch.ticket),
+                    None => Writer::Wait,
+                },
+                Writer::Complete(ticket) => {
+                    self.complete(ticket);
+                    Writer::Take
+                }
+                Writer::Wait if !std::mem::take(&mut self.raised) => return false,
+                Writer::Wait => Writer::Take,
+            };
+            true
+        }
+
+        fn step(&mut self, worker: bool) -> bool {
+            match worker {
+                true => self.worker_steps(),
+                false => self.writer_steps(),
+            }
+        }
+    }
+
+    /// Goes on from the run that took these steps (`true`: the worker's), in every order. The
+    /// number of orders.
+    fn explore(steps: &mut Vec<bool>) -> u32 {
+        let mut orders = 0;
+        let mut stuck = 0;
+        for who in [true, false] {
+            let mut run = Handover::new();
+            for step in steps.iter() {
+                assert!(run.step(*step));
+            }
+            if run.step(who) {
+                steps.push(who);
+                orders += explore(steps);
+                steps.pop();
+            } else {
+                stuck += 1;
+            }
+            if stuck == 2 {
+                let left = run.engine.lane_load(Lane::Volatile);
+                assert_eq!((left.open, left.in_flight), (0, 0), "stranded: {steps:?}");
+                assert_eq!(run.engine.revision(), 1 + WRITES as i64);
+                orders += 1;
+            }
+        }
+        orders
+    }
+
+    #[test]
+    fn in_every_order_of_worker_and_writer_no_batch_is_stranded() {
+        assert!(explore(&mut Vec::new()) > 100);
+    }
+
     #[test]
     fn waiting_is_told_from_working() {
         let before = waits();
