@@ -161,6 +161,10 @@ impl Shared {
         self.state().closed.push(closed);
     }
 
+    pub(crate) fn closed_segments(&self) -> usize {
+        self.state().closed.len()
+    }
+
     pub(crate) fn add_spare(&self, id: u64, bytes: u64) {
         self.state().spares.push((id, bytes));
     }

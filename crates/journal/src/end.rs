@@ -11,6 +11,7 @@ use crate::segment::{self, SegmentHeader};
 use crate::status::Status;
 use crate::tap::{Lane, Tap};
 use crate::unsynced::Unsynced;
+use crate::watermarks::Watermarks;
 use crate::{Lsn, Position};
 use engine::record::Record;
 use files::{File, is_no_space, read_full};
@@ -129,12 +130,8 @@ pub(crate) struct End {
     no_fsync: bool,
     pub(crate) current: Option<Current>,
     pub(crate) behind: Vec<Behind>,
-    pub(crate) lsn: Lsn,
+    pub(crate) marks: Watermarks,
     pub(crate) crc: u32,
-    /// The highest LSN known synced.
-    pub(crate) synced: Lsn,
-    /// The highest mark written.
-    pub(crate) marked: Lsn,
     pub(crate) bytes: u64,
     /// The revision after all that was visible, as far as this journal was told.
     pub(crate) revision: i64,
@@ -188,10 +185,8 @@ impl End {
             no_fsync,
             current: None,
             behind: Vec::new(),
-            lsn: 0,
+            marks: Watermarks::default(),
             crc: 0,
-            synced: 0,
-            marked: 0,
             bytes: 0,
             revision: 0,
             buffer: Vec::new(),
@@ -252,8 +247,8 @@ impl End {
             payload_bytes,
             records: (content.notes.len() + content.records.len()) as u32,
             segment: current.id,
-            lsn: self.lsn + 1,
-            mark: self.synced,
+            lsn: self.marks.written() + 1,
+            mark: self.marks.synced(),
             revision_before: content.revision_before,
             previous_crc: self.crc,
             flags: content.flags,
@@ -281,20 +276,19 @@ impl End {
         let write_us = micros(began);
         current.offset = current.offset.max(PAGE) + frame_bytes;
         let id = current.id;
-        self.lsn += 1;
+        self.marks.wrote_next();
         self.crc = crc;
-        self.marked = self.synced;
         self.bytes += frame_bytes;
         self.buffer.clear();
         if self.buffer.capacity() > KEEP_BUFFER_BYTES {
             self.buffer = Vec::new();
         }
-        self.closed_at = (content.flags & FLAG_CLOSE != 0).then_some(self.lsn);
+        self.closed_at = (content.flags & FLAG_CLOSE != 0).then_some(self.marks.written());
         for note in content.notes {
             self.take_note(note);
         }
         // The segment of the last frame is there at the next start, whatever else goes.
-        let lsn = self.lsn;
+        let lsn = self.marks.written();
         if self.marker.as_ref().is_some_and(|m| m.segment() != id) {
             self.with_marker(|m, shared| m.follow(&*shared.fs, &shared.layout, id, lsn))?;
         }
@@ -335,7 +329,7 @@ impl End {
 
     /// A note is in the log.
     fn take_note(&mut self, note: &Note) {
-        if self.epochs.noted(note, self.lsn) {
+        if self.epochs.noted(note, self.marks.written()) {
             self.set_marker(None);
         }
     }
@@ -370,9 +364,9 @@ impl End {
 
     /// All up to `target` is on disk.
     pub(crate) fn note_synced(&mut self, target: Lsn, took: Duration) {
-        self.synced = self.synced.max(target);
+        self.marks.synced_up_to(target);
         self.unsynced.sync_ended(took);
-        let synced = self.synced;
+        let synced = self.marks.synced();
         for behind in &mut self.behind {
             behind.unsynced.take_if(|(_, until)| *until <= synced);
         }
@@ -404,7 +398,7 @@ impl End {
     fn begin_segment(&mut self, min_bytes: u64, content: Content<'_>) -> Result<(), Hindrance> {
         // Without an epoch all before a segment is synced, and its header says so.
         let strict = self.epochs.open().is_none() && !self.no_fsync;
-        if strict && content.flags & FLAG_VOLATILE == 0 && self.synced < self.lsn {
+        if strict && content.flags & FLAG_VOLATILE == 0 && !self.marks.is_synced() {
             return Err(Hindrance::Sync);
         }
         if !self.shared.has_ready_of(min_bytes) {
@@ -415,9 +409,9 @@ impl End {
             return Err(Hindrance::Segment { min_bytes });
         };
         self.shared.set_frame_bytes(self.bytes);
-        let mut unsynced = self.lsn - self.synced;
+        let mut unsynced = self.marks.unsynced_frames();
         if let Some(current) = self.current.take() {
-            let mut until = self.lsn;
+            let mut until = self.marks.written();
             if current.offset == 0 {
                 // A sync of the next frame covers its header too. The next header is not to
                 // vouch for it.
@@ -426,20 +420,20 @@ impl End {
             }
             let closed = Closed {
                 id: current.id,
-                last_lsn: self.lsn,
+                last_lsn: self.marks.written(),
                 bytes: current.bytes,
                 whole: true,
             };
             self.behind.push(Behind {
                 closed,
-                unsynced: (self.synced < until).then_some((current.file, until)),
+                unsynced: (self.marks.synced() < until).then_some((current.file, until)),
             });
         }
         self.current = Some(Current {
             header: SegmentHeader {
                 id: ready.id,
                 cluster_id: self.cluster_id,
-                first_lsn: self.lsn + 1,
+                first_lsn: self.marks.written() + 1,
                 previous: self.behind.last().map_or(0, |behind| behind.closed.id),
                 revision: content.revision_before,
                 previous_crc: self.crc,
@@ -501,7 +495,7 @@ impl End {
 
     /// Notes in the marker that the log reaches its end, before what is there is visible.
     pub(crate) fn mark_reached(&mut self) -> Result<(), CommitError> {
-        let lsn = self.lsn;
+        let lsn = self.marks.written();
         self.with_marker(|marker, _| marker.reach(lsn))
     }
 
@@ -530,7 +524,7 @@ impl End {
     /// The log's end.
     pub(crate) fn position(&self) -> Position {
         Position {
-            lsn: self.lsn,
+            lsn: self.marks.written(),
             crc: self.crc,
             cluster_id: self.cluster_id,
             bytes: self.bytes,

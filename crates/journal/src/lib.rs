@@ -14,6 +14,7 @@
 mod allocator;
 mod chain;
 mod check;
+mod choice;
 pub mod dir;
 mod end;
 mod epochs;
@@ -37,11 +38,13 @@ mod steps;
 mod tap;
 mod unsynced;
 mod volatile;
+mod watermarks;
 mod window;
 mod writer;
 
 pub use allocator::{Allocator, Retired};
 pub use check::{CheckReport, check, read};
+pub use choice::{ChoiceError, RulesChoice, RulesKeeper};
 pub use dir::{DirState, Identity, NewDirectory, inspect};
 pub use error::{CommitError, Damage, OpenError, SnapshotError};
 pub use load::{decode_block_items, read_snapshot};

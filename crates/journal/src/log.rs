@@ -98,11 +98,11 @@ impl Log {
             if let Some(error) = self.shared.poison() {
                 return Err(error);
             }
-            if end.synced == end.lsn {
+            if end.marks.is_synced() {
                 return Ok(None);
             }
             end.unsynced.sync_begins();
-            (end.lsn, end.unsynced_files())
+            (end.marks.written(), end.unsynced_files())
         };
         let began = Instant::now();
         let result = end::sync_files(&self.shared, &files).map(|()| (began.elapsed(), self.end()));
@@ -124,7 +124,11 @@ impl Log {
     pub(crate) fn settle_epoch(&self) -> Result<(), CommitError> {
         let mut end = self.end();
         let end = &mut *end;
-        let synced = if self.no_fsync { end.lsn } else { end.synced };
+        let synced = if self.no_fsync {
+            end.marks.written()
+        } else {
+            end.marks.synced()
+        };
         match end.epochs.synced(synced) {
             Settled::Nothing => return Ok(()),
             Settled::Renewed => {}
@@ -156,7 +160,7 @@ impl Log {
             &self.shared.layout,
             (self.cluster_id, epoch.opened),
             current.id,
-            end.lsn,
+            end.marks.written(),
         );
         match made {
             Ok(marker) => Ok(Some(marker)),

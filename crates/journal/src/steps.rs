@@ -159,7 +159,7 @@ pub(crate) fn order<R: AsRef<[Record]>>(
             return Err(NotOrdered::new(appended, reason));
         }
         let first = end.in_flight.first() == Some(lsn);
-        if (end.synced < lsn && !log.no_fsync) || (appended.placed && !first) {
+        if (end.marks.synced() < lsn && !log.no_fsync) || (appended.placed && !first) {
             return Err(NotOrdered::new(appended, CommitError::Unordered { lsn }));
         }
         let revision_before = revision();
@@ -167,7 +167,7 @@ pub(crate) fn order<R: AsRef<[Record]>>(
             Place::Told
         } else if !first {
             Place::Earlier
-        } else if end.lsn == lsn || revision_before == appended.before {
+        } else if end.marks.written() == lsn || revision_before == appended.before {
             Place::Told
         } else {
             Place::Passed

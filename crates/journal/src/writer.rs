@@ -1,6 +1,7 @@
 //! Group commit: the durable side of the log, its syncs and its epochs.
 
 use crate::allocator::{Allocator, Shared};
+use crate::choice::{InDirectory, RulesKeeper};
 use crate::dir::Format;
 use crate::end::Content;
 use crate::error::CommitError;
@@ -17,7 +18,7 @@ use engine::record::Record;
 use files::Lock;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a commit did and how long it took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,12 @@ impl Journal {
         }
     }
 
+    /// Where a choice of storage rules outlives a restart: in the directory, beside the log.
+    pub fn rules_keeper(&self) -> Arc<dyn RulesKeeper> {
+        let shared = &self.log.shared;
+        Arc::new(InDirectory::new(shared.fs.clone(), &shared.layout.dir))
+    }
+
     /// Sets what a volatile write calls when there is something to do for this journal's
     /// thread: [`due`](Journal::due) has changed. It must not block. The first one stays.
     pub fn set_waker(&mut self, wake: impl Fn() + Send + Sync + 'static) {
@@ -77,7 +84,8 @@ impl Journal {
     /// visible; then a further frame, not synced, notes which revisions these records get.
     ///
     /// These are the three steps [`append`](Journal::append), [`order`](Journal::order) and
-    /// [`release`](Ordered::release) with a [`sync`](Journal::sync) after the first.
+    /// [`release`](Ordered::release) with a [`settle`](Journal::settle) after the first, for who
+    /// has one frame at a time and nothing to do in between.
     ///
     /// # Errors
     /// After [`CommitError::NoSpace`], [`CommitError::NoSegment`] and [`CommitError::TooLarge`]
@@ -90,16 +98,12 @@ impl Journal {
         publish: impl FnOnce() -> T,
     ) -> Result<(CommitInfo, T), CommitError> {
         let appended = self.append(records, &revision)?;
-        let synced = match self.log.no_fsync {
-            true => None,
-            false => self.log.sync()?,
-        };
-        self.log.settle_epoch()?;
+        let synced = self.settle()?;
         let ordered = self.order(appended, &revision);
         let ordered = ordered.map_err(|not_ordered| *not_ordered.reason)?;
-        let (info, published) = ordered.release(publish);
-        let sync_us = synced.map_or(0, |took| took.as_micros() as u64);
-        Ok((CommitInfo { sync_us, ..info }, published))
+        let (mut info, published) = ordered.release(publish);
+        info.sync_us = synced.map_or(0, |took| took.as_micros() as u64);
+        Ok((info, published))
     }
 
     /// The first step of a durable write: puts its records into the log's file. Nothing is
@@ -116,6 +120,21 @@ impl Journal {
         revision: impl Fn() -> i64,
     ) -> Result<Appended<R>, CommitError> {
         steps::append(&self.log, records, revision)
+    }
+
+    /// Between the first step and the second: puts all that was appended on disk, unless commits
+    /// are not synced, and lets volatile writes go on up to a bound that was noted with it.
+    /// Returns how long the sync took, if there was one.
+    ///
+    /// # Errors
+    /// If the journal is poisoned, or is by this.
+    pub fn settle(&mut self) -> Result<Option<Duration>, CommitError> {
+        let synced = match self.log.no_fsync {
+            true => None,
+            false => self.log.sync()?,
+        };
+        self.log.settle_epoch()?;
+        Ok(synced)
     }
 
     /// The second step, once the frame is on disk: fixes the revisions that its records get,
@@ -277,7 +296,7 @@ impl Journal {
             .current
             .as_ref()
             .is_some_and(|c| c.offset + PAGE <= c.bytes);
-        if !room || end.marked >= end.synced || end.synced < end.lsn {
+        if !room || end.marks.marked() >= end.marks.synced() || !end.marks.is_synced() {
             return self.log.shared.poison().map_or(Ok(()), Err);
         }
         let appended = end.append(Content {
@@ -352,6 +371,11 @@ impl Journal {
         self.log.end().bytes.saturating_sub(snapshot)
     }
 
+    /// Files that the log is in, those ready and spare left out.
+    pub fn segments(&self) -> usize {
+        self.log.shared.closed_segments() + self.log.end().behind.len() + 1
+    }
+
     /// Bytes of the log's files, those ready and spare included.
     pub fn log_bytes(&self) -> u64 {
         self.log.shared.log_bytes.load(Ordering::Relaxed)
@@ -384,7 +408,7 @@ impl Journal {
         }
         while ended.is_ok() {
             let mut end = self.log.end();
-            if end.closed_at == Some(end.lsn) {
+            if end.closed_at == Some(end.marks.written()) {
                 break;
             }
             let appended = end.append(Content {
@@ -409,7 +433,7 @@ impl Journal {
     /// The last frame, for tests.
     #[doc(hidden)]
     pub fn last_lsn(&self) -> Lsn {
-        self.log.end().lsn
+        self.log.end().marks.written()
     }
 }
 

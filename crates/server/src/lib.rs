@@ -10,7 +10,6 @@
 
 mod admin;
 mod backup;
-mod beside;
 mod commit_log;
 mod encode;
 mod engine_lock;
@@ -22,10 +21,12 @@ mod lease;
 mod lifecycle;
 mod maintenance;
 mod memory;
+mod offload;
 mod pace;
 mod permissions;
 mod rates;
 mod read;
+mod read_gate;
 mod scheduled;
 mod service;
 mod settings;
@@ -35,6 +36,7 @@ mod status;
 mod storage;
 mod store;
 mod switch;
+mod sync;
 mod transfer;
 mod upkeep;
 mod watch;
@@ -42,6 +44,7 @@ mod write;
 
 pub use admin::ADMIN_SOCKET;
 pub use error::Error;
+pub use read_gate::{Closed, Passing, ReadGate};
 pub use shared::ETCD_VERSION;
 pub use start::{Server, Started};
 pub use storage::RulesError;

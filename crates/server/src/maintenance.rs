@@ -194,7 +194,7 @@ impl Service {
             }
             Ok((cursor.finish_hash(&mut || pace.rest()), revision))
         };
-        self.beside.run(None, hash).await
+        self.offload.run(None, hash).await
     }
 
     pub(crate) fn move_leader(&self, message: Bytes) -> Result<Frame, Status> {

@@ -1,4 +1,4 @@
-//! Work that takes milliseconds, beside the worker: long ranges and hashes.
+//! Work that takes milliseconds, taken off the worker: long ranges and hashes.
 //!
 //! It would keep the worker's processor from others for as long: its own connections could have
 //! their turns in between, but the committer, woken on that processor, would wait. The threads
@@ -10,23 +10,23 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use wire::{Status, Unread};
 
-/// So much goes on at once beside a worker.
+/// So much goes on at once for a worker.
 const AT_ONCE: usize = 2;
 
 /// Room that an answer is given before it is known how large it is, in bytes: it is made here
 /// because it is large. What it takes beyond that counts when it is there.
 const ANSWER_BYTES: usize = 32 << 20;
 
-/// What goes on beside one worker.
-pub(crate) struct Beside(Arc<Semaphore>);
+/// What is taken off one worker.
+pub(crate) struct Offload(Arc<Semaphore>);
 
-impl Default for Beside {
+impl Default for Offload {
     fn default() -> Self {
-        Beside(Arc::new(Semaphore::new(AT_ONCE)))
+        Offload(Arc::new(Semaphore::new(AT_ONCE)))
     }
 }
 
-impl Beside {
+impl Offload {
     /// Runs `work` on a thread of its own, when there is one; for an answer to a client not
     /// while that leaves much unread, and without holding up others meanwhile. The work can ask
     /// whether it is unwanted.

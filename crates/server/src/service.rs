@@ -1,7 +1,7 @@
 //! One worker's view of the server: which method goes where.
 
-use crate::beside::Beside;
 use crate::kv::SlowCall;
+use crate::offload::Offload;
 use crate::shared::Shared;
 use crate::status;
 use crate::store::Answer;
@@ -78,7 +78,7 @@ pub(crate) struct Service {
     pub(crate) shared: Arc<Shared>,
     pub(crate) slots: Slots<Answer>,
     pub(crate) hub: Rc<RefCell<Hub>>,
-    pub(crate) beside: Beside,
+    pub(crate) offload: Offload,
 }
 
 impl Service {
@@ -88,7 +88,7 @@ impl Service {
             shared,
             slots,
             hub,
-            beside: Beside::default(),
+            offload: Offload::default(),
         }
     }
 
@@ -106,6 +106,18 @@ impl Service {
             requests.unary(version).inc()
         }
         Ok(())
+    }
+
+    /// A call of KV.
+    pub(crate) fn kv(self: &Rc<Self>, method: GrpcMethod, call: Call, message: Bytes) -> Reply {
+        use GrpcMethod as M;
+        match method {
+            M::KvRange => self.range(&call, message),
+            M::KvPut => self.put(call, message),
+            M::KvDeleteRange => self.delete_range(call, message),
+            M::KvTxn => self.txn(call, message),
+            _ => self.compact(call, message),
+        }
     }
 
     /// A call of another service than KV.
@@ -151,11 +163,9 @@ impl Handler for Service {
         };
         threads::fault_point("call");
         match method {
-            M::KvRange => self.range(&call, message),
-            M::KvPut => self.put(call, message),
-            M::KvDeleteRange => self.delete_range(call, message),
-            M::KvTxn => self.txn(call, message),
-            M::KvCompact => self.compact(call, message),
+            M::KvRange | M::KvPut | M::KvDeleteRange | M::KvTxn | M::KvCompact => {
+                self.read_or_write(method, call, message)
+            }
             _ => {
                 let slow = SlowCall::new(self, &call, method, message.clone());
                 match self.other_unary(method, message) {

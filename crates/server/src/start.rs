@@ -9,6 +9,7 @@ use crate::http::HealthTold;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::rates::Rates;
+use crate::read_gate::ReadGate;
 use crate::scheduled::Scheduled;
 use crate::service::{METHODS, Service};
 use crate::settings::Settings;
@@ -20,7 +21,7 @@ use config::{Config, Url};
 use engine::{Engine, Limits};
 use files::FileSystem;
 use files::real::RealFs;
-use ledger::Ledger;
+use ledger::{Account, Ledger};
 use metrics::Metrics;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -80,6 +81,17 @@ impl Server {
         config: &Config,
         log_counters: Option<telemetry::LogCounters>,
     ) -> Result<Server, Error> {
+        Server::start_gated(config, log_counters, None)
+    }
+
+    /// The same with a gate for linearizable reads, as a journal that others write to needs.
+    /// The journal of today has none.
+    #[doc(hidden)]
+    pub fn start_gated(
+        config: &Config,
+        log_counters: Option<telemetry::LogCounters>,
+        read_gate: Option<Arc<dyn ReadGate>>,
+    ) -> Result<Server, Error> {
         let began = Instant::now();
         config.check_data_dir()?;
         // Before replay: an address in use shows at once.
@@ -113,7 +125,7 @@ impl Server {
         let mut engine: Engine<Waiter> = Engine::new(limits);
         let opened = commit_log::open(config, files.clone(), &mut engine)?;
         // After the journal: whose directory it is, is known now, and that nobody else uses it.
-        let storage = Storage::open(config, files.clone())?;
+        let storage = Storage::open(config, opened.rules_keeper())?;
         let rules = storage.current();
         tracing::info!(
             profile = rules.policy.name(),
@@ -163,6 +175,8 @@ impl Server {
             quota: settings.quota,
             warning_apply: settings.warning_apply,
         })?;
+        let sending_snapshots = Arc::new(Sending::new(budget.snapshots_bytes));
+        let ledger = ledger(&budget, &store, &sending_snapshots);
         let shared = Arc::new(Shared {
             store,
             log,
@@ -172,11 +186,12 @@ impl Server {
             settings,
             lifecycle,
             watches: Watches::default(),
+            read_gate,
             rates: Rates::default(),
-            sending_snapshots: Sending::default(),
+            sending_snapshots,
             health_told: HealthTold::default(),
             certificates,
-            ledger: Ledger::new(ledger::Limits::of_memory(budget.memory_bytes)),
+            ledger,
             log_counters,
             last_compaction_unix_s: AtomicU64::new(0),
             connections: OnceLock::new(),
@@ -260,6 +275,21 @@ impl Server {
         self.shared.stop();
         self.shared.lifecycle.join();
     }
+}
+
+/// The accounts of memory held for clients, with who counts what is not a connection's.
+fn ledger(budget: &memory::Budget, store: &Arc<Store>, sending: &Arc<Sending>) -> Ledger {
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let limits = ledger::Limits::of_memory(budget.memory_bytes)
+        .with(Account::Writes, bytes(budget.held_bytes))
+        .with(Account::Pins, bytes(budget.history_bytes))
+        .with(Account::Snapshots, bytes(budget.snapshots_bytes));
+    let ledger = Ledger::new(limits);
+    let (writes, pins, sending) = (store.clone(), store.clone(), sending.clone());
+    ledger.counted_by(Account::Writes, move || writes.lock().held_bytes());
+    ledger.counted_by(Account::Pins, move || pins.lock().pinned().kept_bytes);
+    ledger.counted_by(Account::Snapshots, move || bytes(sending.held_bytes()));
+    ledger
 }
 
 /// Says what memory there is, and whether the limits leave room.

@@ -6,19 +6,15 @@ use config::Config;
 use engine::Lane;
 use engine::op::{Bound, Class, DeleteOp, Op, PutOp, TxnOp, Write};
 use engine::tail;
-use files::{FileSystem, Kind, read_small, replace_small};
+use journal::{ChoiceError, RulesChoice, RulesKeeper};
 use parking_lot::{Mutex, RwLock};
 use policy::{Change, Policy, Profile, WhatIf};
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The file that keeps a choice made at run time.
-const FILE: &str = "storage-rules";
-/// Its first line.
-const TITLE: &str = "orlop storage rules";
 /// A rule file is some kilobytes; a larger one is a mistake.
 pub(crate) const LIMIT_BYTES: u64 = 1 << 20;
 
@@ -31,25 +27,17 @@ pub enum RulesError {
     /// The rules have mistakes.
     #[error("the storage rules cannot be used:\n{0}")]
     Rules(String),
-    /// A file of rules cannot be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
+    /// The file of rules that the command line names cannot be read.
+    #[error("cannot read the storage rules {}: {source}", path.display())]
     Io {
-        /// What was tried.
-        action: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// The choice that was made at run time cannot be read back.
-    #[error(
-        "{} is damaged: it holds the storage rules chosen with `orlop profile set` or `orlop rules apply`; restore it, or remove it to go back to --profile or --rules (without either everything is durable)",
-        path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
+    /// The choice that was made at run time cannot be read back, or not be kept.
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
 }
 
 /// Where rules come from.
@@ -115,10 +103,9 @@ const SLICE_SHIFT: u32 = 6;
 
 /// All about storage rules.
 pub(crate) struct Storage {
-    files: Arc<dyn FileSystem>,
-    dir: PathBuf,
+    keeper: Arc<dyn RulesKeeper>,
     kube_prefix: Option<String>,
-    flag: Option<Named>,
+    flag: Option<RulesChoice>,
     current: RwLock<Arc<InForce>>,
     /// As `current` says, without a lock.
     strict: AtomicBool,
@@ -128,19 +115,15 @@ pub(crate) struct Storage {
     pub(crate) spared: Spared,
 }
 
-/// Rules as they were written, and what they go by.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Named {
-    name: String,
-    text: String,
-}
-
 fn parse(name: &str, text: &str, prefix: Option<&str>) -> Result<Policy, RulesError> {
     Policy::parse(name, text, prefix).map_err(|e| RulesError::Rules(e.to_string()))
 }
 
 /// The rules of a start without a choice at run time.
-fn of_flag(flag: Option<&Named>, prefix: Option<&str>) -> Result<(Policy, Source), RulesError> {
+fn of_flag(
+    flag: Option<&RulesChoice>,
+    prefix: Option<&str>,
+) -> Result<(Policy, Source), RulesError> {
     Ok(match flag {
         None => (Policy::strict(), Source::Default),
         Some(n) => (parse(&n.name, &n.text, prefix)?, Source::Flag),
@@ -156,20 +139,19 @@ pub(crate) fn profile_text(name: &str) -> Result<&'static str, RulesError> {
 }
 
 impl Storage {
-    /// Finds the rules for a start. The data directory is open already.
-    pub(crate) fn open(config: &Config, files: Arc<dyn FileSystem>) -> Result<Self, RulesError> {
+    /// Finds the rules for a start; `keeper` has what was chosen at run time.
+    pub(crate) fn open(config: &Config, keeper: Arc<dyn RulesKeeper>) -> Result<Self, RulesError> {
         let kube_prefix = config.kube_prefix.clone();
         let prefix = kube_prefix.as_deref();
         let flag = match &config.storage {
             config::Storage::Default => None,
-            config::Storage::Profile(name) => Some(Named {
+            config::Storage::Profile(name) => Some(RulesChoice {
                 name: name.clone(),
                 text: profile_text(name)?.to_owned(),
             }),
-            config::Storage::Rules(path) => Some(Named {
+            config::Storage::Rules(path) => Some(RulesChoice {
                 name: path.display().to_string(),
                 text: std::fs::read_to_string(path).map_err(|source| RulesError::Io {
-                    action: "read the storage rules",
                     path: path.clone(),
                     source,
                 })?,
@@ -177,14 +159,13 @@ impl Storage {
         };
         // Mistakes in what the command line names show also while a choice hides it.
         let of_flag = of_flag(flag.as_ref(), prefix)?;
-        let (policy, source) = match read_choice(&*files, &config.data_dir)? {
+        let (policy, source) = match keeper.read(LIMIT_BYTES)? {
             Some(n) => (parse(&n.name, &n.text, prefix)?, Source::RunTime),
             None => of_flag,
         };
         let what_if = WhatIf::new(prefix).map_err(|e| RulesError::Rules(e.to_string()))?;
         Ok(Storage {
-            files,
-            dir: config.data_dir.clone(),
+            keeper,
             kube_prefix,
             flag,
             strict: AtomicBool::new(policy.is_strict()),
@@ -226,24 +207,13 @@ impl Storage {
         of_flag(self.flag.as_ref(), self.kube_prefix.as_deref())
     }
 
-    /// Writes a choice, or that there is none, to the data directory; synced.
+    /// Keeps a choice, or that there is none: it outlives a restart.
     pub(crate) fn record(&self, policy: Option<&Policy>) -> Result<(), RulesError> {
-        let path = self.dir.join(FILE);
-        let failed = |source| RulesError::Io {
-            action: "record the choice in",
-            path: path.clone(),
-            source,
-        };
-        let fs = &*self.files;
-        let Some(policy) = policy else {
-            if fs.kind(&path).map_err(failed)?.is_some() {
-                fs.remove(&path).map_err(failed)?;
-                fs.sync_dir(&self.dir).map_err(failed)?;
-            }
-            return Ok(());
-        };
-        let text = encode(policy.name(), policy.source());
-        replace_small(fs, &self.dir, FILE, text.as_bytes()).map_err(failed)
+        let choice = policy.map(|policy| RulesChoice {
+            name: policy.name().to_owned(),
+            text: policy.source().to_owned(),
+        });
+        Ok(self.keeper.keep(choice.as_ref())?)
     }
 
     /// Puts rules in force for every write that is not admitted yet.
@@ -440,67 +410,44 @@ fn one_key(write: &Write) -> Option<(&[u8], Option<&[u8]>)> {
     }
 }
 
-fn encode(name: &str, text: &str) -> String {
-    let name: String = name.escape_default().collect();
-    let body = format!("{TITLE}\nversion 1\nname {name}\n\n{text}");
-    let crc = crc32c::crc32c(body.as_bytes());
-    format!("crc {crc:08x}\n{body}")
-}
-
-/// The choice in `bytes`.
-fn decode(bytes: &[u8]) -> Option<Named> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let (crc, body) = text.strip_prefix("crc ")?.split_once('\n')?;
-    if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(body.as_bytes())) {
-        return None;
-    }
-    let rest = body
-        .strip_prefix(TITLE)?
-        .strip_prefix("\nversion 1\nname ")?;
-    let (name, text) = rest.split_once("\n\n")?;
-    Some(Named {
-        name: name.to_owned(),
-        text: text.to_owned(),
-    })
-}
-
-/// The choice that was made at run time, if there is one.
-fn read_choice(files: &dyn FileSystem, dir: &Path) -> Result<Option<Named>, RulesError> {
-    let path = dir.join(FILE);
-    let failed = |source| RulesError::Io {
-        action: "read",
-        path: path.clone(),
-        source,
-    };
-    match files.kind(&path).map_err(failed)? {
-        None => Ok(None),
-        Some(Kind::File(_)) => {
-            // Its own lines come on top of the text.
-            let bytes = read_small(files, &path, LIMIT_BYTES + 4096).map_err(failed)?;
-            let choice = decode(&bytes);
-            choice.map(Some).ok_or(RulesError::Damaged { path })
-        }
-        Some(_) => Err(RulesError::Damaged { path }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use config::{Parsed, Personality};
+
+    /// Keeps a choice elsewhere than in the data directory.
+    #[derive(Default)]
+    struct Elsewhere(Mutex<Option<RulesChoice>>);
+
+    impl RulesKeeper for Elsewhere {
+        fn read(&self, _: u64) -> Result<Option<RulesChoice>, ChoiceError> {
+            Ok(self.0.lock().clone())
+        }
+
+        fn keep(&self, choice: Option<&RulesChoice>) -> Result<(), ChoiceError> {
+            *self.0.lock() = choice.cloned();
+            Ok(())
+        }
+    }
 
     #[test]
-    fn a_choice_reads_back_and_a_changed_byte_is_noticed() {
-        let text = encode("a\nb", "x = 1\n\ny = 2\n");
-        let read = decode(text.as_bytes()).unwrap();
-        assert_eq!(
-            (&read.name[..], &read.text[..]),
-            ("a\\nb", "x = 1\n\ny = 2\n")
-        );
-        for at in 0..text.len() {
-            let mut changed = text.clone().into_bytes();
-            changed[at] ^= 1;
-            assert_eq!(decode(&changed), None, "byte {at}");
-            assert_eq!(decode(&text.as_bytes()[..at]), None, "cut at {at}");
-        }
+    fn a_choice_is_read_back_from_wherever_it_is_kept() {
+        let keeper = Arc::new(Elsewhere::default());
+        let args = ["--data-dir=/nowhere".into()];
+        let parsed = Config::from_args(Personality::Orlop, args.into_iter(), std::iter::empty());
+        let Parsed::Run(run) = parsed.unwrap() else {
+            unreachable!("help was not asked for")
+        };
+        let config = run.config;
+        let open = || Storage::open(&config, keeper.clone()).unwrap();
+        let storage = open();
+        assert_eq!(storage.current().source, Source::Default);
+        let chosen = storage.check("ephemeral", profile_text("ephemeral").unwrap());
+        storage.record(Some(&chosen.unwrap())).unwrap();
+        let again = open();
+        assert_eq!(again.current().source, Source::RunTime);
+        assert_eq!(again.current().policy.name(), "ephemeral");
+        again.record(None).unwrap();
+        assert!(open().is_strict());
     }
 }

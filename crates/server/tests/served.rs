@@ -7,21 +7,30 @@ use etcd_api::etcdserverpb::kv_client::KvClient;
 use etcd_api::etcdserverpb::lease_client::LeaseClient;
 use etcd_api::etcdserverpb::maintenance_client::MaintenanceClient;
 use prost::Message;
-use server::Server;
+use server::{Closed, Passing, ReadGate, Server};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
 
 struct Running {
     server: Server,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     address: String,
 }
 
 impl Running {
     fn start(flags: &[&str]) -> Running {
-        let dir = tempfile::tempdir().unwrap();
+        Running::start_in(tempfile::tempdir().unwrap(), flags, None)
+    }
+
+    fn start_in(
+        dir: tempfile::TempDir,
+        flags: &[&str],
+        read_gate: Option<Arc<dyn ReadGate>>,
+    ) -> Running {
         let mut args = vec![
             format!("--data-dir={}", dir.path().join("data").display()),
             "--listen-client-urls=http://127.0.0.1:0".to_owned(),
@@ -33,12 +42,12 @@ impl Running {
         let Parsed::Run(run) = parsed.unwrap() else {
             unreachable!("help was not asked for")
         };
-        let server = Server::start(&run.config, None).unwrap();
+        let server = Server::start_gated(&run.config, None, read_gate).unwrap();
         let url = &server.started().client_urls[0];
         let address = url.strip_prefix("http://").unwrap().to_owned();
         Running {
             server,
-            _dir: dir,
+            dir,
             address,
         }
     }
@@ -537,4 +546,92 @@ fn a_clients_unix_socket_has_the_mode_that_was_asked_for() {
         assert_eq!(found & 0o777, mode);
         running.server.stop();
     }
+}
+
+/// A gate of a journal that others write to: reads wait until it is told.
+#[derive(Default)]
+struct Elsewhere {
+    asked: AtomicUsize,
+    waiting: Mutex<Vec<tokio::sync::oneshot::Sender<Result<(), Closed>>>>,
+}
+
+impl ReadGate for Elsewhere {
+    fn pass(&self) -> Option<Passing> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let (tell, told) = tokio::sync::oneshot::channel();
+        self.waiting.lock().unwrap().push(tell);
+        Some(Box::pin(async move { told.await.unwrap() }))
+    }
+}
+
+#[test]
+fn a_linearizable_read_waits_at_the_gate_and_others_do_not() {
+    let gate = Arc::new(Elsewhere::default());
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start_in(dir, &[], Some(gate.clone()));
+    running.ask(async |channel| {
+        let mut kv = KvClient::new(channel.clone());
+        kv.put(put("a/1".into(), 0)).await.unwrap();
+        let serializable = pb::RangeRequest {
+            serializable: true,
+            ..all_of("a")
+        };
+        let answer = kv.range(serializable).await.unwrap().into_inner();
+        assert_eq!((answer.count, gate.asked.load(Ordering::SeqCst)), (1, 0));
+        for end in [Ok(()), Err("somebody else leads")] {
+            let mut other = KvClient::new(channel.clone());
+            let read = tokio::spawn(async move { other.range(all_of("a")).await });
+            let tell = loop {
+                if let Some(tell) = gate.waiting.lock().unwrap().pop() {
+                    break tell;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            };
+            // What becomes visible meanwhile is what the read has to see.
+            kv.put(put("a/2".into(), 0)).await.unwrap();
+            assert!(!read.is_finished());
+            let reason = |reason: &str| Closed {
+                reason: reason.to_owned(),
+            };
+            tell.send(end.map_err(reason)).unwrap();
+            match (read.await.unwrap(), end) {
+                (Ok(answer), Ok(())) => assert_eq!(answer.into_inner().count, 2),
+                (Err(status), Err(reason)) => {
+                    assert_eq!(status.code(), tonic::Code::Unavailable);
+                    assert_eq!(status.message(), reason);
+                }
+                (answer, end) => unreachable!("{answer:?} at {end:?}"),
+            }
+        }
+    });
+    running.server.stop();
+}
+
+#[test]
+fn many_restarts_leave_few_files() {
+    let mut dir = tempfile::tempdir().unwrap();
+    for _ in 0..70 {
+        let running = Running::start_in(dir, &[], None);
+        running.ask(async |channel| {
+            KvClient::new(channel)
+                .put(put("a".into(), 0))
+                .await
+                .unwrap();
+        });
+        running.server.stop();
+        dir = running.dir;
+    }
+    let running = Running::start_in(dir, &[], None);
+    let log = running.dir.path().join("data/log");
+    let files = || std::fs::read_dir(&log).unwrap().count();
+    let mut left = files();
+    for _ in 0..200 {
+        if left < 10 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        left = files();
+    }
+    assert!(left < 10, "{left} files");
+    running.server.stop();
 }

@@ -94,9 +94,6 @@ pub struct ListenerConfig {
     pub unix_mode: Option<u32>,
     /// Lets several processes listen on one TCP address (`SO_REUSEPORT`).
     pub reuse_port: bool,
-    /// Lets a TCP address be taken while old connections linger (`SO_REUSEADDR`). Go, and so etcd,
-    /// always sets it; so should you.
-    pub reuse_address: bool,
 }
 
 impl ListenerConfig {
@@ -108,7 +105,6 @@ impl ListenerConfig {
             serves: Serves::ALL,
             unix_mode: None,
             reuse_port: false,
-            reuse_address: true,
         }
     }
 }
@@ -235,7 +231,8 @@ fn bind_tcp(address: &str, config: &ListenerConfig) -> Result<BoundSocket, Error
             Type::STREAM,
             Some(Protocol::TCP),
         )?;
-        socket.set_reuse_address(config.reuse_address)?;
+        // While old connections linger; Go, and so etcd, always sets it.
+        socket.set_reuse_address(true)?;
         socket.set_reuse_port(config.reuse_port)?;
         if resolved.is_ipv6() && !resolved.ip().is_unspecified() {
             socket.set_only_v6(true)?;

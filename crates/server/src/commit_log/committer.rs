@@ -25,6 +25,9 @@ const CHECKPOINT_RETRY: Duration = Duration::from_secs(10);
 const SLOW_SYNC: Duration = Duration::from_secs(1);
 static SLOW_SYNC_LINE: Throttle = Throttle::new(Duration::from_secs(10));
 
+/// So many files are no reason for a checkpoint, however small they are.
+const MANY_SEGMENTS: u64 = 64;
+
 /// How often a stop looks whether the volatile writer has ended.
 const STOP_LOOK: Duration = Duration::from_millis(1);
 
@@ -251,15 +254,13 @@ impl Committer {
     }
 
     fn start_checkpoint_if_due(&mut self) {
-        let due = self.journal.bytes_since_snapshot() >= self.checkpoint_after_bytes;
+        let since = self.journal.bytes_since_snapshot();
+        let due = since >= self.checkpoint_after_bytes
+            || too_many_segments(self.journal.segments(), since, self.log.segment_bytes);
         let due = self
             .checkpoint_tries
             .now(due, Instant::now(), CHECKPOINT_RETRY);
-        let sizes = &self.log.sizes;
-        let (log, since) = (
-            self.journal.log_bytes(),
-            self.journal.bytes_since_snapshot(),
-        );
+        let (sizes, log) = (&self.log.sizes, self.journal.log_bytes());
         sizes.log_bytes.store(log, Ordering::Relaxed);
         sizes.since_checkpoint_bytes.store(since, Ordering::Relaxed);
         let rounds = &self.log.rounds;
@@ -284,6 +285,12 @@ impl Committer {
     }
 }
 
+/// Whether the log is in many small files: each start after which something is written adds one.
+fn too_many_segments(segments: usize, since_snapshot_bytes: u64, segment_bytes: u64) -> bool {
+    let full = since_snapshot_bytes / segment_bytes.max(1);
+    segments as u64 > MANY_SEGMENTS.max(4 * full)
+}
+
 fn warn_slow_sync(took: Duration) {
     if let Some(suppressed) = SLOW_SYNC_LINE.allow() {
         tracing::warn!(
@@ -298,6 +305,16 @@ fn warn_slow_sync(took: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_small_segments_are_a_reason_for_a_checkpoint_and_many_full_ones_are_none() {
+        let segment = 64 << 20;
+        assert!(!too_many_segments(64, 1 << 20, segment));
+        assert!(too_many_segments(65, 1 << 20, segment));
+        // A large store's log, between two snapshots.
+        assert!(!too_many_segments(200, 199 * segment, segment));
+        assert!(too_many_segments(801, 199 * segment, segment));
+    }
 
     #[test]
     fn what_fails_is_not_tried_again_at_once() {

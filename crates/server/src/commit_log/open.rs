@@ -12,7 +12,9 @@ use crate::store::{Store, Waiter};
 use config::Config;
 use engine::Engine;
 use files::FileSystem;
-use journal::{CommitError, Identity, Journal, NewDirectory, OpenError, OpenReport, Options};
+use journal::{
+    CommitError, Identity, Journal, NewDirectory, OpenError, OpenReport, Options, RulesKeeper,
+};
 use metrics::Metrics;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -78,6 +80,11 @@ impl Opened {
     /// Whose directory it is.
     pub(crate) fn identity(&self) -> &Identity {
         &self.report.identity
+    }
+
+    /// Where a choice of storage rules outlives a restart.
+    pub(crate) fn rules_keeper(&self) -> Arc<dyn RulesKeeper> {
+        self.journal.rules_keeper()
     }
 
     /// Whether the directory is new.

@@ -1,7 +1,7 @@
 //! Answers of many keys or many bytes: read and encoded beside the worker.
 
-use crate::beside::Beside;
 use crate::encode::{self, Ids};
+use crate::offload::Offload;
 use crate::pace::Pace;
 use crate::read::{self, Sliced};
 use crate::status;
@@ -64,7 +64,7 @@ struct Collected {
 /// Reads from the beginning, and encodes what was read when the client has room for it. Where
 /// that is not at once, what was read is given back meanwhile, and read again.
 pub(super) async fn answer<S: Sliced>(
-    beside: &Beside,
+    offload: &Offload,
     store: &Arc<Store>,
     open: impl FnOnce(&Store) -> Result<S, Error> + Clone + Send + 'static,
     ids: Ids,
@@ -84,7 +84,7 @@ pub(super) async fn answer<S: Sliced>(
             })
         }
     };
-    let mut collected = beside.run(Some(unread), collect(open.clone())).await?;
+    let mut collected = offload.run(Some(unread), collect(open.clone())).await?;
     let bytes = collected.bytes;
     let claim = if bytes > MAX_MESSAGE_BYTES {
         // There will be no answer of that size.
@@ -96,9 +96,9 @@ pub(super) async fn answer<S: Sliced>(
             free(collected.outcome.reply, &mut Pace::start());
             Ok(())
         };
-        beside.run(None, give_back).await?;
+        offload.run(None, give_back).await?;
         let claim = unread.claim(bytes).await;
-        collected = beside.run(None, collect(open)).await?;
+        collected = offload.run(None, collect(open)).await?;
         Some(claim)
     };
     let encode = move |_: &dyn Fn() -> bool| {
@@ -106,7 +106,7 @@ pub(super) async fn answer<S: Sliced>(
         let frame = encode_and_free(&ids, collected.outcome, &mut Pace::start())?;
         Ok(Answer { frame, keys, took })
     };
-    let answer = beside.run(None, encode).await;
+    let answer = offload.run(None, encode).await;
     // The answer is counted by itself from the end of this turn on.
     drop(claim);
     answer
@@ -127,7 +127,7 @@ pub(super) fn keys_of(outcome: &Outcome) -> Vec<usize> {
 /// Encodes a write's answer: here if that is little, else beside the worker, where also its
 /// long ranges are read.
 pub(super) async fn encode(
-    beside: &Beside,
+    offload: &Offload,
     store: &Arc<Store>,
     ids: &Ids,
     mut outcome: Outcome,
@@ -150,14 +150,14 @@ pub(super) async fn encode(
         let bytes = encode::reply_bytes(&ids, &outcome);
         Ok((outcome, bytes))
     };
-    let (outcome, bytes) = beside.run(None, finish).await?;
+    let (outcome, bytes) = offload.run(None, finish).await?;
     let claim = match unread {
         // What it answers has happened: it cannot be read again.
         Some(unread) if bytes <= MAX_MESSAGE_BYTES => Some(unread.claim(bytes).await),
         _ => None,
     };
     let encode = move |_: &dyn Fn() -> bool| encode_and_free(&ids, outcome, &mut Pace::start());
-    let frame = beside.run(None, encode).await;
+    let frame = offload.run(None, encode).await;
     drop(claim);
     frame
 }
@@ -191,14 +191,14 @@ fn free_kvs(kvs: &mut Vec<KeyValue>, pace: &mut Pace) {
 
 /// Reads from the beginning.
 pub(super) async fn read<S: Sliced>(
-    beside: &Beside,
+    offload: &Offload,
     store: &Arc<Store>,
     open: impl FnOnce(&Store) -> Result<S, Error> + Send + 'static,
 ) -> Result<Outcome, Status> {
     let store = store.clone();
     let work =
         move |unwanted: &dyn Fn() -> bool| read_all(&store, open, &mut Pace::start(), unwanted);
-    beside.run(None, work).await
+    offload.run(None, work).await
 }
 
 /// With rests, a sort at the end aside: that is one piece. What is too large for any answer is

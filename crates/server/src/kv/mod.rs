@@ -77,7 +77,7 @@ impl Service {
         let op = read.cursor.op().clone();
         drop(read);
         let open = move |store: &Store| Read::open(store, op, Strength::Firm);
-        let answer = long::answer(&self.beside, store, open, self.shared.ids, unread).await;
+        let answer = long::answer(&self.offload, store, open, self.shared.ids, unread).await;
         // As in etcd, without what it takes to hand the answer over.
         let took = answer
             .as_ref()
@@ -231,7 +231,7 @@ impl Service {
             let request = pb::TxnRequest::decode(again).unwrap_or_default();
             ReadTxn::open(store, convert::txn(request))
         };
-        let answer = long::answer(&self.beside, store, open, self.shared.ids, unread).await;
+        let answer = long::answer(&self.offload, store, open, self.shared.ids, unread).await;
         let took = answer
             .as_ref()
             .map_or_else(|_| started.elapsed(), |a| a.took);
@@ -328,7 +328,7 @@ impl Service {
             m.apply_duration.get(apply_op, answer.is_ok()).observe(took);
             let (store, ids) = (&this.shared.store, &this.shared.ids);
             let answer = match answer {
-                Ok(o) => long::encode(&this.beside, store, ids, o, unread.as_ref()).await,
+                Ok(o) => long::encode(&this.offload, store, ids, o, unread.as_ref()).await,
                 Err(e) => Err(status::of(e)),
             };
             // What may take long is the write.

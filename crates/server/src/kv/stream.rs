@@ -48,7 +48,7 @@ impl Service {
     /// As in a Range, where no order means ascending; it is known when all is read.
     async fn stream_sorted(&self, op: RangeOp, mut pieces: Pieces<'_>) -> Result<(), Status> {
         let open = move |store: &Store| Read::open(store, op, Strength::Firm);
-        let outcome = long::read(&self.beside, &self.shared.store, open).await?;
+        let outcome = long::read(&self.offload, &self.shared.store, open).await?;
         let Reply::Range(reply) = outcome.reply else {
             return Err(status::stopped());
         };
