@@ -15,7 +15,7 @@
 mod config;
 mod conn;
 mod error;
-mod files;
+pub mod files;
 mod grpc;
 mod half_open;
 mod handler;
