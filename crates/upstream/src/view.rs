@@ -8,7 +8,8 @@ use std::time::Instant;
 pub struct View {
     /// The cluster, once a member has answered. A member of another one is unhealthy.
     pub cluster_id: Option<u64>,
-    /// Who leads; `None` while nobody is known to.
+    /// Who leads and answers; `None` while nobody is known to. One that its peers follow, but that
+    /// does not answer from here, is not named.
     pub leader: Option<Leader>,
     /// Every known member, learners too; before any answer, one for each given endpoint.
     pub members: Vec<MemberView>,
@@ -50,7 +51,7 @@ pub struct MemberView {
     pub follows: Option<u64>,
     /// Its raft term, by its last answer; 0 before that.
     pub term: u64,
-    /// The last entry in its log, by its last answer.
+    /// The last entry that it knows to be committed, by its last answer.
     pub raft_index: u64,
     /// The last entry that it applied, by its last answer.
     pub raft_applied_index: u64,
@@ -60,6 +61,32 @@ pub struct MemberView {
     pub db_size_in_use_bytes: u64,
     /// etcd's version, by its last answer; empty before that.
     pub version: String,
+    /// What it says to be wrong, by its last answer, such as alarms of the cluster.
+    pub errors: Vec<String>,
+}
+
+impl MemberView {
+    /// One of which nothing is known but where it should be.
+    #[must_use]
+    pub fn new(endpoint: Endpoint) -> Self {
+        MemberView {
+            member_id: None,
+            name: String::new(),
+            endpoint,
+            learner: false,
+            health: Health::Unknown,
+            round_trip: RoundTrip::default(),
+            answered: None,
+            follows: None,
+            term: 0,
+            raft_index: 0,
+            raft_applied_index: 0,
+            db_size_bytes: 0,
+            db_size_in_use_bytes: 0,
+            version: String::new(),
+            errors: Vec::new(),
+        }
+    }
 }
 
 /// Whether a member answers.
