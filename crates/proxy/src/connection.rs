@@ -171,7 +171,10 @@ impl<'a, C: Side, D: Dial> Connection<'a, C, D> {
                 // What the relay knows counts, not what was told before the last bytes.
                 let (traffic, first) = (self.relay.traffic(), self.relay.first_bytes());
                 self.life.moved(traffic, first);
-                if self.life.lost_member(Instant::now()) {
+                // The client has ended, and so has the member: there is nothing to begin again for.
+                if ended && traffic.half_closed {
+                    self.life.end(End::Done);
+                } else if self.life.lost_member(Instant::now()) {
                     let end = if ended { End::Done } else { End::MemberFailed };
                     self.life.end(end);
                 } else {

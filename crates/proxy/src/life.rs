@@ -250,10 +250,20 @@ impl Life {
         if !self.may_begin_again() {
             return true;
         }
+        // One that was at rest there has not waited for anything yet.
+        if let State::Opening { traffic, .. } = &self.state
+            && now.saturating_duration_since(traffic.last) >= self.wait
+        {
+            self.begin_to_wait(now);
+        }
         self.state = State::Waiting {
             retry_at: Some(now + self.pause()),
         };
         false
+    }
+
+    fn begin_to_wait(&mut self, now: Instant) {
+        (self.since, self.failures) = (now, 0);
     }
 
     fn may_begin_again(&self) -> bool {
@@ -278,8 +288,10 @@ impl Life {
                 self.connecting(&to, by, now, route)
             }
             State::Opening { .. } | State::Relaying { .. } => self.stay(now, route),
+            // It leads again, or nobody does: then there is nowhere better to go.
             State::Leaving { to, traffic, .. }
-                if route.service == Service::On && route.leader.as_ref() == Some(to) =>
+                if route.service == Service::On
+                    && route.leader.as_ref().is_none_or(|leader| leader == to) =>
             {
                 self.state = State::Relaying {
                     to: to.clone(),
@@ -298,7 +310,10 @@ impl Life {
                     by: now + self.dial_timeout,
                 };
             }
-            Step::Again => self.state = State::Waiting { retry_at: None },
+            Step::Again => {
+                self.begin_to_wait(now);
+                self.state = State::Waiting { retry_at: None };
+            }
             Step::Wait(_) | Step::Suspect(_) => {}
         }
         step

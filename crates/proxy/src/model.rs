@@ -253,6 +253,11 @@ fn stays_when_the_lead_comes_back() {
         trial.after(200).look(&route(Some("a"))),
         Step::Wait(_)
     ));
+    // Nor is it cut off while nobody leads.
+    trial.look(&route(Some("b")));
+    assert!(matches!(trial.life.state(), State::Leaving { .. }));
+    let step = trial.after(2_000).look(&route(None));
+    assert!(matches!(step, Step::Wait(_)), "{step:?}");
 }
 
 #[test]

@@ -36,8 +36,6 @@ struct Connection {
     /// A call waits for its answer.
     asked: bool,
     answered: bool,
-    /// Since when the route has named a leader without a break.
-    led_since: Option<Instant>,
     began: Instant,
     /// Since when the route has named another leader than its member, without a break.
     elsewhere_since: Option<Instant>,
@@ -100,7 +98,6 @@ impl World {
             first: FirstBytes::Kept,
             asked: false,
             answered: false,
-            led_since: None,
             began: self.now,
             elsewhere_since: None,
         });
@@ -213,7 +210,9 @@ impl World {
     fn decide(&mut self, nth: usize) {
         let (now, route, settings) = (self.now, &self.route, &self.settings);
         let c = &mut self.connections[nth];
-        c.led_since = route.leader.as_ref().and(c.led_since.or(Some(now)));
+        if matches!(c.life.state(), State::Ended(_)) {
+            return;
+        }
         for turn in 0.. {
             assert!(turn < 5, "it never waits: {:?}", c.life);
             let before = c.life.clone();
