@@ -2,10 +2,12 @@
 
 mod calls;
 mod pick;
+mod pinned;
 mod verdict;
 
 pub use calls::{Headed, Watch};
 pub use pick::{Policy, Routes, Work};
+pub use pinned::Pinned;
 
 use crate::auth::{self, Auth, Token};
 use crate::cluster::Hint;

@@ -74,6 +74,8 @@ pub struct Cluster {
     heard: Option<Instant>,
     list: Option<Vec<Listed>>,
     list_asked: Option<Instant>,
+    /// Lists in a row that were asked for in vain.
+    list_failures: usize,
     /// A statement names a member that the list does not have.
     list_is_old: bool,
     floor: Option<Floor>,
@@ -99,6 +101,7 @@ impl Cluster {
             heard: None,
             list: None,
             list_asked: None,
+            list_failures: 0,
             list_is_old: false,
             floor: None,
             leader: None,
@@ -155,6 +158,7 @@ impl Cluster {
     /// there is no better one.
     pub fn listed(&mut self, members: Vec<Listed>, agreed: Agreed, asked: Instant, now: Instant) {
         self.list_asked = Some(asked);
+        self.list_failures = 0;
         if members.is_empty() || (agreed == Agreed::OneMember && self.list.is_some()) {
             return;
         }
@@ -189,6 +193,7 @@ impl Cluster {
     /// A member list was asked for, and did not come.
     pub fn not_listed(&mut self, asked: Instant) {
         self.list_asked = Some(asked);
+        self.list_failures = self.list_failures.wrapping_add(1);
     }
 
     /// Takes what a call has met. It changes nothing by itself: the members are asked.
@@ -250,13 +255,20 @@ impl Cluster {
         if let Some(leader) = &self.leader {
             return Some((leader.endpoint.clone(), Agreed::Majority));
         }
-        let healthy = self.addresses.iter().find(|at| at.health.is_healthy())?;
+        let healthy = self.addresses.iter().filter(|at| at.health.is_healthy());
+        let mut healthy: Vec<_> = healthy.collect();
+        // Who follows somebody in a high term is hardly cut off; if it does not tell, the next.
+        healthy.sort_by_key(|at| {
+            let said = at.statement.as_ref().map(|said| &said.answer);
+            std::cmp::Reverse(said.map(|said| (said.follows.is_some(), said.term)))
+        });
+        let turn = self.list_failures.checked_rem(healthy.len())?;
         let agreed = match self.list {
             // The only way to the others, if the given ones do not answer.
             None => Agreed::OneMember,
             Some(_) => Agreed::Majority,
         };
-        Some((healthy.endpoint.clone(), agreed))
+        Some((healthy[turn].endpoint.clone(), agreed))
     }
 
     /// What is known.

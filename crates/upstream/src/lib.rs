@@ -16,7 +16,7 @@ mod prober;
 mod settings;
 mod view;
 
-pub use client::{Attempt, Client, Headed, Policy, Routes, Watch, Work};
+pub use client::{Attempt, Client, Headed, Pinned, Policy, Routes, Watch, Work};
 pub use cluster::{Agreed, Answer, Cluster, Failure, Hint, Listed, Timing};
 pub use endpoint::{Endpoint, InvalidEndpoint, Scheme};
 pub use error::{CallError, Done, Error, explain};

@@ -14,7 +14,7 @@ use std::time::Instant;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Floor {
     pub(super) term: u64,
-    /// When a claim of this term was heard last.
+    /// When a member was last heard in this term or a later one.
     heard: Instant,
 }
 
@@ -28,20 +28,8 @@ struct Claim {
 impl Cluster {
     /// Finds the leader anew.
     pub(super) fn decide(&mut self, now: Instant) {
-        let memory = self.timing.memory();
-        self.floor = self
-            .floor
-            .filter(|floor| now.saturating_duration_since(floor.heard) <= memory);
         let claims = self.claims(now);
-        if let Some(highest) = claims.last() {
-            match &mut self.floor {
-                Some(floor) if floor.term > highest.term => {}
-                floor => {
-                    let term = highest.term;
-                    *floor = Some(Floor { term, heard: now });
-                }
-            }
-        }
+        self.raise_floor(claims.last().copied(), now);
         let lowest = self.floor.map_or(0, |floor| floor.term);
         let leading = claims
             .into_iter()
@@ -61,6 +49,29 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Remembers the highest term that somebody leads in, while somebody is in that term or a
+    /// later one, and for a while after.
+    fn raise_floor(&mut self, highest: Option<Claim>, now: Instant) {
+        let memory = self.timing.memory();
+        let words = self.known().into_iter();
+        let said = words.filter_map(|(id, _)| Some(self.word_of(id, now)?.answer.term));
+        let newest = said.max().unwrap_or(0);
+        let known = self.floor.take().and_then(|floor| {
+            let heard = if newest >= floor.term {
+                now
+            } else {
+                floor.heard
+            };
+            let counts = now.saturating_duration_since(heard) <= memory;
+            counts.then_some(Floor { heard, ..floor })
+        });
+        let claimed = highest.map(|claim| Floor {
+            term: claim.term,
+            heard: now,
+        });
+        self.floor = known.into_iter().chain(claimed).max_by_key(|f| f.term);
     }
 
     /// The newest word of a member, if it is not too old to count.

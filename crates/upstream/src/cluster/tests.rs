@@ -147,7 +147,14 @@ fn nobody_leads_in_a_lower_term_again() {
     told.pass(4 * S);
     told.say(says(1, 5, 1));
     assert_eq!(told.leader(), None);
-    // It is no word for ever: a cluster may have been restored from a copy.
+    // Member 3 is back, and in a later term: the lower one is over for good.
+    for _ in 0..40 {
+        told.pass(S);
+        told.say(says(1, 5, 1));
+        told.say(says(3, 9, 0));
+        assert_eq!(told.leader(), None);
+    }
+    // Without a word of that it is not for ever: a cluster may have been restored from a copy.
     for _ in 0..40 {
         told.pass(S);
         told.say(says(1, 5, 1));
@@ -459,6 +466,21 @@ fn the_list_is_asked_for_at_intervals_and_when_somebody_unknown_is_named() {
     told.say(says(3, 6, 3));
     assert_eq!(told.leader(), Some(3));
     assert_eq!(told.cluster.list_from(told.now), None);
+}
+
+#[test]
+fn a_member_that_is_cut_off_does_not_hide_who_was_added() {
+    let mut told = Told::led();
+    told.say(says(1, 6, 0));
+    told.say(says(2, 7, 4));
+    told.say(says(3, 7, 4));
+    assert_eq!(told.leader(), None);
+    for wanted in [2, 3, 1, 2] {
+        told.now += S;
+        let from = told.cluster.list_from(told.now);
+        assert_eq!(from, Some((url(wanted), Agreed::Majority)));
+        told.cluster.not_listed(told.now);
+    }
 }
 
 #[test]
