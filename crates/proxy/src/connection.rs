@@ -103,6 +103,7 @@ impl<'a, C: Side, D: Dial> Connection<'a, C, D> {
                 }
                 Step::Wait(until) => {
                     let until = until.unwrap_or(now + FAR);
+                    self.relay.tell_answers(self.life.wants_answers(now));
                     if until != sleep.deadline() {
                         sleep.as_mut().reset(until);
                     }

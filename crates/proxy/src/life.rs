@@ -68,6 +68,8 @@ pub(crate) struct Traffic {
     pub(crate) held: bool,
     /// One side has ended.
     pub(crate) half_closed: bool,
+    /// The member's bytes went to the client at this very moment, all that there were.
+    pub(crate) answers: bool,
 }
 
 impl Traffic {
@@ -78,6 +80,7 @@ impl Traffic {
             by: None,
             held: false,
             half_closed: false,
+            answers: false,
         }
     }
 
@@ -116,6 +119,8 @@ pub(crate) enum State {
     Leaving {
         to: Endpoint,
         traffic: Traffic,
+        /// Until then a gap is waited for; from then on the end of an answer will do.
+        patient_until: Instant,
         by: Instant,
     },
     /// It is over.
@@ -189,6 +194,11 @@ impl Life {
             }
             _ => None,
         }
+    }
+
+    /// Whether it is to be told of the end of each answer.
+    pub(crate) fn wants_answers(&self, now: Instant) -> bool {
+        matches!(self.state, State::Leaving { patient_until, .. } if now >= patient_until)
     }
 
     /// How long it has been without a member that answered.
@@ -299,7 +309,12 @@ impl Life {
                 };
                 self.stay(now, route)
             }
-            State::Leaving { to, traffic, by } => self.leave(to, traffic, *by, now, route),
+            State::Leaving {
+                to,
+                traffic,
+                patient_until,
+                by,
+            } => self.leave(to, traffic, (*patient_until, *by), now, route),
             State::Ended(end) => Step::End(*end),
         };
         match &step {
@@ -404,8 +419,14 @@ impl Life {
         };
         if let Some(by) = by {
             let to = to.clone();
-            let step = self.leave(&to, &traffic, by, now, route);
-            self.state = State::Leaving { to, traffic, by };
+            let patient_until = now + by.saturating_duration_since(now) / 2;
+            let step = self.leave(&to, &traffic, (patient_until, by), now, route);
+            self.state = State::Leaving {
+                to,
+                traffic,
+                patient_until,
+                by,
+            };
             return step;
         }
         let idle = match traffic.half_closed {
@@ -433,7 +454,7 @@ impl Life {
         &self,
         to: &Endpoint,
         traffic: &Traffic,
-        by: Instant,
+        (patient_until, by): (Instant, Instant),
         now: Instant,
         route: &Route,
     ) -> Step {
@@ -444,13 +465,21 @@ impl Life {
             return Step::End(End::MemberLost);
         }
         let gap_at = traffic.gap_at(self.gap);
+        // A client that asks again as soon as it is answered leaves no gap. Its connection ends with
+        // an answer: of one call at a time, none is under way then.
+        let after_answer = traffic.answers && !traffic.held && now >= patient_until;
         let end = |end| Step::End(if drains { End::Drain } else { end });
-        if gap_at.is_some_and(|at| now >= at) {
+        if after_answer || gap_at.is_some_and(|at| now >= at) {
             return end(End::Gap);
         }
         if now >= by {
             return end(End::Limit);
         }
-        Step::Wait(Some(gap_at.map_or(by, |at| at.min(by))))
+        let next = if now < patient_until {
+            patient_until
+        } else {
+            by
+        };
+        Step::Wait(Some(gap_at.map_or(next, |at| at.min(next))))
     }
 }

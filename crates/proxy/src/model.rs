@@ -209,10 +209,32 @@ fn after_the_clients_bytes_there_is_no_gap_and_the_limit_ends_it() {
     let mut trial = Trial::relaying(&settings(), &route(Some("a")));
     trial.says(Who::Client, FirstBytes::Gone);
     let b = route(Some("b"));
-    let limit = trial.at(1_000);
-    assert_eq!(trial.look(&b), Step::Wait(limit));
-    assert_eq!(trial.after(999).look(&b), Step::Wait(limit));
+    let (half, limit) = (trial.at(500), trial.at(1_000));
+    assert_eq!(trial.look(&b), Step::Wait(half));
+    assert_eq!(trial.after(500).look(&b), Step::Wait(limit));
+    assert_eq!(trial.after(499).look(&b), Step::Wait(limit));
     assert_eq!(trial.after(1).look(&b), Step::End(End::Limit));
+}
+
+#[test]
+fn when_no_gap_comes_the_end_of_an_answer_will_do() {
+    let mut trial = Trial::relaying(&settings(), &route(Some("a")));
+    trial.says(Who::Client, FirstBytes::Gone);
+    let b = route(Some("b"));
+    trial.look(&b);
+    let answers = |trial: &mut Trial| {
+        let mut traffic = Traffic::new(trial.now);
+        (traffic.by, traffic.answers) = (Some(Who::Member), true);
+        trial.life.moved(traffic, FirstBytes::Gone);
+    };
+    answers(&mut trial);
+    assert!(!trial.life.wants_answers(trial.now));
+    assert!(matches!(trial.look(&b), Step::Wait(_)));
+    trial.after(5).says(Who::Client, FirstBytes::Gone);
+    assert!(matches!(trial.after(495).look(&b), Step::Wait(_)));
+    assert!(trial.life.wants_answers(trial.now));
+    answers(&mut trial);
+    assert_eq!(trial.look(&b), Step::End(End::Gap));
 }
 
 #[test]
@@ -221,8 +243,8 @@ fn bytes_that_are_held_are_no_gap() {
     let mut traffic = Traffic::new(trial.now);
     (traffic.by, traffic.held) = (Some(Who::Member), true);
     trial.life.moved(traffic, FirstBytes::Gone);
-    let limit = trial.at(1_000);
-    assert_eq!(trial.look(&route(Some("b"))), Step::Wait(limit));
+    let (half, limit) = (trial.at(500), trial.at(1_000));
+    assert_eq!(trial.look(&route(Some("b"))), Step::Wait(half));
     assert_eq!(trial.after(500).look(&route(Some("b"))), Step::Wait(limit));
 }
 
@@ -290,7 +312,8 @@ fn a_drain_ends_who_waits_and_lets_others_pause() {
     let by = trial.now + 3_000 * MS;
     a.service = Service::DrainBy(by);
     trial.says(Who::Client, FirstBytes::Gone);
-    assert_eq!(trial.look(&a), Step::Wait(Some(by)));
+    let half = trial.now + (by - trial.now) / 2;
+    assert_eq!(trial.look(&a), Step::Wait(Some(half)));
     trial.after(100).says(Who::Member, FirstBytes::Gone);
     let gap = trial.at(10);
     assert_eq!(trial.look(&a), Step::Wait(gap));

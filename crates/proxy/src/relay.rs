@@ -210,7 +210,7 @@ impl First {
 pub(crate) enum Event {
     /// The client has sent its first bytes.
     Asked,
-    /// The member has sent its first bytes.
+    /// The member has sent its first bytes; or some, when each answer is to be told.
     Answered,
     /// Both sides have ended.
     Done,
@@ -234,6 +234,7 @@ pub(crate) struct Relay {
     first: First,
     asked: bool,
     answered: bool,
+    tells_answers: bool,
     traffic: Traffic,
 }
 
@@ -249,6 +250,7 @@ impl Relay {
             },
             asked: false,
             answered: false,
+            tells_answers: false,
             traffic: Traffic::new(now),
         }
     }
@@ -267,6 +269,11 @@ impl Relay {
         first.extend_from_slice(bytes);
         self.up = Flow::begin(first, *ended);
         self.down = Flow::Open;
+    }
+
+    /// Whether the end of each answer is told.
+    pub(crate) fn tell_answers(&mut self, tells: bool) {
+        self.tells_answers = tells;
     }
 
     /// What was sent last.
@@ -300,6 +307,7 @@ impl Relay {
             traffic.last = Instant::now();
             first.add(bytes);
         });
+        self.traffic.answers = false;
         let mut again = false;
         match up {
             Poll::Ready(Ok(Turn::Moved)) => again = true,
@@ -353,6 +361,11 @@ impl Relay {
         }
         if matches!((&self.up, &self.down), (Flow::Ended, Flow::Ended)) {
             return Poll::Ready(Event::Done);
+        }
+        if spoke && self.tells_answers && self.answered {
+            // A client that has sent more meanwhile has asked again.
+            self.traffic.answers = true;
+            return Poll::Ready(Event::Answered);
         }
         if spoke && !self.answered {
             self.answered = true;

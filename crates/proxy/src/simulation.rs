@@ -203,6 +203,7 @@ impl World {
             c.traffic.by = Some(Who::Member);
             c.first = FirstBytes::Gone;
         }
+        c.traffic.answers = c.traffic.by == Some(Who::Member) && c.traffic.last == now;
         c.traffic.held = rng.random_bool(0.01);
         c.life.moved(c.traffic, c.first);
     }
@@ -284,7 +285,15 @@ fn check_end(
                 Some(Who::Client),
                 "a call is cut off: {before:?}"
             );
-            assert!(!c.traffic.held && now >= c.traffic.last + settings.handover_gap);
+            let gap = now >= c.traffic.last + settings.handover_gap;
+            let late = c
+                .elsewhere_since
+                .map(|since| since + settings.handover_limit / 2);
+            let answered = c.traffic.answers && late.is_some_and(|late| now >= late);
+            assert!(
+                !c.traffic.held && (gap || answered),
+                "not in a gap: {before:?}"
+            );
         }
         End::NoLeader => {
             assert!(

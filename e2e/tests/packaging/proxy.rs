@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use e2e::kube::http::Client;
+use e2e::kube::metrics::Metrics;
 use e2e::kube::proc::{Process, conclude, free_port};
 use e2e::kube::store::Kind;
 use e2e::kube::{Result, ensure, fail};
@@ -14,10 +15,13 @@ use e2e::static_pod::read;
 use serde_yaml_ng::Value;
 
 use crate::etcds::Etcds;
+use crate::rules::selectors;
 use crate::unit::{EXPOSURE_TENTHS, READY_TIMEOUT, allowed, settings, values, whole};
 use crate::{repo, run};
 
 const UNIT: &str = "packaging/systemd/orlop-proxy.service";
+const RULES: &str = "packaging/prometheus/proxy.rules.yml";
+const PAGE: &str = "docs/operating/proxy.md";
 const MANIFEST: &str = "packaging/kubeadm/proxy.yaml";
 /// Addresses of the examples.
 const EXAMPLES: [&str; 2] = [
@@ -120,6 +124,40 @@ async fn sandbox(dir: &Path) -> Result<()> {
     allowed(&whole(&trace, process.id())?, &settings, &needed)
 }
 
+fn alerts() -> Result<Vec<Value>> {
+    let rules = read(&repo(RULES))?;
+    let alerts = rules["groups"][0]["rules"].as_sequence().cloned();
+    Ok(alerts.unwrap_or_default())
+}
+
+/// Each alert is valid, fires when its test says so, and has a section on what to do.
+#[test]
+fn the_proxys_alerts_fire_and_are_explained() {
+    run(Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(repo(RULES)))
+    .unwrap();
+    let tests = repo("packaging/prometheus/proxy.rules.test.yml");
+    run(Command::new("promtool").args(["test", "rules"]).arg(&tests)).unwrap();
+    let tested = std::fs::read_to_string(tests).unwrap();
+    let page = std::fs::read_to_string(repo(PAGE)).unwrap();
+    let alerts = alerts().unwrap();
+    assert!(alerts.len() >= 5);
+    for alert in alerts {
+        let name = alert["alert"].as_str().unwrap();
+        assert!(
+            page.contains(&format!("\n### {name}\n")),
+            "{name} is not explained"
+        );
+        assert!(
+            tested.contains(&format!("alertname: {name}\n")),
+            "{name} is not tested"
+        );
+        let anchor = format!("{PAGE}#{}", name.to_lowercase());
+        assert_eq!(alert["annotations"]["runbook"].as_str().unwrap(), anchor);
+    }
+}
+
 #[tokio::test]
 async fn the_proxys_static_pod_serves() {
     let dir = tempfile::tempdir().unwrap();
@@ -186,5 +224,16 @@ async fn static_pod(dir: &Path) -> Result<()> {
     }
     let etcdctl = etcds.etcdctl(&format!("https://127.0.0.1:{port}"))?;
     etcdctl.ok(&["put", "key", "value"])?;
+    let (_, page) = Client::plain(admin).page("/metrics").await?;
+    let page = Metrics::new(page);
+    for alert in alerts()? {
+        for (name, labels) in selectors(alert["expr"].as_str().unwrap_or_default()) {
+            let labels: Vec<_> = labels.iter().map(String::as_str).collect();
+            let found = page.series(&name, &labels).next().is_some();
+            ensure(found, || {
+                format!("no {name}{labels:?} in the proxy's /metrics")
+            })?;
+        }
+    }
     Ok(())
 }
