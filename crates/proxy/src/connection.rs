@@ -103,7 +103,8 @@ impl<'a, C: Side, D: Dial> Connection<'a, C, D> {
                 }
                 Step::Wait(until) => {
                     let until = until.unwrap_or(now + FAR);
-                    self.relay.tell_answers(self.life.wants_answers(now));
+                    let tells = self.life.wants_answers(now);
+                    self.relay.tell_answers(tells, &self.client);
                     if until != sleep.deadline() {
                         sleep.as_mut().reset(until);
                     }
@@ -210,22 +211,21 @@ impl<'a, C: Side, D: Dial> Connection<'a, C, D> {
     /// bytes resets, and takes what is under way with it. So what the client still sends is read,
     /// for a moment.
     async fn close(self, end: End) -> Ended {
+        let gentle = matches!(
+            end,
+            End::Done | End::Gap | End::Limit | End::MemberLost | End::Idle | End::Drain
+        );
+        // First of all: each moment may bring the client's next call.
+        let lingers = gentle && self.member.is_some() && self.client.end_writes().is_ok();
         let to = self.at.as_ref().map(|at| at.member().clone());
         let ended = Ended {
             end,
             member: to,
             error: self.error,
         };
-        drop((self.at, self.waiting));
-        let gentle = matches!(
-            end,
-            End::Done | End::Gap | End::Limit | End::MemberLost | End::Idle | End::Drain
-        );
-        if gentle && self.member.is_some() {
-            drop(self.member);
-            if self.client.end_writes().is_ok() {
-                let _ = timeout(LINGER, swallow(&self.client)).await;
-            }
+        drop((self.at, self.waiting, self.member));
+        if lingers {
+            let _ = timeout(LINGER, swallow(&self.client)).await;
         }
         ended
     }

@@ -42,6 +42,9 @@ pub(crate) trait Side: Send + 'static {
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
     /// Nothing more will be written; what was read can still come.
     fn end_writes(&self) -> io::Result<()>;
+    /// Whether what is written waits for more, or for the end of writes, to leave together with it.
+    /// An error does not matter: it leaves at once then.
+    fn cork(&self, on: bool);
 }
 
 /// Connects to members.
@@ -271,9 +274,13 @@ impl Relay {
         self.down = Flow::Open;
     }
 
-    /// Whether the end of each answer is told.
-    pub(crate) fn tell_answers(&mut self, tells: bool) {
-        self.tells_answers = tells;
+    /// Whether the end of each answer is told. It reaches the client together with the end of the
+    /// connection, if that follows: a moment later the client would have asked again.
+    pub(crate) fn tell_answers(&mut self, tells: bool, client: &impl Side) {
+        if self.tells_answers != tells {
+            self.tells_answers = tells;
+            client.cork(tells);
+        }
     }
 
     /// What was sent last.

@@ -41,6 +41,11 @@ impl Side for TcpStream {
             other => other,
         }
     }
+
+    fn cork(&self, on: bool) {
+        // It leaves at once if this fails.
+        let _ = SockRef::from(self).set_tcp_cork(on);
+    }
 }
 
 /// How dead peers are found.
