@@ -23,6 +23,14 @@ const TURN_BYTES: usize = 1024 * 1024;
 /// The most that is kept of a client's first bytes: a TLS record and its header.
 const FIRST_BYTES_MAX: usize = 16 * 1024 + 5;
 
+/// Fewer bytes than these are no answer of gRPC, but frames of HTTP/2's own: a ping (17 bytes), which
+/// Go's server sends when a request comes, with window updates (13 each). The shortest answer has
+/// headers, a message and trailers, 64 bytes in all.
+const ANSWER_BYTES_MIN: usize = 52;
+
+/// What a TLS record adds.
+const TLS_RECORD_BYTES: usize = 22;
+
 /// The first byte of a TLS handshake's record.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -238,6 +246,7 @@ pub(crate) struct Relay {
     asked: bool,
     answered: bool,
     tells_answers: bool,
+    tls: bool,
     traffic: Traffic,
 }
 
@@ -254,6 +263,7 @@ impl Relay {
             asked: false,
             answered: false,
             tells_answers: false,
+            tls: false,
             traffic: Traffic::new(now),
         }
     }
@@ -307,8 +317,9 @@ impl Relay {
         member: &impl Side,
         counters: &impl Count,
     ) -> Poll<Event> {
-        let (traffic, first) = (&mut self.traffic, &mut self.first);
+        let (traffic, first, tls) = (&mut self.traffic, &mut self.first, &mut self.tls);
         let up = self.up.poll(cx, client, member, |bytes| {
+            *tls |= traffic.by.is_none() && bytes.first() == Some(&TLS_HANDSHAKE);
             counters.count(Who::Client, bytes.len());
             traffic.by = Some(Who::Client);
             traffic.last = Instant::now();
@@ -338,13 +349,14 @@ impl Relay {
             Poll::Pending => {}
         }
         let traffic = &mut self.traffic;
-        let mut spoke = false;
+        let mut spoke_bytes = 0;
         let down = self.down.poll(cx, member, client, |bytes| {
             counters.count(Who::Member, bytes.len());
             traffic.by = Some(Who::Member);
             traffic.last = Instant::now();
-            spoke = true;
+            spoke_bytes += bytes.len();
         });
+        let spoke = spoke_bytes > 0;
         match down {
             Poll::Ready(Ok(Turn::Moved)) => again = true,
             Poll::Ready(Ok(Turn::Eof)) if !self.answered && !spoke => {
@@ -369,8 +381,9 @@ impl Relay {
         if matches!((&self.up, &self.down), (Flow::Ended, Flow::Ended)) {
             return Poll::Ready(Event::Done);
         }
-        if spoke && self.tells_answers && self.answered {
-            // A client that has sent more meanwhile has asked again.
+        let record = if self.tls { TLS_RECORD_BYTES } else { 0 };
+        let is_answer = spoke_bytes >= ANSWER_BYTES_MIN + record;
+        if is_answer && self.tells_answers && self.answered {
             self.traffic.answers = true;
             return Poll::Ready(Event::Answered);
         }
@@ -568,6 +581,33 @@ mod tests {
             let mut answer = [0; 6];
             client.read_exact(&mut answer).await.unwrap();
             assert_eq!(&answer, b"answer");
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_of_http_2_are_no_answers() {
+        for tls in [false, true] {
+            let (mut client, near) = pair().await;
+            let (far, mut member) = pair().await;
+            let counted = Counted::default();
+            let mut relay = Relay::new(Instant::now());
+            let hello = if tls { TLS_HANDSHAKE } else { b'P' };
+            client.write_all(&[hello]).await.unwrap();
+            let event = next(&mut relay, &near, &far, &counted).await;
+            assert!(matches!(event, Event::Asked), "{event:?}");
+            member.write_all(&[1; 200]).await.unwrap();
+            let event = next(&mut relay, &near, &far, &counted).await;
+            assert!(matches!(event, Event::Answered), "{event:?}");
+            relay.tell_answers(true, &near);
+            // A ping and two window updates.
+            let record = if tls { TLS_RECORD_BYTES } else { 0 };
+            member.write_all(&vec![1; 43 + record]).await.unwrap();
+            let polled = poll_fn(|cx| relay.poll(cx, &near, &far, &counted));
+            assert!(timeout(Duration::from_millis(100), polled).await.is_err());
+            member.write_all(&vec![1; 64 + record]).await.unwrap();
+            let event = next(&mut relay, &near, &far, &counted).await;
+            assert!(matches!(event, Event::Answered), "{event:?}");
+            assert!(relay.traffic().answers);
         }
     }
 
