@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -65,6 +65,10 @@ impl Book {
     }
 }
 
+fn open(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Writes one key after the other.
 struct Writer {
     book: Arc<Mutex<Book>>,
@@ -93,7 +97,7 @@ impl Writer {
                     ..Default::default()
                 };
                 let outcome = client.put(put, CALL).await;
-                written.lock().unwrap().note(n, outcome.map(drop));
+                open(&written).note(n, outcome.map(drop));
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         });
@@ -101,7 +105,7 @@ impl Writer {
     }
 
     fn made(&self) -> usize {
-        self.book.lock().unwrap().made.len()
+        open(&self.book).made.len()
     }
 
     /// Waits until more writes go well; how long that took.
@@ -109,10 +113,7 @@ impl Writer {
         let (began, before) = (Instant::now(), self.made());
         while self.made() < before + 20 {
             ensure(began.elapsed() < ELECTED, || {
-                format!(
-                    "writes do not go on: {}",
-                    self.book.lock().unwrap().last_error
-                )
+                format!("writes do not go on: {}", open(&self.book).last_error)
             })?;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -132,7 +133,7 @@ impl Writer {
         let twice: Vec<_> = there.iter().filter(|kv| kv.version != 1).collect();
         ensure(twice.is_empty(), || format!("made twice: {twice:?}"))?;
         let there: BTreeSet<Bytes> = there.into_iter().map(|kv| kv.key).collect();
-        let book = self.book.lock().unwrap();
+        let book = open(&self.book);
         let lost = book.made.iter().find(|n| !there.contains(&key(**n)));
         ensure(lost.is_none(), || format!("{lost:?} is lost"))?;
         let denied = book.not_made.iter().find(|n| there.contains(&key(**n)));
@@ -200,6 +201,8 @@ async fn every_fault(set: &str, dir: &Path) -> Result<()> {
     led_by_other(&client, &cluster, id).await?;
     let gap = writer.goes_on().await?;
     println!("  writes go on after {} ms more", gap.as_millis());
+    // A write that a follower passed on to the dead one would wait for its whole deadline.
+    ensure(gap < CALL / 2, || format!("writes went on after {gap:?}"))?;
     cluster.start_again(old).await?;
 
     step("SIGSTOP of the leader");

@@ -16,11 +16,11 @@ use crate::error::{CallError, Done, Error};
 use crate::line::{Dialer, Line};
 use crate::prober::{Handle, Parts};
 use crate::settings::Settings;
-use crate::view::{Health, View};
+use crate::view::{Health, Leader, View};
 use pick::Picker;
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -50,6 +50,12 @@ struct Shared {
     auth: Option<Arc<Auth>>,
     lines: Mutex<HashMap<Endpoint, Line>>,
     picker: Mutex<Picker>,
+    /// Since when calls to the leader have met none, until one goes well there.
+    lost: Mutex<Option<Instant>>,
+    /// How long such calls wait for the next leader before they go around it. Followers take
+    /// the lost one for theirs for a while: a write that they pass on to it is lost, and its
+    /// caller waits in vain.
+    grace: Duration,
 }
 
 /// One attempt of a call: where it goes, and what goes with it.
@@ -96,6 +102,8 @@ impl Client {
                 auth: parts.auth,
                 lines: Mutex::default(),
                 picker: Mutex::default(),
+                lost: Mutex::default(),
+                grace: settings.timing.lifetime(),
             }),
         })
     }
@@ -161,8 +169,11 @@ impl Client {
             let Some(to) = self.pick(work, &failed, deadline).await else {
                 break;
             };
-            let status = match self.attempt(work, &to, deadline, &mut once).await {
+            let status = match self.attempt(work, &to, &failed, deadline, &mut once).await {
                 Ok(answer) => {
+                    if work.wants_leader() {
+                        *self.lost() = None;
+                    }
                     self.look_at(&answer);
                     return Ok(answer.into_inner());
                 }
@@ -211,11 +222,26 @@ impl Client {
         })
     }
 
+    fn lost(&self) -> MutexGuard<'_, Option<Instant>> {
+        let lost = &self.shared.lost;
+        lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Picks a member; while there is none, waits for one.
     async fn pick(&self, work: Work, failed: &[Endpoint], deadline: Instant) -> Option<Endpoint> {
         let mut views = self.views();
         loop {
             let view = views.borrow_and_update().clone();
+            let leads = |l: &Leader| !failed.contains(&l.endpoint);
+            if work.wants_leader() && !view.leader.as_ref().is_some_and(leads) {
+                let now = Instant::now();
+                let until = *self.lost().get_or_insert(now) + self.shared.grace;
+                if now < until.min(deadline) {
+                    // What becomes of it, the next look tells.
+                    let _ = tokio::time::timeout_at(until.min(deadline), views.changed()).await;
+                    continue;
+                }
+            }
             let picked = {
                 let picker = &self.shared.picker;
                 let mut picker = picker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,6 +261,7 @@ impl Client {
         &self,
         work: Work,
         to: &Endpoint,
+        failed: &[Endpoint],
         deadline: Instant,
         once: &mut impl FnMut(Attempt) -> F,
     ) -> Result<Response<A>, Status>
@@ -242,11 +269,6 @@ impl Client {
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let channel = self.channel(to);
-        let was_leader = self
-            .view()
-            .leader
-            .as_ref()
-            .is_some_and(|l| l.endpoint == *to);
         let whole = async {
             if let Some(auth) = &self.shared.auth {
                 auth.ready(&channel).await?;
@@ -271,15 +293,15 @@ impl Client {
             () = tokio::time::sleep_until(deadline) => {
                 Err(Status::deadline_exceeded("no answer in time"))
             }
-            () = self.until_better_elsewhere(to, was_leader), if work.reads() => {
+            () = self.until_better_elsewhere(work, to, failed), if work.reads() => {
                 Err(Status::unavailable("it does not answer, or leads no more"))
             }
         }
     }
 
-    async fn until_better_elsewhere(&self, to: &Endpoint, was_leader: bool) {
+    async fn until_better_elsewhere(&self, work: Work, to: &Endpoint, failed: &[Endpoint]) {
         let mut views = self.views();
-        let better = views.wait_for(|view| pick::is_better_elsewhere(view, to, was_leader));
+        let better = views.wait_for(|view| pick::is_better_elsewhere(view, work, to, failed));
         if better.await.is_err() {
             // Nobody looks any more, so nobody knows better.
             std::future::pending::<()>().await;

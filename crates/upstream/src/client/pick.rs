@@ -21,6 +21,11 @@ impl Work {
     pub(super) fn reads(self) -> bool {
         self != Work::Write
     }
+
+    /// Whether the leader has to be asked in the end, whoever is asked first.
+    pub(super) fn wants_leader(self) -> bool {
+        matches!(self, Work::Write | Work::Read)
+    }
 }
 
 /// Which member calls go to that any member may answer.
@@ -123,13 +128,19 @@ impl Picker {
 }
 
 /// Whether a call that reads is better made elsewhere by now: its member does not answer any
-/// more, or, if it was sent to the leader, another one leads.
-pub(super) fn is_better_elsewhere(view: &View, to: &Endpoint, was_leader: bool) -> bool {
+/// more, or it wants the leader, and that is another one, which has not failed it.
+pub(super) fn is_better_elsewhere(
+    view: &View,
+    work: Work,
+    to: &Endpoint,
+    failed: &[Endpoint],
+) -> bool {
     let unhealthy = view
         .at(to)
         .is_none_or(|member| matches!(member.health, Health::Unhealthy { .. }));
-    let led_by_other = view.leader.as_ref().is_some_and(|l| l.endpoint != *to);
-    unhealthy || (was_leader && led_by_other)
+    let other = |endpoint: &Endpoint| endpoint != to && !failed.contains(endpoint);
+    let led_by_other = view.leader.as_ref().is_some_and(|l| other(&l.endpoint));
+    unhealthy || (work.wants_leader() && led_by_other)
 }
 
 #[cfg(test)]
@@ -260,15 +271,18 @@ mod tests {
     fn a_read_is_taken_elsewhere_when_its_member_is_silent_or_leads_no_more() {
         let mut view = view(3, Some(2));
         let at = endpoint(2);
-        assert!(!is_better_elsewhere(&view, &at, true));
+        let better =
+            |view: &View, work, failed: &[Endpoint]| is_better_elsewhere(view, work, &at, failed);
+        assert!(!better(&view, Work::Read, &[]));
         view.leader = None;
-        assert!(!is_better_elsewhere(&view, &at, true));
+        assert!(!better(&view, Work::Read, &[]));
         view = self::view(3, Some(1));
-        assert!(is_better_elsewhere(&view, &at, true));
-        assert!(!is_better_elsewhere(&view, &at, false));
+        assert!(better(&view, Work::Read, &[]));
+        assert!(!better(&view, Work::Read, &[endpoint(1)]));
+        assert!(!better(&view, Work::SerializableRead, &[]));
         view.members[1].health = down();
-        assert!(is_better_elsewhere(&view, &at, false));
+        assert!(better(&view, Work::SerializableRead, &[]));
         view.members.remove(1);
-        assert!(is_better_elsewhere(&view, &at, false));
+        assert!(better(&view, Work::Watch, &[]));
     }
 }
