@@ -4,6 +4,13 @@
 //! Replay a failure: `ORLOP_UPSTREAM_SEED=N cargo test -p upstream --test simulation`; more:
 //! `ORLOP_UPSTREAM_SEEDS=100000`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a simulation that is wrong ends"
+)]
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use upstream::{Agreed, Answer, Cluster, Endpoint, Failure, Health, Hint, Listed, Timing};
