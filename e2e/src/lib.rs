@@ -2,6 +2,7 @@
 
 pub mod differential;
 pub mod env;
+pub mod etcd_members;
 pub mod hostile;
 pub mod kube;
 pub mod power_loss;

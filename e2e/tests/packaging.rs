@@ -1,11 +1,18 @@
-//! What `packaging/` holds is what its users' tools take: systemd, kubeadm, Prometheus, and
-//! builders of images.
+//! What `packaging/` holds is what its users' tools take: systemd, kubeadm, Prometheus,
+//! Grafana, and builders of images.
 //!
 //! The tests that need `packaging/build`'s output are in `packaging/dist.rs`, and run only
 //! when asked for.
 
+#[path = "packaging/dashboards.rs"]
+mod dashboards;
 #[path = "packaging/dist.rs"]
 mod dist;
+#[path = "proxy/etcds.rs"]
+#[allow(dead_code, reason = "the proxy's tests use the rest")]
+mod etcds;
+#[path = "packaging/proxy.rs"]
+mod proxy;
 #[path = "packaging/rules.rs"]
 mod rules;
 #[path = "packaging/static_pod.rs"]

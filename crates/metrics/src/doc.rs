@@ -35,28 +35,49 @@ Left out, because there is nothing here that they could tell: etcd's `go_*`,
 |---|---|---|---|---|
 ";
 
+const PROXY: &str = "
+## Series of `orlop proxy`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
+look at is in [the proxy's page](../operating/proxy.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 /// The page as markdown.
-pub(crate) fn markdown(families: &[Family]) -> String {
+pub(crate) fn markdown(families: &[Family], proxy: &[Family]) -> String {
     let mut out = HEAD.to_owned();
     for family in families {
-        let labels = family
-            .labels
-            .iter()
-            .map(|label| format!("`{label}`"))
-            .collect::<Vec<_>>()
-            .join(", ");
         let origin = match family.origin {
             Origin::Etcd => "etcd",
             Origin::Equivalent => "equivalent",
             Origin::Orlop => "orlop",
         };
-        let help = family.help.replace('|', "\\|");
-        let _ = writeln!(
-            out,
-            "| `{}` | {} | {labels} | {origin} | {help} |",
-            family.name,
-            family.kind.name()
-        );
+        row(&mut out, family, Some(origin));
+    }
+    out.push_str(PROXY);
+    for family in proxy {
+        row(&mut out, family, None);
     }
     out
+}
+
+fn row(out: &mut String, family: &Family, origin: Option<&str>) {
+    let labels = family
+        .labels
+        .iter()
+        .map(|label| format!("`{label}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let help = family.help.replace('|', "\\|");
+    let origin = origin
+        .map(|origin| format!(" {origin} |"))
+        .unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "| `{}` | {} | {labels} |{origin} {help} |",
+        family.name,
+        family.kind.name()
+    );
 }

@@ -26,6 +26,7 @@ mod fixed;
 mod grpc;
 mod labelled;
 mod process;
+mod proxy;
 mod registry;
 mod scrape;
 
@@ -37,6 +38,7 @@ pub use labelled::{
     ApplyDurations, ApplyOp, ByClass, Check, ClientRequests, Direction, Healthchecks, Outcome,
     Probe, RequestDurations, RequestType, StreamApi, StreamFailures,
 };
+pub use proxy::{ProxyEnd, ProxyInput, ProxyMember, ProxyMetrics, ProxyRefusal};
 pub use registry::{Family, Kind, Origin};
 pub use scrape::{AccountInput, ScrapeInput};
 
@@ -590,5 +592,5 @@ pub fn reference_markdown() -> String {
         orlop_version: String::new(),
         member_id: 0,
     };
-    doc::markdown(Metrics::new(&options).families())
+    doc::markdown(Metrics::new(&options).families(), &proxy::families())
 }

@@ -23,6 +23,9 @@ const LIMIT_BYTES: usize = 4 << 20;
 /// A switch to stricter rules waits for the disk; longer than this is an incident.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What only reads counters waits for no disk.
+const FETCH_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Which server.
 #[derive(clap::Args)]
 pub(crate) struct Target {
@@ -68,6 +71,37 @@ pub(crate) fn ask(target: &Target, ask: &Ask<'_>) -> Result<String, String> {
                 target.place(),
                 PATIENCE.as_secs()
             )),
+        }
+    })
+}
+
+/// Gets a page over plain HTTP; returns the body, or a sentence on why there is none.
+pub(crate) fn fetch(url: &Uri, path: &str) -> Result<String, String> {
+    let (Some("http"), Some(host), Some(port)) = (url.scheme_str(), url.host(), url.port_u16())
+    else {
+        return Err(format!("--admin-url {url}: give it as in http://HOST:PORT"));
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let place = url.to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start: {e}"))?;
+    runtime.block_on(async {
+        let fetching = async {
+            let stream = TcpStream::connect((host, port))
+                .await
+                .map_err(|e| format!("nobody answers on {place}: {e}"))?;
+            let question = Ask {
+                method: "GET",
+                path,
+                body: String::new(),
+            };
+            exchange(stream, &place, &question).await
+        };
+        match tokio::time::timeout(FETCH_PATIENCE, fetching).await {
+            Ok(answer) => answer,
+            Err(_) => Err(format!("no answer from {place} in time")),
         }
     })
 }

@@ -1,7 +1,7 @@
 //! `orlop export`: a snapshot file, and how to start an etcd from it.
 
 use crate::failure::{Failure, say};
-use crate::import_endpoints::TlsArgs;
+use crate::import_members::TlsArgs;
 use crate::import_source::{Source, new_private_file, private_file};
 use crate::{snapshot_feed, snapshot_restore};
 use engine::Engine;

@@ -5,8 +5,8 @@
 
 use crate::export::sync_parent;
 use crate::failure::{Failure, say};
-use crate::import_endpoints::TlsArgs;
 use crate::import_follow::{Follower, Progress};
+use crate::import_members::TlsArgs;
 use crate::import_source::{Source, SourceError, SourceHash};
 use crate::snapshot_restore::{self, ALARM_CORRUPT, options, ready_for};
 use engine::Engine;

@@ -1,7 +1,7 @@
 //! A running etcd (or orlop) as a client sees it: what `import` and `export` ask of it.
 
 use crate::failure::say;
-use crate::import_endpoints::{CONNECT_TIMEOUT, Endpoints, TlsArgs};
+use crate::import_members::{TlsArgs, members, turn};
 use bytes::Bytes;
 use etcd_api::etcdserverpb::{self as pb, watch_request::RequestUnion};
 use std::fs::File;
@@ -12,9 +12,12 @@ use tokio::sync::mpsc;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
+use upstream::{Endpoint, Pinned, explain};
 
 /// How long a call other than a stream may take; a hash goes over all of the data.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a server may take to say what it is.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// A call that fails for a reason that may pass is made again for this long, and at least
 /// once at each endpoint.
 const RETRIED_FOR: Duration = Duration::from_secs(30);
@@ -93,25 +96,10 @@ pub(crate) enum SourceError {
     },
 }
 
-/// A status for an operator: code, text, and the cause below, where TLS faults hide.
-fn explain(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        let error_text = error.to_string();
-        if !text.contains(&error_text) {
-            text.push_str(": ");
-            text.push_str(&error_text);
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// A server, by its endpoints. One of them is asked, until it does not answer.
 #[derive(Clone)]
 pub(crate) struct Source {
-    endpoints: Endpoints,
+    members: Pinned,
     cluster_id: u64,
 }
 
@@ -133,74 +121,73 @@ impl Source {
         endpoints: &str,
         tls: &TlsArgs,
     ) -> Result<(Self, pb::StatusResponse), SourceError> {
-        let endpoints = Endpoints::new(endpoints, tls)?;
+        let members = members(endpoints, tls)?;
         let cluster_of = |status: &pb::StatusResponse| {
             let header = status.header.as_ref();
             header.map_or(0, |header| header.cluster_id)
         };
         let mut first: Option<(usize, pb::StatusResponse)> = None;
         let mut failures = Vec::new();
-        for at in 0..endpoints.len() {
-            let url = endpoints.url(at);
-            match (status_of(endpoints.channel(at)).await, &first) {
+        for (at, endpoint) in members.endpoints().iter().enumerate() {
+            match (status_of(members.channel(at)).await, &first) {
                 (Ok(status), None) => first = Some((at, status)),
                 (Ok(status), Some((other, known))) if cluster_of(&status) != cluster_of(known) => {
                     return Err(SourceError::Argument(format!(
-                        "{url} is of cluster {:x}, and {} of cluster {:x}: name members of one \
+                        "{endpoint} is of cluster {:x}, and {} of cluster {:x}: name members of one \
                          cluster",
                         cluster_of(&status),
-                        endpoints.url(*other),
+                        members.endpoints()[*other],
                         cluster_of(known)
                     )));
                 }
                 (Ok(_), Some(_)) => {}
                 (Err(status), _) if wants_user(&status) => {
-                    let url = url.to_owned();
+                    let url = endpoint.to_string();
                     return Err(SourceError::Auth { url });
                 }
                 (Err(status), _) => {
                     let text = explain(&status);
-                    let hint = tls.hint(url, &text);
-                    failures.push(format!("{url}: {text}{hint}"));
+                    let hint = tls.hint(endpoint, &text);
+                    failures.push(format!("{endpoint}: {text}{hint}"));
                 }
             }
         }
         let Some((at, status)) = first else {
-            return Err(SourceError::Connect(if failures.is_empty() {
-                "none is named".to_owned()
-            } else {
-                failures.join("; ")
-            }));
+            return Err(SourceError::Connect(failures.join("; ")));
         };
         for failure in failures {
             say!("note: no answer from {failure}");
         }
-        endpoints.set(at);
+        members.set(at);
         let cluster_id = cluster_of(&status);
         let source = Source {
-            endpoints,
+            members,
             cluster_id,
         };
         Ok((source, status))
     }
 
     /// The endpoint in use.
-    pub(crate) fn url(&self) -> &str {
-        self.endpoints.url(self.endpoints.at())
+    pub(crate) fn url(&self) -> String {
+        self.endpoint(self.members.at()).to_string()
+    }
+
+    fn endpoint(&self, at: usize) -> &Endpoint {
+        &self.members.endpoints()[at]
     }
 
     /// Whether a watch is at the endpoint in use.
     pub(crate) fn is_at(&self, watching: &Watching) -> bool {
-        watching.at == self.endpoints.at()
+        watching.at == self.members.at()
     }
 
     fn channel(&self) -> Channel {
-        self.endpoints.channel(self.endpoints.at())
+        self.members.channel(self.members.at())
     }
 
     fn fails(&self, at: usize, call: &'static str, status: Status) -> SourceError {
         SourceError::Call {
-            url: self.endpoints.url(at).to_owned(),
+            url: self.endpoint(at).to_string(),
             call,
             status: Box::new(status),
         }
@@ -208,7 +195,7 @@ impl Source {
 
     fn odd(&self, what: impl Into<String>) -> SourceError {
         SourceError::Odd {
-            url: self.url().to_owned(),
+            url: self.url(),
             what: what.into(),
         }
     }
@@ -223,17 +210,17 @@ impl Source {
         let mut wait = FIRST_WAIT;
         let mut tried = 0;
         loop {
-            let at = self.endpoints.at();
+            let at = self.members.at();
             let result = tokio::time::timeout(CALL_TIMEOUT, once())
                 .await
                 .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
             tried += 1;
-            let again = tried < self.endpoints.len() || began.elapsed() < RETRIED_FOR;
+            let again = tried < self.members.endpoints().len() || began.elapsed() < RETRIED_FOR;
             match result {
                 Ok(answer) => return Ok(answer),
                 Err(status) if again && is_passing(&status) => {
                     let why = format!("{call} failed: {}", explain(&status));
-                    self.endpoints.turn(at, &why);
+                    turn(&self.members, at, &why);
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(MAX_WAIT);
                 }
@@ -309,7 +296,7 @@ impl Source {
             })
             .await?;
         if answer {
-            let url = self.url().to_owned();
+            let url = self.url();
             return Err(SourceError::Auth { url });
         }
         Ok(())
@@ -380,15 +367,15 @@ impl Source {
         mut progress: impl FnMut(u64, u64),
     ) -> Result<u64, SourceError> {
         const TRIES: usize = 3;
-        let tries = self.endpoints.len().max(TRIES);
+        let tries = self.members.endpoints().len().max(TRIES);
         let mut tried = 0;
         loop {
-            let at = self.endpoints.at();
+            let at = self.members.at();
             tried += 1;
             match self.save_once(at, path, &mut progress).await {
                 Err(SourceError::Call { status, .. }) if tried < tries && is_passing(&status) => {
                     let why = format!("Snapshot failed: {}", explain(&status));
-                    self.endpoints.turn(at, &why);
+                    turn(&self.members, at, &why);
                     tokio::time::sleep(FIRST_WAIT * tried as u32).await;
                 }
                 other => return other,
@@ -433,7 +420,7 @@ impl Source {
 
     /// Watches every key from a revision on. A member that has lost its leader ends the watch.
     pub(crate) async fn watch(&self, start_revision: i64) -> Result<Watching, SourceError> {
-        let at = self.endpoints.at();
+        let at = self.members.at();
         let (requests, receiver) = mpsc::channel(1);
         let create = pb::WatchCreateRequest {
             key: Bytes::from_static(b"\0"),
@@ -446,7 +433,7 @@ impl Source {
         let _ = requests.try_send(pb::WatchRequest {
             request_union: Some(RequestUnion::CreateRequest(create)),
         });
-        let mut client = pb::watch_client::WatchClient::new(self.endpoints.channel(at))
+        let mut client = pb::watch_client::WatchClient::new(self.members.channel(at))
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         let receiver = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let mut request = Request::new(receiver);
@@ -466,7 +453,7 @@ impl Source {
 
     fn lost_watch(&self, at: usize, status: &Status) {
         let why = format!("the watch ended: {}", explain(status));
-        self.endpoints.turn(at, &why);
+        turn(&self.members, at, &why);
     }
 
     /// The next response of a watch; `None` if the connection was lost, and it should be
@@ -504,7 +491,7 @@ impl Source {
 async fn status_of(channel: Channel) -> Result<pb::StatusResponse, Status> {
     let mut client = pb::maintenance_client::MaintenanceClient::new(channel);
     let answer = client.status(pb::StatusRequest::default());
-    match tokio::time::timeout(CONNECT_TIMEOUT * 2, answer).await {
+    match tokio::time::timeout(STATUS_TIMEOUT, answer).await {
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => Err(Status::deadline_exceeded("no answer")),
     }

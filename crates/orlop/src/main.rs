@@ -10,10 +10,12 @@ mod data_dir;
 mod export;
 mod failure;
 mod import;
-mod import_endpoints;
 mod import_follow;
+mod import_members;
 mod import_source;
 mod profile;
+mod proxy;
+mod proxy_status;
 mod rules;
 mod serve;
 mod snapshot;
@@ -63,6 +65,8 @@ enum Command {
     Export(export::Args),
     /// Rules that give each write its durability: check, explain and print them.
     Rules(rules::Args),
+    /// Have every connection to an etcd cluster at the member that leads; any etcd, any client.
+    Proxy(Box<proxy::Args>),
     /// Start a Kubernetes control plane to play with, and hollow nodes.
     Playground(playground::cli::Args),
     /// Ends what a killed playground left; it starts this itself.
@@ -92,6 +96,7 @@ fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Rules(args) => rules::run(&args),
+        Command::Proxy(args) => proxy::run(&args),
         Command::Playground(args) => playground::cli::run(&args),
         Command::Guard => {
             playground::guard::run();

@@ -7,7 +7,7 @@ const RESERVED: u64 = 512;
 
 /// Raises the soft limit to the hard one, which needs no privilege. The limit then, or `None` if
 /// there is none.
-pub(crate) fn raise_limit() -> Option<u64> {
+pub fn raise_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: maximum,
@@ -21,7 +21,7 @@ pub(crate) fn raise_limit() -> Option<u64> {
 }
 
 /// How many of so many files connections may take.
-pub(crate) fn for_connections(files: u64) -> usize {
+pub fn for_connections(files: u64) -> usize {
     let left = files - RESERVED.min(files / 4);
     usize::try_from(left).unwrap_or(usize::MAX)
 }

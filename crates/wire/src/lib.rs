@@ -15,7 +15,7 @@
 mod config;
 mod conn;
 mod error;
-mod files;
+pub mod files;
 mod grpc;
 mod half_open;
 mod handler;
@@ -47,7 +47,10 @@ pub use mailbox::{Mailboxes, Pending, SlotId, Slots};
 pub use memory::{Claim, Room, Unread};
 pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
-pub use tls::{Certificate, TlsConfig, TlsVersion, check_client_certificate, names_issuer};
+pub use tls::{
+    Certificate, ClientTls, ClientTlsConfig, TlsConfig, TlsVersion, check_client_certificate,
+    names_issuer,
+};
 pub use turn::timed;
 pub use worker::current_worker;
 

@@ -158,6 +158,14 @@ impl BoundListener {
         }
     }
 
+    /// The TCP socket, to be served by somebody else; `None` for a Unix socket.
+    pub fn into_tcp(self) -> Option<StdTcpListener> {
+        match self.socket {
+            BoundSocket::Tcp(listener) => Some(listener),
+            BoundSocket::Unix(_) => None,
+        }
+    }
+
     /// Its certificate, if it uses TLS.
     pub fn certificate(&self) -> Option<Certificate> {
         self.tls.clone().map(Certificate)

@@ -1,6 +1,7 @@
 //! TLS: files, client certificates.
 
 mod client;
+mod connect;
 mod files;
 mod reason;
 
@@ -8,7 +9,6 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -25,6 +25,7 @@ use crate::Error;
 use crate::handler::PeerTls;
 
 pub use client::{check_client_certificate, names_issuer};
+pub use connect::{ClientTls, ClientTlsConfig};
 pub use files::Certificate;
 pub(crate) use files::watch;
 pub(crate) use reason::{of as reason_of, of_handshake};
@@ -91,13 +92,8 @@ impl TlsConfig {
     }
 
     /// What the files look like from outside; two equal stamps mean nothing changed.
-    fn stamp(&self) -> Vec<Option<(SystemTime, u64)>> {
-        self.files()
-            .map(|path| {
-                let meta = std::fs::metadata(path).ok()?;
-                Some((meta.modified().ok()?, meta.len()))
-            })
-            .collect()
+    fn stamp(&self) -> files::Stamp {
+        files::stamp(self.files())
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -227,19 +223,7 @@ impl TlsSource {
 
 /// Reads and joins all files.
 fn read(config: &TlsConfig, alpn: &[Vec<u8>]) -> Result<Loaded, Error> {
-    let unusable = |what: &'static str, path: &Path, reason: String| Error::TlsFile {
-        what,
-        path: path.to_owned(),
-        reason,
-    };
-    let cert_pem = read_file("certificate file", &config.cert_file)?;
-    let chain = certificates(&cert_pem)
-        .map_err(|reason| unusable("certificate file", &config.cert_file, reason))?;
-    let key_pem = read_file("key file", &config.key_file)?;
-    let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| {
-        let reason = format!("it holds no private key in PEM that is not encrypted ({error})");
-        unusable("key file", &config.key_file, reason)
-    })?;
+    let (chain, key) = read_pair(&config.cert_file, &config.key_file)?;
     let provider = Arc::new(provider(config));
     let verifier: Arc<dyn ClientCertVerifier> = match &config.client_ca_file {
         None => WebPkiClientVerifier::no_client_auth(),
@@ -261,16 +245,7 @@ fn read(config: &TlsConfig, alpn: &[Vec<u8>]) -> Result<Loaded, Error> {
         .map_err(|error| Error::TlsSettings(error.to_string()))?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
-        .map_err(|error| {
-            let reason = match error {
-                rustls::Error::InconsistentKeys(_) => format!(
-                    "the private key in {} does not belong to it",
-                    config.key_file.display()
-                ),
-                other => other.to_string(),
-            };
-            unusable("certificate file", &config.cert_file, reason)
-        })?;
+        .map_err(|error| bad_pair(&config.cert_file, &config.key_file, error))?;
     tls.alpn_protocols = alpn.to_vec();
     // Every connection shows its certificate: one that was revoked or replaced cannot resume.
     tls.session_storage = Arc::new(NoServerSessionStorage {});
@@ -281,6 +256,41 @@ fn read(config: &TlsConfig, alpn: &[Vec<u8>]) -> Result<Loaded, Error> {
         revoked_serials: Arc::new(revoked_serials),
         validity,
     })
+}
+
+fn unusable(what: &'static str, path: &Path, reason: String) -> Error {
+    Error::TlsFile {
+        what,
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+/// A chain and its private key.
+fn read_pair(
+    cert_file: &Path,
+    key_file: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+    let chain = certificates(&read_file("certificate file", cert_file)?)
+        .map_err(|reason| unusable("certificate file", cert_file, reason))?;
+    let key_pem = read_file("key file", key_file)?;
+    let key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|error| {
+        let reason = format!("it holds no private key in PEM that is not encrypted ({error})");
+        unusable("key file", key_file, reason)
+    })?;
+    Ok((chain, key))
+}
+
+/// Why rustls refuses a chain and its key.
+fn bad_pair(cert_file: &Path, key_file: &Path, error: rustls::Error) -> Error {
+    let reason = match error {
+        rustls::Error::InconsistentKeys(_) => format!(
+            "the private key in {} does not belong to it",
+            key_file.display()
+        ),
+        other => other.to_string(),
+    };
+    unusable("certificate file", cert_file, reason)
 }
 
 fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, Error> {

@@ -110,7 +110,7 @@ async fn series(dir: &Path) -> Result<()> {
 
 /// The series that an expression names, with their label matchers: identifiers that are no
 /// functions and no operators, outside of `by (...)` and ranges.
-fn selectors(expression: &str) -> Vec<(String, Vec<String>)> {
+pub(crate) fn selectors(expression: &str) -> Vec<(String, Vec<String>)> {
     let mut found = Vec::new();
     let mut rest = expression;
     while let Some(at) = rest.find(|c: char| c.is_ascii_alphabetic() || c == '[') {

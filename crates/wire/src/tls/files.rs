@@ -1,5 +1,6 @@
 //! The files of certificates while a server runs: their renewal, and how long they are valid.
 
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,25 @@ const SAY_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// The last part of a certificate's life is "soon", but not more of it than so many seconds.
 const SOON_S: i64 = 30 * 24 * 3600;
 const SOON_PART: i64 = 5;
+
+/// What files look like from outside; two equal ones mean that nothing changed.
+pub(super) type Stamp = Vec<Option<(SystemTime, u64)>>;
+
+/// The stamp of these files now.
+pub(super) fn stamp<'a>(files: impl Iterator<Item = &'a Path>) -> Stamp {
+    files
+        .map(|path| {
+            let meta = std::fs::metadata(path).ok()?;
+            Some((meta.modified().ok()?, meta.len()))
+        })
+        .collect()
+}
+
+/// What is read from files, and read again when they change.
+pub(crate) trait Watched: Send + Sync {
+    /// Looks at the files now, and takes those that have changed; waits for the disk.
+    fn look(&self);
+}
 
 /// From when to when a chain is valid, in seconds of Unix time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,20 +88,19 @@ impl Validity {
 /// What was seen of the files.
 pub(super) struct Seen {
     /// Of those last tried, good or bad.
-    stamp: Vec<Option<(SystemTime, u64)>>,
+    stamp: Stamp,
     /// What the log said last of how long the certificate is valid.
     said: Option<(Validity, Standing, Instant)>,
 }
 
 impl Seen {
-    pub(super) fn new(stamp: Vec<Option<(SystemTime, u64)>>) -> Self {
+    pub(super) fn new(stamp: Stamp) -> Self {
         Self { stamp, said: None }
     }
 }
 
-impl TlsSource {
-    /// Looks at the files now, and takes those that have changed.
-    pub(crate) fn look(&self) {
+impl Watched for TlsSource {
+    fn look(&self) {
         let mut seen = self.seen.lock();
         let stamp = self.config.stamp();
         if stamp != seen.stamp {
@@ -100,7 +119,9 @@ impl TlsSource {
         }
         self.say_validity(&mut seen);
     }
+}
 
+impl TlsSource {
     /// Says once, and then once a day, that the certificate in use is not valid for long.
     fn say_validity(&self, seen: &mut Seen) {
         let now_s = unix_s();
@@ -156,7 +177,7 @@ impl Certificate {
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub(crate) fn watch(sources: Vec<Weak<TlsSource>>) -> std::io::Result<()> {
+pub(crate) fn watch<T: Watched + ?Sized + 'static>(sources: Vec<Weak<T>>) -> std::io::Result<()> {
     if sources.is_empty() {
         return Ok(());
     }

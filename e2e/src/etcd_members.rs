@@ -1,0 +1,503 @@
+//! A cluster of real etcds with TLS, whose members are killed, stopped, cut off, added, removed
+//! and given other certificates.
+//!
+//! Members speak to each other by relays, one in front of each peer port. A relay reads who
+//! calls (etcd says so in the head of each request), so that one member can be cut off from the
+//! others in both directions, and from nobody else.
+
+use crate::kube::pki::{Authority, Pair};
+use crate::kube::proc::{Process, free_port};
+use crate::kube::store::without_own_variables;
+use crate::kube::{Error, Result, binaries, ensure, fail};
+use etcd_api::etcdserverpb as pb;
+use pb::cluster_client::ClusterClient;
+use pb::maintenance_client::MaintenanceClient;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fmt::Display;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+/// Longest wait for a member to answer, or for a leader.
+const READY: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// The head of a request between members is some hundred bytes.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+
+/// Another crate's error, as this one's.
+pub fn told(error: impl Display) -> Error {
+    Error::Failed(error.to_string())
+}
+
+/// A member.
+#[derive(Debug)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u64,
+    port: u16,
+    peer_port: u16,
+    relay: Relay,
+    process: Option<Process>,
+}
+
+/// The cluster. Dropping it ends its processes.
+#[derive(Debug)]
+pub struct EtcdMembers {
+    dir: PathBuf,
+    program: PathBuf,
+    /// Who signs certificates now.
+    pub authority: Authority,
+    /// What a client shows; its files may be replaced.
+    pub client: Pair,
+    /// Whom a client trusts; the file may be replaced.
+    pub ca: PathBuf,
+    /// The members that there are.
+    pub members: Vec<Member>,
+    cut: watch::Sender<Option<u64>>,
+    made: usize,
+}
+
+impl EtcdMembers {
+    /// `n` etcds of one of the pinned sets, ready, with a leader.
+    ///
+    /// # Errors
+    /// If they cannot be started.
+    pub async fn start(set: &str, n: usize, dir: &Path) -> Result<Self> {
+        let authority = Authority::new(dir, "first")?;
+        let client = authority.sign("client")?;
+        let ca = dir.join("ca.crt");
+        fs::copy(&authority.cert, &ca)?;
+        let mut cluster = EtcdMembers {
+            dir: dir.to_owned(),
+            program: binaries(set)?.join("etcd"),
+            authority,
+            client,
+            ca,
+            members: Vec::new(),
+            cut: watch::channel(None).0,
+            made: 0,
+        };
+        for _ in 0..n {
+            let member = cluster.make().await?;
+            cluster.members.push(member);
+        }
+        let all = cluster.initial();
+        for at in 0..n {
+            cluster.spawn(at, &all, "new")?;
+        }
+        for at in 0..n {
+            let id = cluster.until_answers(at).await?;
+            cluster.members[at].id = id;
+            cluster.members[at].relay.own.send_replace(id);
+        }
+        cluster.leader().await?;
+        Ok(cluster)
+    }
+
+    async fn make(&mut self) -> Result<Member> {
+        let name = format!("m{}", self.made);
+        self.made += 1;
+        self.authority.sign(&name)?;
+        let peer_port = free_port()?;
+        Ok(Member {
+            relay: Relay::start(free_port()?, peer_port, self.cut.subscribe()).await?,
+            name,
+            id: 0,
+            port: free_port()?,
+            peer_port,
+            process: None,
+        })
+    }
+
+    fn initial(&self) -> String {
+        let all = self.members.iter();
+        let all = all.map(|m| format!("{}={}", m.name, m.peer_url()));
+        all.collect::<Vec<_>>().join(",")
+    }
+
+    fn spawn(&mut self, at: usize, initial: &str, state: &str) -> Result<()> {
+        let member = &mut self.members[at];
+        let file = |name: String| self.dir.join(name).display().to_string();
+        let (url, name) = (member.url(), &member.name);
+        let mut command = Command::new(&self.program);
+        without_own_variables(&mut command);
+        command.args([
+            format!("--name={name}"),
+            format!("--data-dir={}", file(format!("{name}-data"))),
+            format!("--listen-client-urls={url}"),
+            format!("--advertise-client-urls={url}"),
+            format!("--listen-peer-urls=http://127.0.0.1:{}", member.peer_port),
+            format!("--initial-advertise-peer-urls={}", member.peer_url()),
+            format!("--initial-cluster={initial}"),
+            format!("--initial-cluster-state={state}"),
+            format!("--cert-file={}", file(format!("{name}.crt"))),
+            format!("--key-file={}", file(format!("{name}.key"))),
+            format!("--trusted-ca-file={}", file("ca.crt".to_owned())),
+            "--client-cert-auth".to_owned(),
+            "--unsafe-no-fsync".to_owned(),
+        ]);
+        member.process = Some(Process::start(name, &self.dir, &mut command)?);
+        Ok(())
+    }
+
+    /// A client's connection to one member.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub async fn connect(&self, at: usize) -> Result<Channel> {
+        let pem = |path: &Path| fs::read(path);
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(pem(&self.ca)?))
+            .identity(Identity::from_pem(
+                pem(&self.client.cert)?,
+                pem(&self.client.key)?,
+            ));
+        let endpoint = Endpoint::from_shared(self.members[at].url()).map_err(told)?;
+        let endpoint = endpoint
+            .tls_config(tls)
+            .map_err(told)?
+            .timeout(CALL_TIMEOUT);
+        endpoint
+            .connect_timeout(CALL_TIMEOUT)
+            .connect()
+            .await
+            .map_err(told)
+    }
+
+    /// What a member says of itself.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub async fn status(&self, at: usize) -> Result<pb::StatusResponse> {
+        let mut client = MaintenanceClient::new(self.connect(at).await?);
+        let status = client.status(pb::StatusRequest::default()).await;
+        Ok(status.map_err(told)?.into_inner())
+    }
+
+    async fn until_answers(&mut self, at: usize) -> Result<u64> {
+        let began = Instant::now();
+        loop {
+            if let Ok(status) = self.status(at).await
+                && status.leader != 0
+            {
+                return Ok(status.header.map_or(0, |header| header.member_id));
+            }
+            if let Some(process) = &mut self.members[at].process {
+                process.check_running()?;
+            }
+            let name = &self.members[at].name;
+            ensure(began.elapsed() < READY, || format!("{name} is not ready"))?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The member that leads, by the highest term; waits for one.
+    ///
+    /// # Errors
+    /// If none leads for long.
+    pub async fn leader(&self) -> Result<usize> {
+        let began = Instant::now();
+        loop {
+            let mut found = None;
+            for at in 0..self.members.len() {
+                if self.members[at].process.is_none() {
+                    continue;
+                }
+                if let Ok(Ok(status)) =
+                    tokio::time::timeout(Duration::from_secs(1), self.status(at)).await
+                    && status.leader == self.members[at].id
+                {
+                    found = found.max(Some((status.raft_term, at)));
+                }
+            }
+            if let Some((_, at)) = found {
+                return Ok(at);
+            }
+            ensure(began.elapsed() < READY, || "nobody leads".to_owned())?;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// All client URLs.
+    #[must_use]
+    pub fn urls(&self) -> String {
+        let all: Vec<_> = self.members.iter().map(Member::url).collect();
+        all.join(",")
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self, at: usize) {
+        if let Some(mut process) = self.members[at].process.take() {
+            process.kill();
+        }
+    }
+
+    /// Starts a member again, on its data, and waits until it answers.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub async fn start_again(&mut self, at: usize) -> Result<()> {
+        let all = self.initial();
+        self.spawn(at, &all, "existing")?;
+        self.until_answers(at).await.map(drop)
+    }
+
+    /// SIGTERM, and start again.
+    ///
+    /// # Errors
+    /// If it does not end, or not answer.
+    pub async fn restart(&mut self, at: usize) -> Result<()> {
+        if let Some(mut process) = self.members[at].process.take() {
+            let ended =
+                tokio::task::spawn_blocking(move || process.terminate(Duration::from_secs(20)));
+            ended.await.map_err(told)??;
+        }
+        self.start_again(at).await
+    }
+
+    /// SIGSTOP: it is silent, and its connections stay.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn pause(&self, at: usize) -> Result<()> {
+        self.signal(at, Signal::STOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn resume(&self, at: usize) -> Result<()> {
+        self.signal(at, Signal::CONT)
+    }
+
+    fn signal(&self, at: usize, signal: Signal) -> Result<()> {
+        let id = self.members[at].process.as_ref().map_or(0, Process::id);
+        match i32::try_from(id).ok().and_then(Pid::from_raw) {
+            Some(pid) => Ok(kill_process(pid, signal).map_err(std::io::Error::from)?),
+            None => fail("it does not run"),
+        }
+    }
+
+    /// Cuts a member off from its peers, and from nobody else; `None` heals that.
+    pub fn cut_off(&self, at: Option<usize>) {
+        self.cut.send_replace(at.map(|at| self.members[at].id));
+    }
+
+    /// Gives the lead to a member.
+    ///
+    /// # Errors
+    /// If it is not taken.
+    pub async fn move_leader(&self, to: usize) -> Result<()> {
+        let target_id = self.members[to].id;
+        let leader = self.leader().await?;
+        let mut client = MaintenanceClient::new(self.connect(leader).await?);
+        let moved = client
+            .move_leader(pb::MoveLeaderRequest { target_id })
+            .await;
+        moved.map(drop).map_err(told)
+    }
+
+    /// Adds a member and starts it; its number.
+    ///
+    /// # Errors
+    /// If it is not taken, or does not answer.
+    pub async fn add(&mut self) -> Result<usize> {
+        let mut member = self.make().await?;
+        let request = pb::MemberAddRequest {
+            peer_ur_ls: vec![member.peer_url()],
+            is_learner: false,
+        };
+        let began = Instant::now();
+        let added = loop {
+            let leader = self.leader().await?;
+            let mut client = ClusterClient::new(self.connect(leader).await?);
+            match client.member_add(request.clone()).await {
+                Ok(added) => break added.into_inner(),
+                Err(status) => until_connected(&status, began).await?,
+            }
+        };
+        member.id = added.member.map_or(0, |member| member.id);
+        member.relay.own.send_replace(member.id);
+        self.members.push(member);
+        let at = self.members.len() - 1;
+        let all = self.initial();
+        self.spawn(at, &all, "existing")?;
+        self.until_answers(at).await?;
+        Ok(at)
+    }
+
+    /// Removes a member, and ends its process.
+    ///
+    /// # Errors
+    /// If it is not removed.
+    pub async fn remove(&mut self, at: usize) -> Result<()> {
+        let other = (0..self.members.len()).find(|other| *other != at);
+        let Some(other) = other else {
+            return fail("it is the only one");
+        };
+        let id = self.members[at].id;
+        let began = Instant::now();
+        loop {
+            let mut client = ClusterClient::new(self.connect(other).await?);
+            match client.member_remove(pb::MemberRemoveRequest { id }).await {
+                Ok(_) => break,
+                Err(status) => until_connected(&status, began).await?,
+            }
+        }
+        self.members.remove(at);
+        Ok(())
+    }
+
+    /// Goes over to another authority: clients and members trust both from now on. Certificates
+    /// are the old ones until they are signed anew; a member reads whom it trusts when it starts.
+    ///
+    /// # Errors
+    /// If files cannot be written.
+    pub fn trust_another(&mut self) -> Result<()> {
+        let next = Authority::new(&self.dir, "second")?;
+        write(
+            &self.ca,
+            format!("{}{}", self.authority.cert_pem, next.cert_pem),
+        )?;
+        self.authority = next;
+        Ok(())
+    }
+
+    /// Clients and members trust the newest authority only.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn trust_only_newest(&self) -> Result<()> {
+        write(&self.ca, self.authority.cert_pem.clone())
+    }
+
+    /// Signs a member's certificate anew, by the newest authority.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn sign_member(&self, at: usize) -> Result<()> {
+        self.authority.sign(&self.members[at].name).map(drop)
+    }
+
+    /// Signs the client's certificate anew, by the newest authority.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn sign_client(&self) -> Result<()> {
+        self.authority.sign("client").map(drop)
+    }
+}
+
+/// etcd changes members only when all have been connected for 5 s: waits, if that is missing.
+async fn until_connected(status: &tonic::Status, began: Instant) -> Result<()> {
+    let passing = status.message().contains("unhealthy cluster");
+    ensure(passing && began.elapsed() < READY, || {
+        told(status).to_string()
+    })?;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    Ok(())
+}
+
+/// Replaces a file whole.
+fn write(path: &Path, text: String) -> Result<()> {
+    let next = path.with_extension("next");
+    fs::write(&next, text)?;
+    Ok(fs::rename(&next, path)?)
+}
+
+impl Member {
+    /// Its client URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.relay.port)
+    }
+}
+
+/// What stands before a peer port.
+#[derive(Debug)]
+struct Relay {
+    port: u16,
+    /// Whose port that is; 0 before it is known.
+    own: watch::Sender<u64>,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Relay {
+    async fn start(port: u16, to: u16, cut: watch::Receiver<Option<u64>>) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+        let (own, id) = watch::channel(0);
+        let accepting = tokio::spawn(async move {
+            while let Ok((from, _)) = listener.accept().await {
+                let (id, cut) = (id.clone(), cut.clone());
+                // A connection that fails is made again by who wanted it.
+                tokio::spawn(async move { relay(from, to, &id, cut).await.ok() });
+            }
+        });
+        Ok(Relay {
+            port,
+            own,
+            accepting,
+        })
+    }
+}
+
+/// Relays one connection, until one of its ends is cut off.
+async fn relay(
+    mut from: TcpStream,
+    to: u16,
+    own: &watch::Receiver<u64>,
+    mut cut: watch::Receiver<Option<u64>>,
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.windows(4).any(|four| four == b"\r\n\r\n") && head.len() < MAX_HEAD_BYTES {
+        if from.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let caller = caller_of(&head);
+    let (mut own, mut ended) = (own.clone(), own.clone());
+    let is_cut =
+        |cut: &Option<u64>, own: u64| cut.is_some() && (*cut == Some(own) || *cut == caller);
+    if is_cut(&cut.borrow_and_update(), *own.borrow_and_update()) {
+        return Ok(());
+    }
+    let mut target = TcpStream::connect((Ipv4Addr::LOCALHOST, to)).await?;
+    target.write_all(&head).await?;
+    tokio::select! {
+        done = copy_bidirectional(&mut from, &mut target) => done.map(drop),
+        _ = cut.wait_for(|cut| is_cut(cut, *own.borrow())) => Ok(()),
+        // The relay's end is its connections' end.
+        () = async { while ended.changed().await.is_ok() {} } => Ok(()),
+    }
+}
+
+/// The id in etcd's header.
+fn caller_of(head: &[u8]) -> Option<u64> {
+    let text = String::from_utf8_lossy(head);
+    let line = text.lines().find_map(|line| {
+        line.to_ascii_lowercase()
+            .strip_prefix("x-server-from:")
+            .map(str::to_owned)
+    })?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
