@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::api::Api;
 use crate::pki::{Authority, Pair, write_key};
 use crate::proc::{Process, free_port};
-use crate::store::Store;
+use crate::store::{Endpoints, Store};
 use crate::{Result, binaries, ensure, fail};
 
 /// A debug-built store, two cores and a cold cache are no excuse beyond this.
@@ -95,9 +95,9 @@ fn new_secret() -> Result<String> {
 }
 
 /// What a kube-apiserver is told of its store.
-fn store_flags(store: &Store) -> Vec<String> {
-    let mut flags = vec![format!("--etcd-servers={}", store.url())];
-    if let Some(tls) = store.tls() {
+fn store_flags(store: &Endpoints) -> Vec<String> {
+    let mut flags = vec![format!("--etcd-servers={}", store.urls.join(","))];
+    if let Some(tls) = &store.tls {
         flags.push(format!("--etcd-cafile={}", tls.ca.display()));
         if let Some(client) = &tls.client {
             flags.push(format!("--etcd-certfile={}", client.cert.display()));
@@ -120,7 +120,7 @@ impl ControlPlane {
             client_qps: None,
             port: 0,
         };
-        Self::start_as(plan, dir, store, flags).await
+        Self::start_as(plan, dir, &store.endpoints(), flags).await
     }
 
     /// Prepares the control plane that `plan` describes on `store`, and starts one apiserver
@@ -128,7 +128,12 @@ impl ControlPlane {
     ///
     /// # Errors
     /// If it does not become ready.
-    pub async fn start_as(plan: Plan, dir: &Path, store: &Store, flags: &[&str]) -> Result<Self> {
+    pub async fn start_as(
+        plan: Plan,
+        dir: &Path,
+        store: &Endpoints,
+        flags: &[&str],
+    ) -> Result<Self> {
         let authority = Authority::new(dir, "kubernetes")?;
         let serving = authority.sign("kube-apiserver")?;
         write_key(&dir.join("service-account.key"))?;
@@ -198,7 +203,7 @@ impl ControlPlane {
 
     /// Names another store to the apiservers that are started from now on.
     pub fn use_store(&mut self, store: &Store) {
-        self.store_flags = store_flags(store);
+        self.store_flags = store_flags(&store.endpoints());
     }
 
     async fn start_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {

@@ -148,23 +148,11 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// A time of at least 1 ms and at most a day, with its unit.
 fn time(text: &str) -> std::result::Result<Duration, String> {
-    let bad = || format!("`{text}` is no time: write 16ms, 0.5s, 5m or 1h");
-    let unit = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .ok_or_else(bad)?;
-    let (number, unit) = text.split_at(unit);
-    let number: f64 = number.parse().map_err(|_| bad())?;
-    let seconds = match unit {
-        "ms" => number / 1e3,
-        "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(bad()),
-    };
-    if !(0.001..=86_400.0).contains(&seconds) {
-        return Err(format!("`{text}` is not between 1ms and 24h"));
+    let time = playground::args::time(text)?;
+    if time < Duration::from_millis(1) {
+        return Err(format!("`{text}` is shorter than 1ms"));
     }
-    Ok(Duration::from_secs_f64(seconds))
+    Ok(time)
 }
 
 fn try_run(args: &Args) -> Result<Report> {
