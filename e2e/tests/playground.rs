@@ -1,5 +1,5 @@
-//! `orlop playground` and `orlop bench kube` as a newcomer runs them, and that they leave
-//! nothing behind.
+//! `orlop playground`, `orlop bench kube` and `orlop bench members` as a newcomer runs them, and
+//! that they leave nothing behind.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -206,13 +206,8 @@ fn begin_bench(dir: &Path, duration: &str, args: &[&str]) -> Result<Process> {
     Process::start("bench", dir, &mut command)
 }
 
-/// A short run of the benchmark in `dir`: its results.
-fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
-    let (json, html) = (dir.join("result.json"), dir.join("result.html"));
-    let to_json = format!("--json={}", json.display());
-    let to_html = format!("--html={}", html.display());
-    let args = [args, &[to_json.as_str(), to_html.as_str()]].concat();
-    let mut process = begin_bench(dir, "2s", &args)?;
+/// Waits until a benchmark has ended well, and left nothing in `dir`.
+fn ends_well(process: &mut Process, dir: &Path) -> Result<()> {
     let began = Instant::now();
     let status = loop {
         match process.ended()? {
@@ -221,8 +216,20 @@ fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
             None => std::thread::sleep(Duration::from_millis(50)),
         }
     };
-    ensure(status.success(), || format!("it ended with {status}"))?;
-    nothing_left(&dir.join("files"))?;
+    ensure(status.success(), || {
+        format!("it ended with {status}: {}", process.tail())
+    })?;
+    nothing_left(&dir.join("files"))
+}
+
+/// A short run of the benchmark in `dir`: its results.
+fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
+    let (json, html) = (dir.join("result.json"), dir.join("result.html"));
+    let to_json = format!("--json={}", json.display());
+    let to_html = format!("--html={}", html.display());
+    let args = [args, &[to_json.as_str(), to_html.as_str()]].concat();
+    let mut process = begin_bench(dir, "2s", &args)?;
+    ends_well(&mut process, dir)?;
     let page = std::fs::read_to_string(&html)?;
     ensure(page.contains("<svg") && !page.contains("NaN"), || {
         "the page has no plots".into()
@@ -319,5 +326,148 @@ fn the_benchmark_counts_a_burst() {
 fn the_benchmark_counts_a_steady_state() {
     let dir = tempfile::tempdir().unwrap();
     let result = steady(dir.path());
+    conclude(dir, result);
+}
+
+/// Members that are apart are there, the wanted one leads, their clients wait for what was
+/// asked for, and all go.
+fn members_are_apart(dir: &Path) -> Result<()> {
+    let args = [
+        "--store=etcd",
+        "--members=3",
+        "--member-delays=10ms,40ms,20ms",
+        "--leader=2",
+    ];
+    let (mut process, kubeconfig) = playground(dir, &args)?;
+    let said = std::fs::read_to_string(process.log())?;
+    let member = |n: usize| {
+        let name = format!("member {n} ");
+        let line = said.lines().find(|line| line.trim().starts_with(&name));
+        line.map_or_else(|| fail(format!("no {name} in {said}")), Ok)
+    };
+    ensure(
+        member(2)?.ends_with(", leads") && !member(1)?.contains("leads"),
+        || said.clone(),
+    )?;
+    kubectl(
+        &kubeconfig,
+        &["create", "deployment", "far", "--image=far", "--replicas=2"],
+    )?;
+    kubectl(
+        &kubeconfig,
+        &["rollout", "status", "deployment/far", "--timeout=60s"],
+    )?;
+    // A connection, its TLS and a put by way of the leader, whose answers take 40 ms: opening
+    // takes one round trip, TLS one, the put one and what the quorum takes, 40 + 10 ms.
+    let flags = said
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("etcdctl     etcdctl "));
+    let flags = flags.unwrap_or_default();
+    let url = member(2)?.split_whitespace().nth(2).unwrap_or_default();
+    let url = url.trim_end_matches(',');
+    let flags: Vec<String> = flags
+        .split(' ')
+        .map(|flag| match flag.starts_with("--endpoints") {
+            true => format!("--endpoints={url}"),
+            false => flag.to_owned(),
+        })
+        .collect();
+    let began = Instant::now();
+    run(Command::new(binaries("etcd")?.join("etcdctl"))
+        .args(&flags)
+        .args(["put", "far", "away"]))?;
+    let took = began.elapsed();
+    ensure(took >= Duration::from_millis(3 * 40 + 50), || {
+        format!("a put takes only {took:?}")
+    })?;
+    let status = process.terminate(END_TIMEOUT)?;
+    ensure(status.success(), || format!("it ended with {status}"))?;
+    nothing_left(&dir.join("files"))
+}
+
+/// Calling the leader costs fewer bytes between members and less time than calling all.
+fn calls_members(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let json = dir.join("result.json");
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .args(["bench", "members", "--compare=round-robin,leader"])
+        .args(["--rounds=1", "--duration=2s", "--warmup=500ms"])
+        .args(["--keys=100", "--connections=3", "--in-flight=3"])
+        .args(["--member-delay=10ms", "--peer-delay=5ms"])
+        .arg(format!("--dir={}", files.display()))
+        .arg(format!("--json={}", json.display()));
+    let mut process = Process::start("bench", dir, &mut command)?;
+    ends_well(&mut process, dir)?;
+    let result: Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    let figure = |row: usize, pointer: &str| {
+        let found = result["rows"][row].pointer(pointer).and_then(Value::as_f64);
+        found.map_or_else(|| fail(format!("no {pointer} in {result}")), Ok)
+    };
+    for pointer in ["/outcome/latency/p99_us", "/peer_bytes_per_write"] {
+        let (all, leader) = (figure(0, pointer)?, figure(1, pointer)?);
+        ensure(leader < all, || {
+            format!("{pointer}: {leader} by the leader, {all} by all")
+        })?;
+    }
+    // To the leader and back 10 ms, to a follower and back 30 ms.
+    let fastest_us = figure(1, "/outcome/latency/p50_us")?;
+    ensure((40_000.0..80_000.0).contains(&fastest_us), || {
+        format!("a put by the leader takes {fastest_us} us")
+    })
+}
+
+/// A control plane starts on each store, and the install is complete.
+fn starts(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let json = dir.join("result.json");
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .args(["bench", "kube", "--mode=start", "--compare=leader,orlop"])
+        .args(["--rounds=1", "--nodes=2", "--installs=2"])
+        .arg("--member-delay=2ms")
+        .arg(format!("--dir={}", files.display()))
+        .arg(format!("--json={}", json.display()));
+    let mut process = Process::start("bench", dir, &mut command)?;
+    ends_well(&mut process, dir)?;
+    let result: Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    for run in 0..2 {
+        let phases = &result["runs"][run]["phases"];
+        let number = |value: &Value| value.as_f64().unwrap_or_default();
+        let (ready, plane) = (&phases["apiserver_s"], &phases["control_plane_s"]);
+        ensure(
+            number(ready) > 0.0 && number(plane) >= number(ready),
+            || phases.to_string(),
+        )?;
+        let installs = phases["installs"].as_array().map_or(0, Vec::len);
+        let requests = number(&phases["installs"][0]["requests"]);
+        // 10 definitions, 148 objects that are looked for and created, hooks and the record.
+        ensure(installs == 2 && requests > 2.0 * 148.0 + 10.0, || {
+            phases.to_string()
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn members_of_a_playground_are_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = members_are_apart(dir.path());
+    conclude(dir, result);
+}
+
+#[test]
+fn the_benchmark_calls_members() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = calls_members(dir.path());
+    conclude(dir, result);
+}
+
+#[test]
+fn the_benchmark_starts_control_planes() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = starts(dir.path());
     conclude(dir, result);
 }

@@ -2,6 +2,7 @@
 
 use super::report::Report;
 use super::run::{Bench, Way};
+use super::tool::Tool;
 use crate::drive::{Load, Span};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -40,6 +41,15 @@ enum Compared {
     Each,
 }
 
+/// A program that puts load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LoadTool {
+    /// This program.
+    Orlop,
+    /// `benchmark` of etcd's repository, built once with Go and cached.
+    Etcd,
+}
+
 /// Arguments of `orlop bench members`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -59,6 +69,14 @@ pub struct Args {
         default_value = "round-robin,proxy"
     )]
     compare: Vec<Compared>,
+
+    /// Who puts the load.
+    #[arg(long, value_enum, default_value = "orlop")]
+    load_tool: LoadTool,
+
+    /// Requests of a run of etcd's load tool, which knows no length of time.
+    #[arg(long, value_name = "N", default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    requests: u64,
 
     /// How often to measure each; medians are shown.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -132,6 +150,10 @@ fn try_run(args: &Args) -> Result<(), Error> {
     }
     let guard = start_guard()?;
     let etcd = etcd_program(args.etcd_bin.as_deref(), &mut |line| eprintln!("{line}"))?;
+    let tool = match args.load_tool {
+        LoadTool::Orlop => None,
+        LoadTool::Etcd => Some(args.tool()?),
+    };
     let members = args.members.members().unwrap_or(MEMBERS);
     let mut setups = args.members.setups(&etcd, members)?;
     for setup in &mut setups {
@@ -147,6 +169,7 @@ fn try_run(args: &Args) -> Result<(), Error> {
             requests: None,
         },
         rounds: args.rounds.into(),
+        tool,
         orlop,
         dir: std::path::absolute(&args.dir).map_err(Error::file(&args.dir))?,
         interrupt: Interrupt::on_signals()?,
@@ -171,6 +194,20 @@ fn try_run(args: &Args) -> Result<(), Error> {
 }
 
 impl Args {
+    fn tool(&self) -> Result<Tool, Error> {
+        if self.workload != What::Put {
+            return Err(Error::Argument(
+                "--load-tool etcd is for put; the others are measured by this program".into(),
+            ));
+        }
+        let set = playground::bins::set("etcd-benchmark")?;
+        let dir = set.build(&mut |line| eprintln!("{line}"))?;
+        Ok(Tool {
+            program: dir.join("benchmark"),
+            requests: self.requests,
+        })
+    }
+
     fn ways(&self, members: usize) -> Vec<Way> {
         let mut ways = Vec::new();
         for compared in &self.compare {

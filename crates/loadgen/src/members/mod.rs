@@ -8,5 +8,6 @@
 pub mod cli;
 pub(crate) mod report;
 mod run;
+mod tool;
 
 pub use cli::{Args, run};

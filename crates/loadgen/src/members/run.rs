@@ -1,6 +1,7 @@
 //! Members at one distance, called in all ways in turn.
 
 use super::report::{Report, Row};
+use super::tool::Tool;
 use crate::drive::{self, Load, Span};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
@@ -10,7 +11,7 @@ use playground::pki::private_dir;
 use playground::proxy::Proxy;
 use serde::Serialize;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -48,6 +49,8 @@ pub(crate) struct Bench {
     pub(crate) load: Load,
     pub(crate) span: Span,
     pub(crate) rounds: usize,
+    /// etcd's own load tool, if it puts the load instead of this program.
+    pub(crate) tool: Option<Tool>,
     pub(crate) orlop: PathBuf,
     pub(crate) dir: PathBuf,
     pub(crate) interrupt: Interrupt,
@@ -80,7 +83,7 @@ impl Bench {
                 let Some(way) = self.ways.get((turn + round - 1) % self.ways.len()) else {
                     continue;
                 };
-                let row = self.one(&started, *way, round, &distances)?;
+                let row = self.one(&started, *way, round, &distances, dir.path())?;
                 eprintln!("{row}");
                 report.rows.push(row);
             }
@@ -88,7 +91,7 @@ impl Bench {
         started.stop()
     }
 
-    fn start(&self, setup: Setup, dir: &std::path::Path) -> Result<Started, Error> {
+    fn start(&self, setup: Setup, dir: &Path) -> Result<Started, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -120,10 +123,14 @@ impl Bench {
         way: Way,
         round: usize,
         distances: &playground::members::Distances,
+        dir: &Path,
     ) -> Result<Row, Error> {
         let endpoints = self.authorities(started, way)?;
         let before = started.counts()?;
-        let outcome = drive::measure(&self.load, &endpoints, &self.span, None, &self.interrupt)?;
+        let outcome = match &self.tool {
+            Some(tool) => tool.run(&self.load, &endpoints, dir, &self.interrupt)?,
+            None => drive::measure(&self.load, &endpoints, &self.span, None, &self.interrupt)?,
+        };
         let after = started.counts()?;
         let writes = after.puts - before.puts;
         Ok(Row {

@@ -7,7 +7,6 @@
 
 use serde_json::{Value, json};
 
-use super::schema::Definition;
 use super::words::Words;
 
 /// Rule files that are not for Windows and not superseded.
@@ -74,78 +73,6 @@ impl Object {
     pub(crate) fn path(&self) -> String {
         format!("{}/{}", self.collection, self.name)
     }
-}
-
-/// The definitions, with their lengths as YAML.
-pub(crate) fn definitions() -> Vec<Definition> {
-    let definition = |kind, plural, version, yaml_bytes, used| Definition {
-        kind,
-        plural,
-        version,
-        yaml_bytes,
-        used,
-    };
-    let text = json!({ "type": "string" });
-    let texts = json!({ "type": "object", "additionalProperties": { "type": "string" } });
-    let rule = json!({ "type": "object", "required": ["expr"], "properties": {
-        "alert": text, "record": text, "expr": text, "for": text,
-        "labels": texts, "annotations": texts
-    }});
-    let rules = json!({ "groups": { "type": "array", "items": { "type": "object",
-        "required": ["name"], "properties": {
-            "name": text, "interval": text, "rules": { "type": "array", "items": rule }
-    }}}});
-    let monitor = json!({
-        "jobLabel": text,
-        "selector": { "type": "object", "properties": { "matchLabels": texts } },
-        "namespaceSelector": { "type": "object", "properties": {
-            "matchNames": { "type": "array", "items": text } } },
-        "endpoints": { "type": "array", "items": { "type": "object", "properties": {
-            "port": text, "path": text, "scheme": text, "interval": text,
-            "bearerTokenFile": text
-        }}}
-    });
-    let instance = json!({
-        "replicas": { "type": "integer", "format": "int32" }, "image": text, "version": text,
-        "retention": text, "serviceAccountName": text, "externalUrl": text
-    });
-    let none = json!({});
-    vec![
-        definition(
-            "AlertmanagerConfig",
-            "alertmanagerconfigs",
-            "v1alpha1",
-            685_000,
-            none.clone(),
-        ),
-        definition(
-            "Alertmanager",
-            "alertmanagers",
-            "v1",
-            550_000,
-            instance.clone(),
-        ),
-        definition("PodMonitor", "podmonitors", "v1", 80_000, none.clone()),
-        definition("Probe", "probes", "v1", 60_000, none.clone()),
-        definition(
-            "PrometheusAgent",
-            "prometheusagents",
-            "v1alpha1",
-            690_000,
-            none.clone(),
-        ),
-        definition("Prometheus", "prometheuses", "v1", 700_000, instance),
-        definition("PrometheusRule", "prometheusrules", "v1", 8_000, rules),
-        definition(
-            "ScrapeConfig",
-            "scrapeconfigs",
-            "v1alpha1",
-            685_000,
-            none.clone(),
-        ),
-        definition("ServiceMonitor", "servicemonitors", "v1", 71_000, monitor),
-        definition("ThanosRuler", "thanosrulers", "v1", 567_000, none),
-    ]
 }
 
 /// One install of the chart under a release's name.
@@ -567,7 +494,6 @@ mod tests {
         assert_eq!((counts["ConfigMap"], counts["PrometheusRule"]), (31, 35));
         assert_eq!((counts["ServiceMonitor"], counts["Service"]), (13, 11));
         assert!((800_000..1_200_000).contains(&bytes), "{bytes}");
-        assert_eq!(definitions().len(), 10);
         assert_eq!(release.hook("create").len(), 6);
     }
 

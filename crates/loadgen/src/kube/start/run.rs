@@ -18,9 +18,9 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use super::chart::definitions;
 use super::install::{Installed, Installer, wait_until};
 use super::report::Run;
+use super::schema::{Definition, definitions};
 use crate::kube::progress::Progress;
 use crate::kube::{Result, stores};
 use crate::{Error, Interrupt};
@@ -163,10 +163,10 @@ impl StartBench {
         dir: &Path,
         progress: &mut Progress,
     ) -> Result<Phases> {
-        // Certificates and definitions are made before the clock runs.
+        // These take a second or two of this machine, which is none of the store's.
         let definitions: Vec<Value> = definitions()
             .iter()
-            .map(super::schema::Definition::object)
+            .map(Definition::object)
             .collect::<Result<_>>()?;
         let definitions = Rc::new(definitions);
         progress.say("starting a control plane");

@@ -86,6 +86,80 @@ impl Definition {
     }
 }
 
+/// The ten definitions of the Prometheus operator, with their lengths as YAML. Those lengths were
+/// looked up in `prometheus-operator/prometheus-operator`, `example/prometheus-operator-crd`, in
+/// commits of different ages; they grow with each release, so they are rounded.
+pub(crate) fn definitions() -> Vec<Definition> {
+    let definition = |kind, plural, version, yaml_bytes, used| Definition {
+        kind,
+        plural,
+        version,
+        yaml_bytes,
+        used,
+    };
+    let text = json!({ "type": "string" });
+    let texts = json!({ "type": "object", "additionalProperties": { "type": "string" } });
+    let rule = json!({ "type": "object", "required": ["expr"], "properties": {
+        "alert": text, "record": text, "expr": text, "for": text,
+        "labels": texts, "annotations": texts
+    }});
+    let rules = json!({ "groups": { "type": "array", "items": { "type": "object",
+        "required": ["name"], "properties": {
+            "name": text, "interval": text, "rules": { "type": "array", "items": rule }
+    }}}});
+    let monitor = json!({
+        "jobLabel": text,
+        "selector": { "type": "object", "properties": { "matchLabels": texts } },
+        "namespaceSelector": { "type": "object", "properties": {
+            "matchNames": { "type": "array", "items": text } } },
+        "endpoints": { "type": "array", "items": { "type": "object", "properties": {
+            "port": text, "path": text, "scheme": text, "interval": text,
+            "bearerTokenFile": text
+        }}}
+    });
+    let instance = json!({
+        "replicas": { "type": "integer", "format": "int32" }, "image": text, "version": text,
+        "retention": text, "serviceAccountName": text, "externalUrl": text
+    });
+    let none = json!({});
+    vec![
+        definition(
+            "AlertmanagerConfig",
+            "alertmanagerconfigs",
+            "v1alpha1",
+            685_000,
+            none.clone(),
+        ),
+        definition(
+            "Alertmanager",
+            "alertmanagers",
+            "v1",
+            550_000,
+            instance.clone(),
+        ),
+        definition("PodMonitor", "podmonitors", "v1", 80_000, none.clone()),
+        definition("Probe", "probes", "v1", 60_000, none.clone()),
+        definition(
+            "PrometheusAgent",
+            "prometheusagents",
+            "v1alpha1",
+            690_000,
+            none.clone(),
+        ),
+        definition("Prometheus", "prometheuses", "v1", 700_000, instance),
+        definition("PrometheusRule", "prometheusrules", "v1", 8_000, rules),
+        definition(
+            "ScrapeConfig",
+            "scrapeconfigs",
+            "v1alpha1",
+            685_000,
+            none.clone(),
+        ),
+        definition("ServiceMonitor", "servicemonitors", "v1", 71_000, monitor),
+        definition("ThanosRuler", "thanosrulers", "v1", 567_000, none),
+    ]
+}
+
 /// Length of an object as YAML.
 pub(crate) fn yaml_len(object: &Value) -> Result<f64> {
     serde_yaml_ng::to_string(object)
@@ -159,6 +233,13 @@ mod tests {
             Value::Array(list) => list.iter().map(depth).max().unwrap_or(0),
             _ => 0,
         }
+    }
+
+    #[test]
+    fn there_are_ten_definitions_of_four_megabytes() {
+        let all = definitions();
+        let bytes: usize = all.iter().map(|definition| definition.yaml_bytes).sum();
+        assert_eq!((all.len(), bytes), (10, 4_096_000));
     }
 
     #[test]
