@@ -52,6 +52,15 @@ impl Setup {
         }
     }
 
+    /// Whether anything of it answers with a delay.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        match self {
+            Self::Store { delay, .. } => !delay.is_zero(),
+            Self::Members { members, .. } => !members.distances.is_zero(),
+        }
+    }
+
     /// Which program it is.
     #[must_use]
     pub fn kind(&self) -> Kind {

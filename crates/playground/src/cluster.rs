@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::api::Api;
 use crate::backend::{self, Backend};
-use crate::control_plane::{ControlPlane, Plan};
+use crate::control_plane::{ControlPlane, Plan, READY_TIMEOUT, READY_TIMEOUT_FAR};
 use crate::pki::Authority;
 use crate::proc::Process;
 use crate::store::Tls;
@@ -138,12 +138,17 @@ impl Cluster {
             true => Some(store_tls(path)?),
             false => None,
         };
+        let far = options.backend.is_far();
         let backend = Backend::start(options.backend, path, tls).await?;
         let plan = Plan {
             binaries: options.programs.kube,
             checks_cache: false,
             client_qps: Some(CLIENT_QPS),
             port: options.port,
+            ready_timeout: match far {
+                true => READY_TIMEOUT_FAR,
+                false => READY_TIMEOUT,
+            },
         };
         let mut plane = ControlPlane::start_as(plan, path, backend.endpoints(), &[]).await?;
         for program in ["kube-controller-manager", "kube-scheduler"] {

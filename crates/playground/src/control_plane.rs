@@ -14,7 +14,10 @@ use crate::store::{Endpoints, Store};
 use crate::{Result, binaries, ensure, fail};
 
 /// A debug-built store, two cores and a cold cache are no excuse beyond this.
-const READY_TIMEOUT: Duration = Duration::from_secs(90);
+pub const READY_TIMEOUT: Duration = Duration::from_secs(90);
+/// On a store that is far away, where an apiserver's start makes some hundred calls one after
+/// the other, this is still no time to give up.
+pub const READY_TIMEOUT_FAR: Duration = Duration::from_secs(600);
 /// How long a component may take to end after SIGTERM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an apiserver may take to end before it is killed.
@@ -45,6 +48,8 @@ pub struct Plan {
     pub client_qps: Option<u32>,
     /// Port of the first apiserver; 0 for a free one.
     pub port: u16,
+    /// How long an apiserver may take to become ready.
+    pub ready_timeout: Duration,
 }
 
 /// A kube-apiserver.
@@ -119,6 +124,7 @@ impl ControlPlane {
             checks_cache: true,
             client_qps: None,
             port: 0,
+            ready_timeout: READY_TIMEOUT,
         };
         Self::start_as(plan, dir, &store.endpoints(), flags).await
     }
@@ -244,7 +250,7 @@ impl ControlPlane {
             if matches!(server.api.client().page("/readyz").await, Ok((200, _))) {
                 break;
             }
-            ensure(began.elapsed() < READY_TIMEOUT, || {
+            ensure(began.elapsed() < self.plan.ready_timeout, || {
                 format!(
                     "{} is not ready; its log ends:\n{}",
                     server.name,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use playground::api::{Api, items};
 use playground::backend::{self, Backend};
 use playground::cluster::Programs;
-use playground::control_plane::{ControlPlane, Plan};
+use playground::control_plane::{ControlPlane, Plan, READY_TIMEOUT_FAR};
 use playground::guard::Guard;
 use playground::kwok;
 use playground::members;
@@ -176,6 +176,7 @@ impl StartBench {
             checks_cache: false,
             client_qps: Some(CLIENT_QPS),
             port: 0,
+            ready_timeout: READY_TIMEOUT_FAR,
         };
         let began = Instant::now();
         let mut plane = ControlPlane::start_as(plan, dir, backend.endpoints(), &[]).await?;
