@@ -442,11 +442,13 @@ fn starts(dir: &Path) -> Result<()> {
             || phases.to_string(),
         )?;
         let installs = phases["installs"].as_array().map_or(0, Vec::len);
-        let requests = number(&phases["installs"][0]["requests"]);
-        // 10 definitions, 148 objects that are looked for and created, hooks and the record.
-        ensure(installs == 2 && requests > 2.0 * 148.0 + 10.0, || {
-            phases.to_string()
-        })?;
+        let requests = &phases["installs"][0]["requests"];
+        // 10 definitions, 116 objects that are looked for and created, 2 hooks of 6 that are
+        // removed, created and removed, and the record twice.
+        ensure(
+            installs == 2 && *requests == 10 + 2 * 116 + 2 * 3 * 6 + 2,
+            || phases.to_string(),
+        )?;
     }
     Ok(())
 }

@@ -490,7 +490,7 @@ mod tests {
             bytes += object.body.to_string().len();
             assert!(object.path().starts_with("/api"), "{}", object.path());
         }
-        assert_eq!(counts.values().sum::<usize>(), 148, "{counts:?}");
+        assert_eq!(counts.values().sum::<usize>(), 116, "{counts:?}");
         assert_eq!((counts["ConfigMap"], counts["PrometheusRule"]), (31, 35));
         assert_eq!((counts["ServiceMonitor"], counts["Service"]), (13, 11));
         assert!((800_000..1_200_000).contains(&bytes), "{bytes}");
