@@ -58,17 +58,38 @@ fn is_about(took: Duration, expected: Duration) {
 #[test]
 fn each_direction_has_its_own_delay() {
     let network = Network::start().unwrap();
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = free();
     let delays = Delays {
         forward: ms(20),
-        backward: ms(60),
+        backward: ms(700),
     };
-    network.link(at, echo(), delays).unwrap();
+    network
+        .link(at, server.local_addr().unwrap(), delays)
+        .unwrap();
+    // When the server had each byte, which it answers at once.
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        [(); 2].map(|()| {
+            stream.read_exact(&mut [0]).unwrap();
+            let had = Instant::now();
+            stream.write_all(b"y").unwrap();
+            had
+        })
+    });
     let mut stream = TcpStream::connect(at).unwrap();
-    // A round trip to open it, one for the bytes.
-    is_about(round_trip(&mut stream), ms(160));
-    for _ in 0..3 {
-        is_about(round_trip(&mut stream), ms(80));
+    let asked = [(); 2].map(|()| {
+        let began = Instant::now();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        (began, Instant::now())
+    });
+    let had = serving.join().unwrap();
+    // A round trip to open it.
+    is_about(had[0] - asked[0].0, ms(720 + 20));
+    is_about(had[1] - asked[1].0, ms(20));
+    for (had, (_, answered)) in had.iter().zip(asked) {
+        is_about(answered - *had, ms(700));
     }
 }
 
