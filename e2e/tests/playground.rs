@@ -453,6 +453,52 @@ fn starts(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// etcd's own load tool puts the load too; an orlop without a proxy is told before anything
+/// starts.
+fn calls_members_by_etcds_tool(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let json = dir.join("result.json");
+    let bench = |args: &[&str]| -> Result<Process> {
+        let mut command = Command::new(Kind::Orlop.program()?);
+        command
+            .args(["bench", "members", "--rounds=1", "--keys=100"])
+            .args(args)
+            .arg(format!("--dir={}", files.display()))
+            .arg(format!("--json={}", json.display()));
+        Process::start("bench", dir, &mut command)
+    };
+    let mut without = bench(&["--compare=proxy", "--orlop-bin=/bin/false"])?;
+    let began = Instant::now();
+    while without.ended()?.is_none() {
+        ensure(began.elapsed() < END_TIMEOUT, || "it does not end".into())?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = without.tail();
+    ensure(said.contains("has no `proxy` command"), || said)?;
+    let mut process = bench(&[
+        "--compare=leader",
+        "--load-tool=etcd",
+        "--requests=1000",
+        "--leader=3",
+    ])?;
+    ends_well(&mut process, dir)?;
+    let result: Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    let row = &result["rows"][0];
+    let bytes = row["peer_bytes_per_write"].as_f64().unwrap_or_default();
+    ensure(
+        row["leader"] == 3 && row["outcome"]["operations"] == 1000 && bytes > 2048.0,
+        || row.to_string(),
+    )
+}
+
+#[test]
+fn the_benchmark_calls_members_by_etcds_tool() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = calls_members_by_etcds_tool(dir.path());
+    conclude(dir, result);
+}
+
 #[test]
 fn members_of_a_playground_are_apart() {
     let dir = tempfile::tempdir().unwrap();
