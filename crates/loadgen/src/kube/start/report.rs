@@ -19,7 +19,7 @@ pub(crate) struct Run {
     /// From 1.
     pub(crate) round: usize,
     pub(crate) distances: Distances,
-    /// Whether another member leads at the end than was asked for.
+    /// Whether another member leads at the end than at the beginning.
     pub(crate) leader_moved: bool,
     pub(crate) phases: Phases,
 }

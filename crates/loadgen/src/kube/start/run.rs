@@ -109,7 +109,6 @@ impl StartBench {
         progress: &mut Progress,
     ) -> Result<Run> {
         let distances = members.distances.clone();
-        let leader = members.leader;
         progress.title(format!("round {round} {way}"));
         progress.say("starting the store");
         let dir = stores::directory_in(&self.dir)?;
@@ -118,11 +117,9 @@ impl StartBench {
         let running = async {
             let setup = self.backend(way, members.clone());
             let mut backend = Backend::start(setup, dir.path(), None).await?;
+            let first = leader_of(&backend).await?;
             let measured = self.measure(&backend, dir.path(), progress).await;
-            let moved = match (leader, backend.members()) {
-                (Some(wanted), Some(members)) => members.leader().await? != Some(wanted),
-                _ => false,
-            };
+            let moved = leader_of(&backend).await? != first;
             let alive = backend.check_running();
             backend.stop()?;
             let phases = measured?;
@@ -213,6 +210,14 @@ impl StartBench {
         drop(nodes);
         plane.stop();
         Ok(phases)
+    }
+}
+
+/// Which of several members leads, from 0; none of one server.
+async fn leader_of(backend: &Backend) -> Result<Option<usize>> {
+    match backend.members() {
+        Some(members) => Ok(members.leader().await?),
+        None => Ok(None),
     }
 }
 
