@@ -1,5 +1,5 @@
-//! `orlop playground` and `orlop bench kube` as a newcomer runs them, and that they leave
-//! nothing behind.
+//! `orlop playground`, `orlop bench kube` and `orlop bench members` as a newcomer runs them, and
+//! that they leave nothing behind.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -206,13 +206,8 @@ fn begin_bench(dir: &Path, duration: &str, args: &[&str]) -> Result<Process> {
     Process::start("bench", dir, &mut command)
 }
 
-/// A short run of the benchmark in `dir`: its results.
-fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
-    let (json, html) = (dir.join("result.json"), dir.join("result.html"));
-    let to_json = format!("--json={}", json.display());
-    let to_html = format!("--html={}", html.display());
-    let args = [args, &[to_json.as_str(), to_html.as_str()]].concat();
-    let mut process = begin_bench(dir, "2s", &args)?;
+/// Waits until a benchmark has ended well, and left nothing in `dir`.
+fn ends_well(process: &mut Process, dir: &Path) -> Result<()> {
     let began = Instant::now();
     let status = loop {
         match process.ended()? {
@@ -221,8 +216,20 @@ fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
             None => std::thread::sleep(Duration::from_millis(50)),
         }
     };
-    ensure(status.success(), || format!("it ended with {status}"))?;
-    nothing_left(&dir.join("files"))?;
+    ensure(status.success(), || {
+        format!("it ended with {status}: {}", process.tail())
+    })?;
+    nothing_left(&dir.join("files"))
+}
+
+/// A short run of the benchmark in `dir`: its results.
+fn bench(dir: &Path, args: &[&str]) -> Result<Value> {
+    let (json, html) = (dir.join("result.json"), dir.join("result.html"));
+    let to_json = format!("--json={}", json.display());
+    let to_html = format!("--html={}", html.display());
+    let args = [args, &[to_json.as_str(), to_html.as_str()]].concat();
+    let mut process = begin_bench(dir, "2s", &args)?;
+    ends_well(&mut process, dir)?;
     let page = std::fs::read_to_string(&html)?;
     ensure(page.contains("<svg") && !page.contains("NaN"), || {
         "the page has no plots".into()
@@ -319,5 +326,196 @@ fn the_benchmark_counts_a_burst() {
 fn the_benchmark_counts_a_steady_state() {
     let dir = tempfile::tempdir().unwrap();
     let result = steady(dir.path());
+    conclude(dir, result);
+}
+
+/// Members that are apart are there, the wanted one leads, their clients wait for what was
+/// asked for, and all go.
+fn members_are_apart(dir: &Path) -> Result<()> {
+    let args = [
+        "--store=etcd",
+        "--members=3",
+        "--member-delays=10ms,40ms,20ms",
+        "--leader=2",
+    ];
+    let (mut process, kubeconfig) = playground(dir, &args)?;
+    let said = std::fs::read_to_string(process.log())?;
+    let member = |n: usize| {
+        let name = format!("member {n} ");
+        let line = said.lines().find(|line| line.trim().starts_with(&name));
+        line.map_or_else(|| fail(format!("no {name} in {said}")), Ok)
+    };
+    ensure(
+        member(2)?.ends_with(", leads") && !member(1)?.contains("leads"),
+        || said.clone(),
+    )?;
+    kubectl(
+        &kubeconfig,
+        &["create", "deployment", "far", "--image=far", "--replicas=2"],
+    )?;
+    kubectl(
+        &kubeconfig,
+        &["rollout", "status", "deployment/far", "--timeout=60s"],
+    )?;
+    // A connection, its TLS and a put by way of the leader, whose answers take 40 ms: opening
+    // takes one round trip, TLS one, the put one and what the quorum takes, 40 + 10 ms.
+    let flags = said
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("etcdctl     etcdctl "));
+    let flags = flags.unwrap_or_default();
+    let url = member(2)?.split_whitespace().nth(2).unwrap_or_default();
+    let url = url.trim_end_matches(',');
+    let flags: Vec<String> = flags
+        .split(' ')
+        .map(|flag| match flag.starts_with("--endpoints") {
+            true => format!("--endpoints={url}"),
+            false => flag.to_owned(),
+        })
+        .collect();
+    let began = Instant::now();
+    run(Command::new(binaries("etcd")?.join("etcdctl"))
+        .args(&flags)
+        .args(["put", "far", "away"]))?;
+    let took = began.elapsed();
+    ensure(took >= Duration::from_millis(3 * 40 + 50), || {
+        format!("a put takes only {took:?}")
+    })?;
+    let status = process.terminate(END_TIMEOUT)?;
+    ensure(status.success(), || format!("it ended with {status}"))?;
+    nothing_left(&dir.join("files"))
+}
+
+/// A member that follows asks the leader first, which takes a round trip more and a copy more.
+fn calls_members(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let json = dir.join("result.json");
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .args(["bench", "members", "--compare=each", "--leader=2"])
+        .args(["--rounds=1", "--duration=3s", "--warmup=500ms"])
+        .args(["--keys=100", "--connections=1", "--in-flight=1"])
+        .args(["--member-delay=30ms", "--peer-delay=20ms"])
+        .arg(format!("--dir={}", files.display()))
+        .arg(format!("--json={}", json.display()));
+    let mut process = Process::start("bench", dir, &mut command)?;
+    ends_well(&mut process, dir)?;
+    let result: Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    let figure = |row: usize, pointer: &str| {
+        let found = result["rows"][row].pointer(pointer).and_then(Value::as_f64);
+        found.map_or_else(|| fail(format!("no {pointer} in {result}")), Ok)
+    };
+    // To a client and back 30 ms, between two members and back 100 ms.
+    let p50_us = |row| figure(row, "/outcome/latency/p50_us");
+    let (leader, followers) = (p50_us(1)?, [p50_us(0)?, p50_us(2)?]);
+    ensure(
+        (130_000.0..230_000.0).contains(&leader) && followers.iter().all(|us| *us >= 230_000.0),
+        || format!("a put takes {leader} us by the leader, {followers:?} by others"),
+    )?;
+    let bytes = |row| figure(row, "/peer_bytes_per_write");
+    ensure(bytes(1)? < bytes(0)? && bytes(1)? < bytes(2)?, || {
+        result["rows"].to_string()
+    })
+}
+
+/// A control plane starts on each store, and the install is complete.
+fn starts(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let json = dir.join("result.json");
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .args(["bench", "kube", "--mode=start", "--compare=leader,orlop"])
+        .args(["--rounds=1", "--nodes=2", "--installs=2"])
+        .arg("--member-delay=2ms")
+        .arg(format!("--dir={}", files.display()))
+        .arg(format!("--json={}", json.display()));
+    let mut process = Process::start("bench", dir, &mut command)?;
+    ends_well(&mut process, dir)?;
+    let result: Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    for run in 0..2 {
+        let phases = &result["runs"][run]["phases"];
+        let number = |value: &Value| value.as_f64().unwrap_or_default();
+        let (ready, plane) = (&phases["apiserver_s"], &phases["control_plane_s"]);
+        ensure(
+            number(ready) > 0.0 && number(plane) >= number(ready),
+            || phases.to_string(),
+        )?;
+        let installs = phases["installs"].as_array().map_or(0, Vec::len);
+        let requests = &phases["installs"][0]["requests"];
+        // 10 definitions, 116 objects that are looked for and created, 2 hooks of 6 that are
+        // removed, created and removed, and the record twice.
+        ensure(
+            installs == 2 && *requests == 10 + 2 * 116 + 2 * 3 * 6 + 2,
+            || phases.to_string(),
+        )?;
+    }
+    Ok(())
+}
+
+/// etcd's own load tool puts the load too; an orlop without a proxy is told before anything
+/// starts.
+fn calls_members_by_etcds_tool(dir: &Path) -> Result<()> {
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    let json = dir.join("result.json");
+    let bench = |args: &[&str]| -> Result<Process> {
+        let mut command = Command::new(Kind::Orlop.program()?);
+        command
+            .args(["bench", "members", "--rounds=1", "--keys=100"])
+            .args(args)
+            .arg(format!("--dir={}", files.display()))
+            .arg(format!("--json={}", json.display()));
+        Process::start("bench", dir, &mut command)
+    };
+    let mut without = bench(&["--compare=proxy", "--orlop-bin=/bin/false"])?;
+    let began = Instant::now();
+    while without.ended()?.is_none() {
+        ensure(began.elapsed() < END_TIMEOUT, || "it does not end".into())?;
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let said = without.tail();
+    ensure(said.contains("has no `proxy` command"), || said)?;
+    let mut process = bench(&[
+        "--compare=leader",
+        "--load-tool=etcd",
+        "--requests=1000",
+        "--leader=3",
+    ])?;
+    ends_well(&mut process, dir)?;
+    let result: Value = serde_json::from_slice(&std::fs::read(&json)?)?;
+    let row = &result["rows"][0];
+    let bytes = row["peer_bytes_per_write"].as_f64().unwrap_or_default();
+    ensure(
+        row["leader"] == 3 && row["outcome"]["operations"] == 1000 && bytes > 2048.0,
+        || row.to_string(),
+    )
+}
+
+#[test]
+fn the_benchmark_calls_members_by_etcds_tool() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = calls_members_by_etcds_tool(dir.path());
+    conclude(dir, result);
+}
+
+#[test]
+fn members_of_a_playground_are_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = members_are_apart(dir.path());
+    conclude(dir, result);
+}
+
+#[test]
+fn the_benchmark_calls_members() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = calls_members(dir.path());
+    conclude(dir, result);
+}
+
+#[test]
+fn the_benchmark_starts_control_planes() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = starts(dir.path());
     conclude(dir, result);
 }

@@ -1,4 +1,5 @@
-//! `orlop bench`: a store by itself, or under a Kubernetes cluster.
+//! `orlop bench`: a store by itself, several members of one, or a store under a Kubernetes
+//! cluster.
 
 use clap::Subcommand;
 use std::process::ExitCode;
@@ -18,12 +19,15 @@ pub(crate) struct Args {
 enum Cluster {
     /// Measure what users of a Kubernetes cluster see, by store.
     Kube(Box<loadgen::kube::Args>),
+    /// Measure etcd members that are apart: called in turn, through the proxy, or by the leader.
+    Members(Box<loadgen::members::Args>),
 }
 
 /// Runs the benchmark asked for.
 pub(crate) fn run(args: &Args) -> ExitCode {
     match &args.cluster {
         Some(Cluster::Kube(args)) => loadgen::kube::run(args),
+        Some(Cluster::Members(args)) => loadgen::members::run(args),
         None => loadgen::cli::run(&args.store),
     }
 }

@@ -48,10 +48,14 @@ macro_rules! set {
 }
 
 /// All sets.
-pub static SETS: [Set; 7] = [
+pub static SETS: [Set; 8] = [
     set!("etcd", "etcd, etcdctl, etcdutl 3.7.3"),
     set!("etcd-3.5", "etcd, etcdutl 3.5.35"),
     set!("etcd-3.6", "etcd, etcdutl 3.6.16"),
+    set!(
+        "etcd-benchmark",
+        "benchmark, the load tool of etcd's repository, 3.6.8"
+    ),
     set!("bbolt", "bbolt 1.5.0, the tool of etcd 3.7's file format"),
     set!(
         "kube-1.37",
@@ -403,6 +407,7 @@ mod tests {
             "etcd",
             "etcdctl",
             "etcdutl",
+            "benchmark",
             "kube-apiserver",
             "kube-controller-manager",
             "kube-scheduler",

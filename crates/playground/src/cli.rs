@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::args::MemberArgs;
+use crate::backend::{self, Way};
 use crate::cluster::{Cluster, Options, Programs, etcd_program};
 use crate::guard::Guard;
 use crate::pki::private_dir;
@@ -39,6 +41,13 @@ pub struct Args {
     /// Storage profile, passed to `orlop serve`.
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
+
+    #[command(flatten)]
+    members: MemberArgs,
+
+    /// Reach etcd's members through `orlop proxy`, which follows their leader.
+    #[arg(long)]
+    proxy: bool,
 
     /// Directory of kube-apiserver, kube-controller-manager and kube-scheduler (and kubectl
     /// and kwok, if they are there); otherwise pinned ones, built once with Go and cached.
@@ -97,9 +106,7 @@ pub fn start_guard() -> Result<Guard> {
 pub const GUARD_COMMAND: &str = "guard-of-playground";
 
 fn try_run(args: &Args) -> Result<()> {
-    if args.store == StoreName::Etcd && args.profile.is_some() {
-        return fail("--profile is for orlop's store; etcd has none");
-    }
+    args.check()?;
     // Building can take minutes. No signal is caught yet: one ends this process, and the
     // guard then ends the compiler.
     let mut guard = start_guard()?;
@@ -170,11 +177,28 @@ impl Args {
 
     fn options(&self) -> Result<Options> {
         let mut say = |line: &str| eprintln!("{line}");
+        if self.proxy {
+            crate::proxy::check(&std::env::current_exe()?)?;
+        }
         let programs = Programs::find(self.kube_bin.as_deref(), self.nodes, &mut say)?;
+        let backend = match self.members.members() {
+            Some(members) => self.members_backend(members, &mut say)?,
+            None => backend::Setup::store(self.store_setup(&mut say)?),
+        };
+        Ok(Options {
+            programs,
+            backend,
+            nodes: self.nodes,
+            port: self.port,
+            private_store: true,
+        })
+    }
+
+    fn store_setup(&self, say: &mut dyn FnMut(&str)) -> Result<Setup> {
         let mut store = match self.store {
             StoreName::Orlop => Setup::new(Kind::Orlop, std::env::current_exe()?),
             StoreName::Etcd => {
-                let program = etcd_program(self.etcd_bin.as_deref(), &mut say)?;
+                let program = etcd_program(self.etcd_bin.as_deref(), say)?;
                 Setup::new(Kind::Etcd, program)
             }
         };
@@ -183,13 +207,39 @@ impl Args {
         }
         store.flags.extend(self.store_args.iter().cloned());
         store.port = self.store_port;
-        Ok(Options {
-            programs,
-            store,
-            nodes: self.nodes,
-            port: self.port,
-            private_store: true,
-        })
+        Ok(store)
+    }
+
+    fn members_backend(&self, members: usize, say: &mut dyn FnMut(&str)) -> Result<backend::Setup> {
+        let program = etcd_program(self.etcd_bin.as_deref(), say)?;
+        let mut setups = self.members.setups(&program, members)?.into_iter();
+        let (Some(mut members), None) = (setups.next(), setups.next()) else {
+            return fail("a playground has one --member-delay and one --peer-delay");
+        };
+        members.flags.extend(self.store_args.iter().cloned());
+        let way = match self.proxy {
+            true => Way::Proxy(std::env::current_exe()?),
+            false => Way::All,
+        };
+        Ok(backend::Setup::Members { members, way })
+    }
+
+    /// Refuses what would be without effect.
+    fn check(&self) -> Result<()> {
+        if self.store == StoreName::Etcd && self.profile.is_some() {
+            return fail("--profile is for orlop's store; etcd has none");
+        }
+        let has_members = self.members.members().is_some();
+        if self.store == StoreName::Orlop && (self.members.is_given() || self.proxy) {
+            return fail("--members, their delays and --proxy are for --store etcd");
+        }
+        if !has_members && (self.members.is_given() || self.proxy) {
+            return fail("delays, --leader and --proxy need --members");
+        }
+        if has_members && self.store_port != 0 {
+            return fail("--store-port is for one server; members take free ports");
+        }
+        Ok(())
     }
 
     fn new_dir(&self) -> Result<TempDir> {
@@ -221,11 +271,28 @@ async fn hello(
         took.as_secs_f64()
     );
     println!("  kubeconfig  {kubeconfig}");
-    let store = cluster.store();
-    println!("  store       {}", store.url());
-    println!("  etcdctl     etcdctl {}", store.etcdctl_flags().join(" "));
-    if store.kind() == Kind::Orlop {
-        println!("  status      orlop status {}", store.data_dir().display());
+    let endpoints = cluster.backend().endpoints();
+    println!("  store       {}", endpoints.urls.join(","));
+    println!(
+        "  etcdctl     etcdctl {}",
+        endpoints.etcdctl_flags().join(" ")
+    );
+    if let Some(members) = cluster.backend().members() {
+        let leader = members.leader().await?;
+        for n in 0..members.count() {
+            let leads = if leader == Some(n) { ", leads" } else { "" };
+            let [url, port] = [members.url(n), members.metrics_ports()[n].to_string()];
+            println!(
+                "  member {}    {url}, metrics http://127.0.0.1:{port}/metrics{leads}",
+                n + 1
+            );
+        }
+    }
+    match cluster.backend().store() {
+        Some(store) if store.kind() == Kind::Orlop => {
+            println!("  status      orlop status {}", store.data_dir().display());
+        }
+        _ => {}
     }
     println!("  files, logs {}", cluster.dir().display());
     println!("  stop        Ctrl-C");

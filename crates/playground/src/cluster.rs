@@ -6,10 +6,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::api::Api;
-use crate::control_plane::{ControlPlane, Plan};
+use crate::backend::{self, Backend};
+use crate::control_plane::{ControlPlane, Plan, READY_TIMEOUT, READY_TIMEOUT_FAR};
 use crate::pki::Authority;
 use crate::proc::Process;
-use crate::store::{Kind, Setup, Store, Tls};
+use crate::store::Tls;
 use crate::{Result, bins, ensure, eventually, fail, kwok};
 
 /// Requests a second that controllers may make. Their defaults (20 and 50) would hide
@@ -93,8 +94,8 @@ pub fn etcd_program(given: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<P
 pub struct Options {
     /// Programs.
     pub programs: Programs,
-    /// The store.
-    pub store: Setup,
+    /// What keeps its objects.
+    pub backend: backend::Setup,
     /// Number of hollow nodes.
     pub nodes: u32,
     /// Port of the apiserver; 0 for a free one.
@@ -121,7 +122,7 @@ pub struct Cluster {
     // In the order in which they have to end.
     kwok: Option<Process>,
     plane: ControlPlane,
-    store: Store,
+    backend: Backend,
     kubeconfig: PathBuf,
     dir: TempDir,
 }
@@ -133,22 +134,23 @@ impl Cluster {
     /// If a program does not get ready, with the end of its log.
     pub async fn start(options: Options, dir: TempDir) -> Result<Self> {
         let path = dir.path();
-        let name = match options.store.kind {
-            Kind::Etcd => "etcd",
-            Kind::Orlop => "orlop",
-        };
         let tls = match options.private_store {
             true => Some(store_tls(path)?),
             false => None,
         };
-        let store = Store::start_as(options.store, name, path, tls).await?;
+        let far = options.backend.is_far();
+        let backend = Backend::start(options.backend, path, tls).await?;
         let plan = Plan {
             binaries: options.programs.kube,
             checks_cache: false,
             client_qps: Some(CLIENT_QPS),
             port: options.port,
+            ready_timeout: match far {
+                true => READY_TIMEOUT_FAR,
+                false => READY_TIMEOUT,
+            },
         };
-        let mut plane = ControlPlane::start_as(plan, path, &store, &[]).await?;
+        let mut plane = ControlPlane::start_as(plan, path, backend.endpoints(), &[]).await?;
         for program in ["kube-controller-manager", "kube-scheduler"] {
             plane.start_component(program, program)?;
         }
@@ -162,7 +164,7 @@ impl Cluster {
         let mut cluster = Self {
             kwok,
             plane,
-            store,
+            backend,
             kubeconfig,
             dir,
         };
@@ -204,10 +206,10 @@ impl Cluster {
         self.plane.api()
     }
 
-    /// The store.
+    /// What keeps its objects.
     #[must_use]
-    pub fn store(&self) -> &Store {
-        &self.store
+    pub fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// A kubeconfig of a user who may do everything.
@@ -222,16 +224,11 @@ impl Cluster {
         self.dir.path()
     }
 
-    /// Its processes: a name and a process id each. The store is called `store`, an
-    /// apiserver `kube-apiserver`.
+    /// Its processes: a name and a process id each. The backend's are called as it calls them,
+    /// an apiserver `kube-apiserver`.
     #[must_use]
     pub fn pids(&self) -> Vec<(String, u32)> {
-        let mut pids: Vec<_> = self
-            .store
-            .pid()
-            .map(|pid| ("store".into(), pid))
-            .into_iter()
-            .collect();
+        let mut pids = self.backend.pids();
         pids.extend(self.plane.pids().into_iter().map(|(name, pid)| {
             let name = name.strip_suffix("-1").map(str::to_owned).unwrap_or(name);
             (name, pid)
@@ -245,7 +242,7 @@ impl Cluster {
     /// # Errors
     /// With the end of its log.
     pub fn check_alive(&mut self) -> Result<()> {
-        self.store.check_running()?;
+        self.backend.check_running()?;
         self.plane.check_alive()?;
         match &mut self.kwok {
             Some(kwok) => kwok.check_running(),
@@ -262,7 +259,7 @@ impl Cluster {
             kwok.kill();
         }
         self.plane.stop();
-        self.store.stop()
+        self.backend.stop()
     }
 }
 

@@ -10,11 +10,14 @@ use serde_json::json;
 use crate::api::Api;
 use crate::pki::{Authority, Pair, write_key};
 use crate::proc::{Process, free_port};
-use crate::store::Store;
+use crate::store::{Endpoints, Store};
 use crate::{Result, binaries, ensure, fail};
 
 /// A debug-built store, two cores and a cold cache are no excuse beyond this.
-const READY_TIMEOUT: Duration = Duration::from_secs(90);
+pub const READY_TIMEOUT: Duration = Duration::from_secs(90);
+/// On a store that is far away, where an apiserver's start makes some hundred calls one after
+/// the other, this is still no time to give up.
+pub const READY_TIMEOUT_FAR: Duration = Duration::from_secs(600);
 /// How long a component may take to end after SIGTERM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an apiserver may take to end before it is killed.
@@ -45,6 +48,8 @@ pub struct Plan {
     pub client_qps: Option<u32>,
     /// Port of the first apiserver; 0 for a free one.
     pub port: u16,
+    /// How long an apiserver may take to become ready.
+    pub ready_timeout: Duration,
 }
 
 /// A kube-apiserver.
@@ -95,9 +100,9 @@ fn new_secret() -> Result<String> {
 }
 
 /// What a kube-apiserver is told of its store.
-fn store_flags(store: &Store) -> Vec<String> {
-    let mut flags = vec![format!("--etcd-servers={}", store.url())];
-    if let Some(tls) = store.tls() {
+fn store_flags(store: &Endpoints) -> Vec<String> {
+    let mut flags = vec![format!("--etcd-servers={}", store.urls.join(","))];
+    if let Some(tls) = &store.tls {
         flags.push(format!("--etcd-cafile={}", tls.ca.display()));
         if let Some(client) = &tls.client {
             flags.push(format!("--etcd-certfile={}", client.cert.display()));
@@ -119,8 +124,9 @@ impl ControlPlane {
             checks_cache: true,
             client_qps: None,
             port: 0,
+            ready_timeout: READY_TIMEOUT,
         };
-        Self::start_as(plan, dir, store, flags).await
+        Self::start_as(plan, dir, &store.endpoints(), flags).await
     }
 
     /// Prepares the control plane that `plan` describes on `store`, and starts one apiserver
@@ -128,7 +134,12 @@ impl ControlPlane {
     ///
     /// # Errors
     /// If it does not become ready.
-    pub async fn start_as(plan: Plan, dir: &Path, store: &Store, flags: &[&str]) -> Result<Self> {
+    pub async fn start_as(
+        plan: Plan,
+        dir: &Path,
+        store: &Endpoints,
+        flags: &[&str],
+    ) -> Result<Self> {
         let authority = Authority::new(dir, "kubernetes")?;
         let serving = authority.sign("kube-apiserver")?;
         write_key(&dir.join("service-account.key"))?;
@@ -198,7 +209,7 @@ impl ControlPlane {
 
     /// Names another store to the apiservers that are started from now on.
     pub fn use_store(&mut self, store: &Store) {
-        self.store_flags = store_flags(store);
+        self.store_flags = store_flags(&store.endpoints());
     }
 
     async fn start_apiserver(&mut self, index: usize, flags: &[&str]) -> Result<()> {
@@ -239,7 +250,7 @@ impl ControlPlane {
             if matches!(server.api.client().page("/readyz").await, Ok((200, _))) {
                 break;
             }
-            ensure(began.elapsed() < READY_TIMEOUT, || {
+            ensure(began.elapsed() < self.plan.ready_timeout, || {
                 format!(
                     "{} is not ready; its log ends:\n{}",
                     server.name,

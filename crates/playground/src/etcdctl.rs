@@ -47,10 +47,16 @@ impl Etcdctl {
     /// # Errors
     /// If etcdctl is not built.
     pub fn new(url: &str, tls: Option<&Tls>) -> Result<Self> {
-        Ok(Self {
-            program: binaries("etcd")?.join("etcdctl"),
+        Ok(Self::with(binaries("etcd")?.join("etcdctl"), url, tls))
+    }
+
+    /// `program`, an etcdctl, for the server at `url`.
+    #[must_use]
+    pub fn with(program: PathBuf, url: &str, tls: Option<&Tls>) -> Self {
+        Self {
+            program,
             flags: flags(url, tls),
-        })
+        }
     }
 
     /// The command, not yet started.

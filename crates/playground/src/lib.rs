@@ -1,5 +1,5 @@
-//! A real Kubernetes control plane on loopback: a store (orlop or etcd), the released
-//! kube-apiserver, kube-controller-manager and kube-scheduler, and hollow nodes.
+//! A real Kubernetes control plane on loopback: a store (orlop, etcd, or several members of
+//! etcd, as far apart as asked for), the released kube-apiserver, kube-controller-manager and kube-scheduler, and hollow nodes.
 //!
 //! The library behind `orlop playground`, under the end-to-end tests and `orlop bench kube`.
 //! Everything runs in one directory and ends with the value that owns it. It may not know
@@ -7,6 +7,8 @@
 //! the store as an etcd client does.
 
 pub mod api;
+pub mod args;
+pub mod backend;
 pub mod bins;
 pub mod cli;
 pub mod cluster;
@@ -15,9 +17,11 @@ pub mod etcdctl;
 pub mod guard;
 pub mod http;
 pub mod kwok;
+pub mod members;
 pub mod metrics;
 pub mod pki;
 pub mod proc;
+pub mod proxy;
 pub mod store;
 
 use std::future::Future;
@@ -48,6 +52,9 @@ pub enum Error {
     /// A file or process could not be worked with.
     #[error("input/output: {0}")]
     Io(#[from] std::io::Error),
+    /// A delayed link cannot be made.
+    #[error(transparent)]
+    Link(#[from] netdelay::Error),
     /// An answer that is not JSON.
     #[error("not the JSON expected: {0}")]
     Json(#[from] serde_json::Error),

@@ -64,13 +64,23 @@ impl Authority {
     /// # Errors
     /// If the certificate cannot be made or a file not be written.
     pub fn sign(&self, common_name: &str) -> Result<Pair> {
+        self.sign_for(common_name, &[])
+    }
+
+    /// As [`Authority::sign`], valid for `more` names and addresses too.
+    ///
+    /// # Errors
+    /// As [`Authority::sign`].
+    pub fn sign_for(&self, common_name: &str, more: &[String]) -> Result<Pair> {
         let names = [
             "localhost",
             "127.0.0.1",
             "kubernetes",
             "kubernetes.default.svc",
         ];
-        let mut params = CertificateParams::new(names.map(String::from).to_vec())?;
+        let mut names = names.map(String::from).to_vec();
+        names.extend_from_slice(more);
+        let mut params = CertificateParams::new(names)?;
         params
             .distinguished_name
             .push(DnType::CommonName, common_name);

@@ -129,6 +129,38 @@ pub struct Tls {
     pub client: Option<Pair>,
 }
 
+impl Tls {
+    /// What a server is told of it, in etcd's flags.
+    pub(crate) fn server_flags(&self) -> Vec<String> {
+        let mut flags = vec![
+            format!("--cert-file={}", self.server.cert.display()),
+            format!("--key-file={}", self.server.key.display()),
+        ];
+        if self.client.is_some() {
+            flags.push("--client-cert-auth".into());
+            flags.push(format!("--trusted-ca-file={}", self.ca.display()));
+        }
+        flags
+    }
+}
+
+/// What a client has to know to reach a store.
+#[derive(Debug, Clone)]
+pub struct Endpoints {
+    /// One URL for each server that the client may call.
+    pub urls: Vec<String>,
+    /// Its TLS files, if it uses TLS.
+    pub tls: Option<Tls>,
+}
+
+impl Endpoints {
+    /// What etcdctl has to be told to reach them.
+    #[must_use]
+    pub fn etcdctl_flags(&self) -> Vec<String> {
+        crate::etcdctl::flags(&self.urls.join(","), self.tls.as_ref())
+    }
+}
+
 /// A store process with its data directory and port, which outlive its restarts.
 #[derive(Debug)]
 pub struct Store {
@@ -241,14 +273,7 @@ impl Store {
             .arg(format!("--initial-advertise-peer-urls={peer}"))
             .arg(format!("--initial-cluster={}={peer}", self.name));
         if let Some(tls) = &self.tls {
-            command
-                .arg(format!("--cert-file={}", tls.server.cert.display()))
-                .arg(format!("--key-file={}", tls.server.key.display()));
-            if tls.client.is_some() {
-                command
-                    .arg("--client-cert-auth")
-                    .arg(format!("--trusted-ca-file={}", tls.ca.display()));
-            }
+            command.args(tls.server_flags());
         }
         command.args(&self.setup.flags);
         command
@@ -273,11 +298,26 @@ impl Store {
         self.process.as_ref().map(Process::id)
     }
 
+    /// Its client port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its client URL.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// How a client reaches it.
+    #[must_use]
+    pub fn endpoints(&self) -> Endpoints {
+        Endpoints {
+            urls: vec![self.url()],
+            tls: self.tls.clone(),
+        }
     }
 
     /// Its TLS files, if it uses TLS.
@@ -303,7 +343,7 @@ impl Store {
     /// What etcdctl has to be told to reach it.
     #[must_use]
     pub fn etcdctl_flags(&self) -> Vec<String> {
-        crate::etcdctl::flags(&self.url(), self.tls.as_ref())
+        self.endpoints().etcdctl_flags()
     }
 
     /// Its metrics now.

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use playground::args::MemberArgs;
 use playground::cli::start_guard;
-use playground::cluster::Programs;
+use playground::cluster::{Programs, etcd_program};
 use playground::store::Kind;
 use tokio::task::LocalSet;
 
@@ -16,8 +17,18 @@ use super::manifest::Manifest;
 use super::progress::Progress;
 use super::report::Report;
 use super::run::Bench;
+use super::start::{StartBench, StartReport, Way};
 use super::stores::{self, StoreSpec};
 use crate::{Error, Interrupt};
+
+/// Compared, if nothing is said.
+const DEFAULT_STORE: &str = "strict";
+/// Hollow nodes, if nothing is said.
+const DEFAULT_NODES: u32 = 20;
+/// The same for `--mode start`: as the slides had them, about.
+const START_NODES: u32 = 3;
+/// Members for `--mode start`.
+const START_MEMBERS: usize = 3;
 
 /// Load patterns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -26,6 +37,8 @@ enum Mode {
     Burst,
     /// A number of Deployments, then one deleted and one created in turn.
     Steady,
+    /// How long a control plane takes to start on an empty store, and a large install on it.
+    Start,
 }
 
 /// Arguments of `orlop bench kube`.
@@ -37,13 +50,10 @@ pub struct Args {
     kubeconfig: Option<PathBuf>,
 
     /// Stores, measured in turn: etcd, strict, balanced, ephemeral (orlop's profiles); with
-    /// `-ram` behind the name the data is in memory.
-    #[arg(
-        long,
-        value_name = "STORES",
-        value_delimiter = ',',
-        default_value = "strict"
-    )]
+    /// `-ram` behind the name the data is in memory; otherwise strict. For `--mode start`: etcd
+    /// (the apiserver has all members), proxy (`orlop proxy` before them), leader (the apiserver
+    /// has the one that leads), orlop; otherwise etcd,proxy,orlop.
+    #[arg(long, value_name = "STORES", value_delimiter = ',')]
     compare: Vec<String>,
 
     /// The load.
@@ -104,9 +114,16 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = time)]
     disk_delay: Option<Duration>,
 
-    /// Hollow nodes.
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=5000))]
-    nodes: u32,
+    #[command(flatten)]
+    members: MemberArgs,
+
+    /// Installs at once, for --mode start.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
+    installs: u8,
+
+    /// Hollow nodes; otherwise 20, and 3 for --mode start.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=5000))]
+    nodes: Option<u32>,
 
     /// Directory of the Kubernetes programs; otherwise the pinned ones.
     #[arg(long, value_name = "DIR")]
@@ -136,8 +153,12 @@ pub struct Args {
 /// Runs what the arguments ask for: results on stdout, progress and errors on stderr.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
-    match try_run(args) {
-        Ok(report) if report.failures.is_empty() => ExitCode::SUCCESS,
+    let failures = match args.mode {
+        Mode::Start => args.check_start().and_then(|()| start(args)),
+        Mode::Burst | Mode::Steady => try_run(args).map(|report| report.failures),
+    };
+    match failures {
+        Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("\norlop bench kube: {error}");
@@ -148,26 +169,85 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// A time of at least 1 ms and at most a day, with its unit.
 fn time(text: &str) -> std::result::Result<Duration, String> {
-    let bad = || format!("`{text}` is no time: write 16ms, 0.5s, 5m or 1h");
-    let unit = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .ok_or_else(bad)?;
-    let (number, unit) = text.split_at(unit);
-    let number: f64 = number.parse().map_err(|_| bad())?;
-    let seconds = match unit {
-        "ms" => number / 1e3,
-        "s" => number,
-        "m" => number * 60.0,
-        "h" => number * 3600.0,
-        _ => return Err(bad()),
-    };
-    if !(0.001..=86_400.0).contains(&seconds) {
-        return Err(format!("`{text}` is not between 1ms and 24h"));
+    let time = playground::args::time(text)?;
+    if time < Duration::from_millis(1) {
+        return Err(format!("`{text}` is shorter than 1ms"));
     }
-    Ok(Duration::from_secs_f64(seconds))
+    Ok(time)
+}
+
+/// Runs `--mode start`: its failures.
+fn start(args: &Args) -> Result<Vec<String>> {
+    let orlop = match &args.orlop_bin {
+        Some(path) => path.clone(),
+        None => std::env::current_exe().map_err(Error::system("finding this executable"))?,
+    };
+    let ways: Vec<Way> = match args.compare.is_empty() {
+        true => vec![Way::Etcd, Way::Proxy, Way::Orlop],
+        false => args
+            .compare
+            .iter()
+            .map(|n| Way::parse(n))
+            .collect::<Result<_>>()?,
+    };
+    if ways.contains(&Way::Proxy) {
+        playground::proxy::check(&orlop)?;
+    }
+    let mut say = |line: &str| eprintln!("{line}");
+    let guard = start_guard()?;
+    let etcd = etcd_program(args.etcd_bin.as_deref(), &mut say)?;
+    let setups = args
+        .members
+        .setups(&etcd, args.members.members().unwrap_or(START_MEMBERS))?;
+    let nodes = args.nodes.unwrap_or(START_NODES);
+    let mut bench = StartBench {
+        programs: Programs::find(args.kube_bin.as_deref(), nodes, &mut say)?,
+        nodes,
+        installs: args.installs.into(),
+        dir: std::path::absolute(&args.dir).map_err(Error::file(&args.dir))?,
+        orlop,
+        interrupt: Interrupt::on_signals()?,
+        guard,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::system("starting a runtime"))?;
+    let (mut report, mut progress) = (
+        StartReport::new(nodes, args.installs.into()),
+        Progress::new(),
+    );
+    let measured = LocalSet::new().block_on(&runtime, async {
+        for setup in &setups {
+            for round in 1..=usize::from(args.rounds) {
+                for turn in 0..ways.len() {
+                    // Another one begins in each round.
+                    let Some(way) = ways.get((turn + round - 1) % ways.len()) else {
+                        continue;
+                    };
+                    let run = bench.run(*way, round, setup, &mut progress).await;
+                    report.take(run, &mut progress)?;
+                }
+            }
+        }
+        Ok(())
+    });
+    progress.done("");
+    if measured.is_ok() || !report.is_empty() {
+        println!("{report}");
+        if let Some(path) = &args.json {
+            write(path, &report.to_json()?)?;
+        }
+    }
+    measured.map(|()| report.failures)
 }
 
 fn try_run(args: &Args) -> Result<Report> {
+    if args.members.is_given() || args.installs != 1 {
+        return Err(Error::Argument(
+            "members, their delays and --installs are for --mode start".into(),
+        ));
+    }
     if args.find_limit && args.shortest >= args.longest {
         return Err(Error::Argument(
             "--shortest is not shorter than --longest".into(),
@@ -183,6 +263,7 @@ fn try_run(args: &Args) -> Result<Report> {
         Some(path) => Manifest::read(path)?,
         None => Manifest::thesis()?,
     };
+    let nodes = args.nodes.unwrap_or(DEFAULT_NODES);
     let mut say = |line: &str| eprintln!("{line}");
     // A signal ends this process while it builds, and the guard then ends the compiler.
     let guard = start_guard()?;
@@ -194,18 +275,23 @@ fn try_run(args: &Args) -> Result<Report> {
             etcd: args.etcd_bin.clone(),
             orlop: args.orlop_bin.clone(),
         };
-        for name in &args.compare {
+        let default = [DEFAULT_STORE.to_owned()];
+        let names = match args.compare.is_empty() {
+            true => &default[..],
+            false => &args.compare,
+        };
+        for name in names {
             specs.push(StoreSpec::parse(name, &stores, &mut say)?);
         }
         if args.disk_delay.is_some() && specs.iter().any(|spec| spec.kind() == Kind::Etcd) {
             stores::check_tracer()?;
         }
-        Programs::find(args.kube_bin.as_deref(), args.nodes, &mut say)?
+        Programs::find(args.kube_bin.as_deref(), nodes, &mut say)?
     };
     let interrupt = Interrupt::on_signals()?;
     let mut bench = Bench {
         programs,
-        nodes: args.nodes,
+        nodes,
         dir: std::path::absolute(&args.dir).map_err(Error::file(&args.dir))?,
         disk_delay: args.disk_delay.unwrap_or_default(),
         manifest,
@@ -217,7 +303,7 @@ fn try_run(args: &Args) -> Result<Report> {
         .enable_all()
         .build()
         .map_err(Error::system("starting a runtime"))?;
-    let mut report = Report::new(args.kubeconfig.is_none().then_some(args.nodes));
+    let mut report = Report::new(args.kubeconfig.is_none().then_some(nodes));
     let measuring = args.measure(&mut bench, &specs, &mut report);
     let measured = LocalSet::new().block_on(&runtime, measuring);
     bench.progress.done("");
@@ -239,10 +325,26 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 impl Args {
+    /// Refuses what has no meaning for `--mode start`.
+    fn check_start(&self) -> Result<()> {
+        let given = [
+            ("--kubeconfig", self.kubeconfig.is_some()),
+            ("--find-limit", self.find_limit),
+            ("--idle", self.idle),
+            ("--disk-delay", self.disk_delay.is_some()),
+            ("--html", self.html.is_some()),
+            ("--manifest", self.manifest.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((name, _)) => Err(Error::Argument(format!("{name} is not for --mode start"))),
+            None => Ok(()),
+        }
+    }
+
     fn shape(&self, interval: Duration) -> Shape {
         Shape {
             initial: match self.mode {
-                Mode::Burst => None,
+                Mode::Burst | Mode::Start => None,
                 Mode::Steady => Some(self.initial),
             },
             interval,
@@ -331,6 +433,7 @@ mod tests {
             "kube --interval 0ms",
             "kube --duration 30",
             "kube --rounds 0",
+            "kube --mode start --installs 0",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -342,6 +445,18 @@ mod tests {
                 .to_string()
                 .contains("--shortest")
         );
+    }
+
+    #[test]
+    fn what_is_for_one_mode_is_refused_in_others() {
+        let start = parse("kube --mode start --html x").unwrap();
+        assert!(start.check_start().is_err());
+        let plain = parse("kube --mode start --member-delay 0ms,45ms --installs 2").unwrap();
+        assert!(plain.check_start().is_ok());
+        for line in ["kube --members 3", "kube --installs 2", "kube --leader 1"] {
+            let refused = try_run(&parse(line).unwrap()).err().unwrap();
+            assert!(refused.to_string().contains("--mode start"), "{line}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod report;
 mod result;
 mod run;
 mod sample;
+mod start;
 mod stores;
 mod svg;
 mod track;

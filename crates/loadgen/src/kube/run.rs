@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use playground::backend;
 use playground::cluster::{Cluster, Options, Programs};
 use playground::guard::Guard;
 use playground::store::Setup;
@@ -236,7 +237,7 @@ impl Bench {
         } = self.place(store, self.disk_delay)?;
         let options = Options {
             programs: self.programs.clone(),
-            store: setup,
+            backend: backend::Setup::store(setup),
             nodes: self.nodes,
             port: 0,
             // What is compared is the store, and not how fast a Go client encrypts.
@@ -248,7 +249,10 @@ impl Bench {
         };
         let subjects = Subjects {
             pids: cluster.pids(),
-            store: Some((store.kind(), cluster.store().metrics_port())),
+            store: cluster
+                .backend()
+                .store()
+                .map(|server| (store.kind(), server.metrics_port())),
         };
         let target = Arc::new(Target::from_kubeconfig(cluster.kubeconfig())?);
         Ok(Started {

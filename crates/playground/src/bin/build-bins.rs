@@ -7,7 +7,7 @@ use std::process::ExitCode;
 fn usage() -> String {
     let sets: String = bins::SETS
         .iter()
-        .map(|set| format!("  {:<10} {}\n", set.name, set.summary))
+        .map(|set| format!("  {:<14} {}\n", set.name, set.summary))
         .collect();
     format!(
         "Usage: e2e/build-bins [--path] [SET...]
@@ -17,8 +17,8 @@ NAME=DIRECTORY-OF-ITS-PROGRAMS. Progress goes to stderr. When nothing is
 missing it only prints, and needs neither Go nor a network.
 
 Sets:
-{sets}  etcd-old   etcd-3.5 and etcd-3.6
-  all        all of these; also the default
+{sets}  etcd-old       etcd-3.5 and etcd-3.6
+  all            all of these; also the default
 
 Options:
   --path     build nothing; print the lines, fail if a set is not built
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
             "etcd-old" => sets.extend(
                 bins::SETS
                     .iter()
-                    .filter(|set| set.name.starts_with("etcd-")),
+                    .filter(|set| set.name.starts_with("etcd-3")),
             ),
             name => match bins::set(name) {
                 Ok(set) => sets.push(set),
