@@ -4,6 +4,7 @@ pub mod differential;
 pub mod env;
 pub mod hostile;
 pub mod kube;
+pub mod node;
 pub mod power_loss;
 pub mod recorder;
 pub mod static_pod;
