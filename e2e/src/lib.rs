@@ -5,6 +5,7 @@ pub mod env;
 pub mod etcd_members;
 pub mod hostile;
 pub mod kube;
+pub mod node;
 pub mod power_loss;
 pub mod recorder;
 pub mod static_pod;

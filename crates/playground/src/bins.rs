@@ -48,7 +48,7 @@ macro_rules! set {
 }
 
 /// All sets.
-pub static SETS: [Set; 8] = [
+pub static SETS: [Set; 10] = [
     set!("etcd", "etcd, etcdctl, etcdutl 3.7.3"),
     set!("etcd-3.5", "etcd, etcdutl 3.5.35"),
     set!("etcd-3.6", "etcd, etcdutl 3.6.16"),
@@ -65,6 +65,8 @@ pub static SETS: [Set; 8] = [
         "kube-1.30",
         "kube-apiserver, kube-controller-manager, kube-scheduler 1.30.14"
     ),
+    set!("node-1.37", "kubelet, kube-proxy 1.37.1"),
+    set!("coredns", "coredns 1.14.6, as kubeadm 1.37.1 asks for"),
     set!("kwok", "kwok 0.8.0"),
 ];
 
@@ -413,6 +415,9 @@ mod tests {
             "kube-scheduler",
             "kubectl",
             "kubeadm",
+            "kubelet",
+            "kube-proxy",
+            "coredns",
             "kwok",
         ] {
             assert!(names.contains(&name), "{name} is not in {names:?}");
