@@ -229,7 +229,14 @@ fn a_learner_neither_leads_nor_denies() {
     told.say(learner(3, 3));
     assert_eq!(told.leader(), Some(1));
     assert!(told.member(3).learner && !told.member(1).learner);
-    // It leads once it votes; that it does is asked for at once.
+    // It leads once it votes; that it does is asked for at once, whoever tells.
+    let mut by_peer = Told {
+        cluster: told.cluster.clone(),
+        now: told.now,
+    };
+    assert_eq!(told.cluster.list_from(told.now + S), None);
+    by_peer.say(says(1, 6, 3));
+    assert!(by_peer.cluster.list_from(told.now + S).is_some());
     told.say(says(3, 6, 3));
     assert_eq!(told.leader(), None, "not before it is listed so");
     assert!(told.cluster.list_from(told.now + S).is_some());
