@@ -220,6 +220,7 @@ fn a_learner_neither_leads_nor_denies() {
         ..listed(n)
     });
     told.list(members.to_vec());
+    let listed_again = members.to_vec();
     let learner = |n, follows| Answer {
         learner: true,
         ..says(n, 5, follows)
@@ -229,6 +230,7 @@ fn a_learner_neither_leads_nor_denies() {
     told.say(learner(3, 3));
     assert_eq!(told.leader(), Some(1));
     assert!(told.member(3).learner && !told.member(1).learner);
+    told.list(listed_again);
     // It leads once it votes; that it does is asked for at once, whoever tells.
     let mut by_peer = Told {
         cluster: told.cluster.clone(),
