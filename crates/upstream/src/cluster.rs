@@ -282,14 +282,16 @@ impl Cluster {
         }
     }
 
-    /// Whether a member says what the list does not know: members, or that it votes by now.
+    /// Whether a member says what the list does not know: members, or that one votes by now.
     fn shows_old_list(&self, answer: &Answer) -> bool {
         let Some(list) = &self.list else {
             return false;
         };
         let listed = |id: u64| list.iter().find(|member| member.member_id == id);
         listed(answer.member_id).is_none_or(|own| own.learner != answer.learner)
-            || answer.follows.is_some_and(|id| listed(id).is_none())
+            || answer
+                .follows
+                .is_some_and(|id| listed(id).is_none_or(|m| m.learner))
     }
 
     fn index(&self, endpoint: &Endpoint) -> Option<usize> {

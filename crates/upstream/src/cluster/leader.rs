@@ -96,18 +96,17 @@ impl Cluster {
         known
     }
 
-    /// All claims that are not too old, the lowest term first. Who claims is a member, and so is
-    /// who is to lead; that one has a vote.
+    /// All claims of members that are not too old, the lowest term first. Who is claimed to lead
+    /// may be nobody that the list has as a voter: then the list is old, and the claim is right
+    /// in that nobody leads in a lower term.
     fn claims(&self, now: Instant) -> Vec<Claim> {
-        let known = self.known();
-        let mut claims: Vec<Claim> = known
-            .iter()
+        let words = self.known().into_iter();
+        let mut claims: Vec<Claim> = words
             .filter_map(|(id, _)| {
-                let said = &self.word_of(*id, now)?.answer;
-                let leads = said.follows?;
-                known.contains(&(leads, true)).then_some(Claim {
+                let said = &self.word_of(id, now)?.answer;
+                Some(Claim {
                     term: said.term,
-                    member_id: leads,
+                    member_id: said.follows?,
                 })
             })
             .collect();
@@ -137,8 +136,12 @@ impl Cluster {
         voters.len() - against > voters.len() / 2
     }
 
-    /// A claim with the place where its member answers; `None` if it does not.
+    /// A claim with the place where its member answers; `None` if it does not, or is no voter
+    /// that is known.
     fn as_leader(&self, claim: Claim) -> Option<Leader> {
+        if !self.known().contains(&(claim.member_id, true)) {
+            return None;
+        }
         let at = self.address_of(claim.member_id)?;
         if let Health::Unhealthy { .. } = at.health {
             return None;

@@ -220,6 +220,7 @@ fn a_learner_neither_leads_nor_denies() {
         ..listed(n)
     });
     told.list(members.to_vec());
+    let listed_again = members.to_vec();
     let learner = |n, follows| Answer {
         learner: true,
         ..says(n, 5, follows)
@@ -229,9 +230,17 @@ fn a_learner_neither_leads_nor_denies() {
     told.say(learner(3, 3));
     assert_eq!(told.leader(), Some(1));
     assert!(told.member(3).learner && !told.member(1).learner);
-    // It leads once it votes; that it does is asked for at once.
+    told.list(listed_again);
+    // It leads once it votes; that it does is asked for at once, whoever tells.
+    let mut by_peer = Told {
+        cluster: told.cluster.clone(),
+        now: told.now,
+    };
+    assert_eq!(told.cluster.list_from(told.now + S), None);
+    by_peer.say(says(1, 6, 3));
+    assert!(by_peer.cluster.list_from(told.now + S).is_some());
     told.say(says(3, 6, 3));
-    assert_eq!(told.leader(), Some(1), "not before it is listed so");
+    assert_eq!(told.leader(), None, "not before it is listed so");
     assert!(told.cluster.list_from(told.now + S).is_some());
     told.list((1..=3).map(listed).collect());
     assert_eq!(told.leader(), Some(3));
@@ -471,9 +480,11 @@ fn the_list_is_asked_for_at_intervals_and_when_somebody_unknown_is_named() {
 #[test]
 fn a_member_that_is_cut_off_does_not_hide_who_was_added() {
     let mut told = Told::led();
-    told.say(says(1, 6, 0));
+    // Member 1 goes on to claim; that it can commit nothing is known before who can.
     told.say(says(2, 7, 4));
+    assert_eq!(told.leader(), None);
     told.say(says(3, 7, 4));
+    told.say(says(1, 6, 1));
     assert_eq!(told.leader(), None);
     for wanted in [2, 3, 1, 2] {
         told.now += S;
