@@ -434,7 +434,7 @@ mod tests {
     fn a_choice_is_read_back_from_wherever_it_is_kept() {
         let keeper = Arc::new(Elsewhere::default());
         let args = ["--data-dir=/nowhere".into()];
-        let parsed = Config::from_args(Personality::Orlop, args.into_iter(), std::iter::empty());
+        let parsed = Config::from_args(Personality::Orlop, args, std::iter::empty());
         let Parsed::Run(run) = parsed.unwrap() else {
             unreachable!("help was not asked for")
         };
