@@ -165,6 +165,15 @@ impl Backend {
         }
     }
 
+    /// What clients reach the members through, if they do.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&Proxy> {
+        match &self.servers {
+            Servers::Store(_) => None,
+            Servers::Members { proxy, .. } => proxy.as_ref(),
+        }
+    }
+
     /// Its processes: one server is called `store`, members `etcd-1` and so on, a proxy `proxy`.
     #[must_use]
     pub fn pids(&self) -> Vec<(String, u32)> {

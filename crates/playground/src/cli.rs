@@ -288,6 +288,12 @@ async fn hello(
             );
         }
     }
+    if let Some(proxy) = cluster.backend().proxy() {
+        println!(
+            "  status      orlop proxy status --admin-url http://127.0.0.1:{}",
+            proxy.metrics_port()
+        );
+    }
     match cluster.backend().store() {
         Some(store) if store.kind() == Kind::Orlop => {
             println!("  status      orlop status {}", store.data_dir().display());
