@@ -4,6 +4,7 @@ use crate::compare::{self, Plan};
 use crate::drive::{Load, Span};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
+use crate::orlop_program;
 use crate::report::Report;
 use crate::server::Program;
 use crate::workload::Workload;
@@ -232,8 +233,7 @@ impl Args {
     }
 
     fn programs(&self) -> Result<[Program; 2], Error> {
-        let this = || std::env::current_exe().map_err(Error::system("finding this executable"));
-        let orlop = self.orlop_bin.clone().map_or_else(this, Ok)?;
+        let orlop = orlop_program(self.orlop_bin.as_deref())?;
         let etcd = self
             .etcd_bin
             .clone()

@@ -35,3 +35,11 @@ pub use paired::{Ratio, ratio};
 pub use report::{Report, Row, Summary, median};
 pub use server::Program;
 pub use workload::Workload;
+
+/// The orlop that was named, or this executable.
+fn orlop_program(named: Option<&std::path::Path>) -> Result<std::path::PathBuf, Error> {
+    match named {
+        Some(path) => Ok(path.to_owned()),
+        None => std::env::current_exe().map_err(Error::system("finding this executable")),
+    }
+}

@@ -49,6 +49,69 @@ pub fn ratio(pairs: &[(f64, f64)]) -> Option<Ratio> {
     })
 }
 
+/// A measured run, of several that were compared in turn.
+pub(crate) trait InTurn {
+    /// What was compared.
+    type Way: Copy + PartialEq;
+    /// Under which conditions; ways are compared where these are equal.
+    type At: PartialEq;
+
+    /// What this run was of.
+    fn way(&self) -> Self::Way;
+    /// In which round; runs of one round are a pair.
+    fn round(&self) -> usize;
+    /// Its conditions.
+    fn at(&self) -> &Self::At;
+}
+
+/// All conditions, in the order first measured.
+pub(crate) fn conditions<R: InTurn>(runs: &[R]) -> Vec<&R::At> {
+    let mut all = Vec::new();
+    for run in runs {
+        if !all.contains(&run.at()) {
+            all.push(run.at());
+        }
+    }
+    all
+}
+
+/// The runs of a way under some conditions.
+pub(crate) fn of_way<'a, R: InTurn>(
+    runs: &'a [R],
+    at: &R::At,
+    way: R::Way,
+) -> impl Iterator<Item = &'a R> {
+    runs.iter()
+        .filter(move |run| run.way() == way && run.at() == at)
+}
+
+/// Ways under some conditions, the first of the command line first: it began the first round.
+pub(crate) fn ways<R: InTurn>(runs: &[R], at: &R::At) -> Vec<R::Way> {
+    let mut all = Vec::new();
+    for run in runs.iter().filter(|run| run.at() == at) {
+        if !all.contains(&run.way()) {
+            all.push(run.way());
+        }
+    }
+    all
+}
+
+/// A figure of the runs of `way`, each with that of the same round's run of `first`, where both
+/// have one.
+pub(crate) fn pairs<R: InTurn>(
+    runs: &[R],
+    at: &R::At,
+    (way, first): (R::Way, R::Way),
+    figure: impl Fn(&R) -> Option<f64>,
+) -> Vec<(f64, f64)> {
+    of_way(runs, at, way)
+        .filter_map(|run| {
+            let other = of_way(runs, at, first).find(|other| other.round() == run.round())?;
+            Some((figure(run)?, figure(other)?))
+        })
+        .collect()
+}
+
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.3}", self.ratio)?;

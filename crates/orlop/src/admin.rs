@@ -12,6 +12,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -55,6 +56,39 @@ pub(crate) struct Ask<'a> {
     pub(crate) method: &'a str,
     pub(crate) path: &'a str,
     pub(crate) body: String,
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Form {
+    /// For a person.
+    Text,
+    /// For a program.
+    Json,
+}
+
+/// Prints a server's answer, which is JSON; or, on stderr, the sentence on why there is none.
+pub(crate) fn show(
+    command: &str,
+    answer: Result<String, String>,
+    form: Form,
+    for_a_person: impl FnOnce(&Value) -> String,
+) -> ExitCode {
+    match answer {
+        Ok(text) if form == Form::Json => print!("{text}"),
+        Ok(text) => match serde_json::from_str(&text) {
+            Ok(value) => print!("{}", for_a_person(&value)),
+            Err(error) => {
+                eprintln!("{command}: the server's answer is not JSON: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+        Err(text) => {
+            eprintln!("{command}: {text}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// Asks; returns the body, or a sentence on why there is none.

@@ -9,6 +9,7 @@ use crate::import_follow::{Follower, Progress};
 use crate::import_members::TlsArgs;
 use crate::import_source::{Source, SourceError, SourceHash};
 use crate::snapshot_restore::{self, ALARM_CORRUPT, options, ready_for};
+use crate::stop_signals::StopSignals;
 use engine::Engine;
 use files::real::RealFs;
 use snapshot::{Snapshot, human_bytes};
@@ -17,7 +18,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How often it begins anew when the source compacts what is still to be watched.
 const ROUNDS: u32 = 3;
@@ -63,29 +63,6 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Err(error) => {
             eprintln!("orlop import: {error}");
             ExitCode::FAILURE
-        }
-    }
-}
-
-/// Ctrl-C and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Waits for either.
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
         }
     }
 }
@@ -192,7 +169,7 @@ async fn import(args: &Args) -> Result<(), Failure> {
     }
     // Until here a signal may just end the program.
     let mut signals =
-        Signals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
+        StopSignals::new().map_err(Failure::io("watch signals of", Path::new("/proc/self")))?;
     let work = Workplace::new(&args.data_dir)?;
     let mut round = 1;
     let (follower, hash) = loop {
@@ -258,7 +235,7 @@ async fn take(
     args: &Args,
     source: &Source,
     work: &Workplace,
-    signals: &mut Signals,
+    signals: &mut StopSignals,
 ) -> Result<(Follower, SourceHash), Failure> {
     if work.data().exists() {
         fs::remove_dir_all(work.data()).map_err(Failure::io("remove", &work.data()))?;
@@ -277,7 +254,7 @@ async fn take(
     });
     let bytes = tokio::select! {
         bytes = save => bytes?,
-        () = signals.wait() => return Err(Failure::Interrupted),
+        _ = signals.wait() => return Err(Failure::Interrupted),
     };
     let began = Instant::now();
     let engine = load(&work.file())?;
@@ -300,7 +277,7 @@ async fn take(
     let caught_up = follower.catch_up();
     let hash = tokio::select! {
         hash = caught_up => hash?,
-        () = signals.wait() => return Err(Failure::Interrupted),
+        _ = signals.wait() => return Err(Failure::Interrupted),
     };
     say!(
         "caught up and verified at revision {} ({} changes since the snapshot)",
@@ -320,7 +297,7 @@ async fn take(
     let finish = follower.finish();
     let hash = tokio::select! {
         hash = finish => hash?,
-        () = signals.wait() => return Err(Failure::Interrupted),
+        _ = signals.wait() => return Err(Failure::Interrupted),
     };
     Ok((follower, hash))
 }
@@ -328,7 +305,7 @@ async fn take(
 async fn follow(
     follower: &mut Follower,
     source: &Source,
-    signals: &mut Signals,
+    signals: &mut StopSignals,
 ) -> Result<(), Failure> {
     let mut tick = tokio::time::interval(TELL);
     tick.tick().await;
@@ -342,7 +319,7 @@ async fn follow(
             loop {
                 tokio::select! {
                     done = &mut received => break done?,
-                    () = signals.wait() => return Ok(()),
+                    _ = signals.wait() => return Ok(()),
                     _ = tick.tick() => tell(source, now, &mut last).await,
                 }
             }

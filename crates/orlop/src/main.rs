@@ -23,6 +23,7 @@ mod snapshot_feed;
 mod snapshot_restore;
 mod snapshot_status;
 mod status;
+mod stop_signals;
 
 use clap::{Parser, Subcommand};
 use config::Personality;

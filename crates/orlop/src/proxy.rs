@@ -1,6 +1,7 @@
 //! `orlop proxy`: every connection to the etcd member that leads.
 
 use crate::proxy_status;
+use crate::stop_signals::StopSignals;
 use clap::{CommandFactory, Subcommand, ValueEnum, error::ErrorKind};
 use proxy::{Admin, Fallback, Proxy, Settings};
 use std::path::PathBuf;
@@ -8,7 +9,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use telemetry::Notify;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use upstream::{Endpoint, User};
 use wire::ClientTlsConfig;
 
@@ -267,29 +267,6 @@ impl Serve {
     }
 }
 
-/// Ctrl-C and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Waits for either, and names it.
-    async fn wait(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "interrupt",
-            _ = self.terminate.recv() => "terminated",
-        }
-    }
-}
-
 fn serve(
     args: &Serve,
     cluster: &upstream::Settings,
@@ -299,7 +276,7 @@ fn serve(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let mut signals = Signals::new()?;
+        let mut signals = StopSignals::new()?;
         let (handle, views) = upstream::watch(cluster)?;
         let settings = args.settings();
         let metrics = metrics::ProxyMetrics::new(settings.workers, env!("CARGO_PKG_VERSION"));

@@ -1,6 +1,6 @@
 //! `orlop proxy status`: what a running proxy does, for a person.
 
-use crate::admin::fetch;
+use crate::admin::{Form, fetch, show};
 use hyper::Uri;
 use serde_json::Value;
 use std::fmt::Write;
@@ -17,31 +17,9 @@ pub(crate) struct Args {
     write_out: Form,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Form {
-    /// For a person.
-    Text,
-    /// For a program.
-    Json,
-}
-
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let status = fetch(&args.admin_url, "/v1/status");
-    match status {
-        Ok(text) if args.write_out == Form::Json => print!("{text}"),
-        Ok(text) => match serde_json::from_str(&text) {
-            Ok(status) => print!("{}", for_a_person(&status)),
-            Err(error) => {
-                eprintln!("orlop proxy status: the answer is not JSON: {error}");
-                return ExitCode::FAILURE;
-            }
-        },
-        Err(text) => {
-            eprintln!("orlop proxy status: {text}");
-            return ExitCode::FAILURE;
-        }
-    }
-    ExitCode::SUCCESS
+    let answer = fetch(&args.admin_url, "/v1/status");
+    show("orlop proxy status", answer, args.write_out, for_a_person)
 }
 
 fn text<'a>(v: &'a Value, at: &str) -> &'a str {

@@ -1,6 +1,6 @@
 //! `orlop status`: what a running server does, for a person.
 
-use crate::admin::{Ask, Target, ask};
+use crate::admin::{Ask, Form, Target, ask, show};
 use serde_json::Value;
 use std::fmt::Write;
 use std::process::ExitCode;
@@ -15,35 +15,14 @@ pub(crate) struct Args {
     write_out: Form,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Form {
-    /// For a person.
-    Text,
-    /// For a program.
-    Json,
-}
-
 pub(crate) fn run(args: &Args) -> ExitCode {
     let question = Ask {
         method: "GET",
         path: "/v1/status",
         body: String::new(),
     };
-    match ask(&args.target, &question) {
-        Ok(text) if args.write_out == Form::Json => print!("{text}"),
-        Ok(text) => match serde_json::from_str(&text) {
-            Ok(status) => print!("{}", for_a_person(&status)),
-            Err(error) => {
-                eprintln!("orlop status: the server's answer is not JSON: {error}");
-                return ExitCode::FAILURE;
-            }
-        },
-        Err(text) => {
-            eprintln!("orlop status: {text}");
-            return ExitCode::FAILURE;
-        }
-    }
-    ExitCode::SUCCESS
+    let answer = ask(&args.target, &question);
+    show("orlop status", answer, args.write_out, for_a_person)
 }
 
 fn text<'a>(v: &'a Value, at: &str) -> &'a str {

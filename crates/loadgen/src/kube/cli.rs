@@ -19,7 +19,7 @@ use super::report::Report;
 use super::run::Bench;
 use super::start::{StartBench, StartReport, Way};
 use super::stores::{self, StoreSpec};
-use crate::{Error, Interrupt};
+use crate::{Error, Interrupt, orlop_program};
 
 /// Compared, if nothing is said.
 const DEFAULT_STORE: &str = "strict";
@@ -178,10 +178,7 @@ fn time(text: &str) -> std::result::Result<Duration, String> {
 
 /// Runs `--mode start`: its failures.
 fn start(args: &Args) -> Result<Vec<String>> {
-    let orlop = match &args.orlop_bin {
-        Some(path) => path.clone(),
-        None => std::env::current_exe().map_err(Error::system("finding this executable"))?,
-    };
+    let orlop = orlop_program(args.orlop_bin.as_deref())?;
     let ways: Vec<Way> = match args.compare.is_empty() {
         true => vec![Way::Etcd, Way::Proxy, Way::Orlop],
         false => args

@@ -12,9 +12,9 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use super::{Result, ms};
-use crate::Error;
 use crate::report::median;
 use crate::rpc::{Call, Connection};
+use crate::{Error, orlop_program};
 
 /// What slows etcd's syncs down.
 const TRACER: &str = "strace";
@@ -79,8 +79,7 @@ impl StoreSpec {
         let setup = if base == "etcd" {
             Setup::new(Kind::Etcd, etcd_program(programs.etcd.as_deref(), say)?)
         } else {
-            let this = || std::env::current_exe().map_err(Error::system("finding this executable"));
-            let program = programs.orlop.clone().map_or_else(this, Ok)?;
+            let program = orlop_program(programs.orlop.as_deref())?;
             let mut setup = Setup::new(Kind::Orlop, program);
             setup.flags.push(format!("--profile={base}"));
             setup

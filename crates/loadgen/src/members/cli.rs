@@ -6,6 +6,7 @@ use super::tool::Tool;
 use crate::drive::{Load, Span};
 use crate::error::Error;
 use crate::interrupt::Interrupt;
+use crate::orlop_program;
 use crate::workload::Workload;
 use playground::args::{MemberArgs, time};
 use playground::cli::start_guard;
@@ -141,10 +142,7 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn try_run(args: &Args) -> Result<(), Error> {
     let load = args.load()?;
-    let orlop = match &args.orlop_bin {
-        Some(path) => path.clone(),
-        None => std::env::current_exe().map_err(Error::system("finding this executable"))?,
-    };
+    let orlop = orlop_program(args.orlop_bin.as_deref())?;
     if args.compare.contains(&Compared::Proxy) {
         playground::proxy::check(&orlop)?;
     }

@@ -4,7 +4,7 @@ use super::run::Way;
 use crate::drive::{Load, Outcome};
 use crate::error::Error;
 use crate::histogram::Latency;
-use crate::paired::{Ratio, ratio};
+use crate::paired::{self, InTurn, Ratio, of_way, ratio};
 use crate::report::median;
 use crate::{probe, procfs};
 use playground::members;
@@ -69,6 +69,23 @@ pub(crate) struct Row {
     pub(crate) peer_bytes_per_write: Option<f64>,
     pub(crate) load: Load,
     pub(crate) outcome: Outcome,
+}
+
+impl InTurn for Row {
+    type Way = Way;
+    type At = Distances;
+
+    fn way(&self) -> Way {
+        self.way
+    }
+
+    fn round(&self) -> usize {
+        self.round
+    }
+
+    fn at(&self) -> &Distances {
+        &self.distances
+    }
 }
 
 impl fmt::Display for Row {
@@ -137,7 +154,9 @@ impl Report {
             report: &'a Report,
             ratios: Vec<Compared>,
         }
-        let ratios = self.distances().into_iter().flat_map(|d| self.compared(d));
+        let ratios = paired::conditions(&self.rows)
+            .into_iter()
+            .flat_map(|d| self.compared(d));
         let whole = Whole {
             report: self,
             ratios: ratios.collect(),
@@ -147,49 +166,15 @@ impl Report {
             .map_err(|error| Error::Argument(error.to_string()))
     }
 
-    /// In the order first measured.
-    fn distances(&self) -> Vec<&Distances> {
-        let mut all: Vec<&Distances> = Vec::new();
-        for row in &self.rows {
-            if !all.contains(&&row.distances) {
-                all.push(&row.distances);
-            }
-        }
-        all
-    }
-
-    fn at<'a>(&'a self, distances: &'a Distances, way: Way) -> impl Iterator<Item = &'a Row> {
-        self.rows
-            .iter()
-            .filter(move |row| row.way == way && row.distances == *distances)
-    }
-
-    /// Ways at a distance, the first of the command line first: it began the first round.
-    fn ways(&self, distances: &Distances) -> Vec<Way> {
-        let mut all = Vec::new();
-        for row in self.rows.iter().filter(|row| row.distances == *distances) {
-            if !all.contains(&row.way) {
-                all.push(row.way);
-            }
-        }
-        all
-    }
-
     fn compared(&self, distances: &Distances) -> Vec<Compared> {
-        let ways = self.ways(distances);
+        let ways = paired::ways(&self.rows, distances);
         let Some((first, others)) = ways.split_first() else {
             return Vec::new();
         };
         let of = |way: &Way| {
             let ratios = COMPARED.iter().filter_map(|column| COLUMNS.get(*column));
             let ratios = ratios.map(|(head, _, figure)| {
-                let pairs: Vec<_> = self
-                    .at(distances, *way)
-                    .filter_map(|row| {
-                        let other = self.at(distances, *first).find(|o| o.round == row.round)?;
-                        Some((figure(row)?, figure(other)?))
-                    })
-                    .collect();
+                let pairs = paired::pairs(&self.rows, distances, (*way, *first), figure);
                 (*head, ratio(&pairs))
             });
             Compared {
@@ -214,12 +199,13 @@ impl fmt::Display for Report {
             "disk: append 1 KiB + fdatasync p50 {:.0} us, p99 {:.0} us",
             self.disk.p50_us, self.disk.p99_us
         )?;
-        for distances in self.distances() {
-            let ways = self.ways(distances);
+        for distances in paired::conditions(&self.rows) {
+            let ways = paired::ways(&self.rows, distances);
+            let of = |way: &Way| of_way(&self.rows, distances, *way);
             let Some(row) = self.rows.iter().find(|row| row.distances == *distances) else {
                 continue;
             };
-            let rounds = ways.iter().map(|way| self.at(distances, *way).count());
+            let rounds = ways.iter().map(|way| of(way).count());
             writeln!(
                 f,
                 "\n{distances}\n{}; medians of {} rounds",
@@ -234,7 +220,7 @@ impl fmt::Display for Report {
             for way in &ways {
                 write!(f, "{:<14}", way.to_string())?;
                 for (_, decimals, figure) in &COLUMNS {
-                    let value = median(self.at(distances, *way).filter_map(figure));
+                    let value = median(of(way).filter_map(figure));
                     let text = value.map_or_else(|| "-".into(), |v| format!("{v:.decimals$}"));
                     write!(f, "{text:>14}")?;
                 }
@@ -272,10 +258,7 @@ impl Report {
         ways: &[Way],
     ) -> fmt::Result {
         let p50_ms = |way: &Way| {
-            median(
-                self.at(distances, *way)
-                    .map(|row| row.outcome.latency.p50_us / 1e3),
-            )
+            median(of_way(&self.rows, distances, *way).map(|row| row.outcome.latency.p50_us / 1e3))
         };
         let each: Vec<f64> = ways
             .iter()

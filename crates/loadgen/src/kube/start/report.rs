@@ -8,7 +8,7 @@ use super::run::{Phases, Way};
 use crate::kube::Result;
 use crate::kube::progress::Progress;
 use crate::members::report::Distances;
-use crate::paired::{Ratio, ratio};
+use crate::paired::{self, InTurn, Ratio, of_way, ratio};
 use crate::report::median;
 use crate::{Error, procfs};
 
@@ -22,6 +22,23 @@ pub(crate) struct Run {
     /// Whether another member leads at the end than at the beginning.
     pub(crate) leader_moved: bool,
     pub(crate) phases: Phases,
+}
+
+impl InTurn for Run {
+    type Way = Way;
+    type At = Distances;
+
+    fn way(&self) -> Way {
+        self.way
+    }
+
+    fn round(&self) -> usize {
+        self.round
+    }
+
+    fn at(&self) -> &Distances {
+        &self.distances
+    }
 }
 
 /// All runs.
@@ -113,7 +130,9 @@ impl StartReport {
             report: &'a StartReport,
             compared: Vec<Compared>,
         }
-        let compared = self.distances().into_iter().flat_map(|d| self.compared(d));
+        let compared = paired::conditions(&self.runs)
+            .into_iter()
+            .flat_map(|d| self.compared(d));
         let whole = Whole {
             report: self,
             compared: compared.collect(),
@@ -123,48 +142,16 @@ impl StartReport {
             .map_err(|error| Error::Argument(error.to_string()))
     }
 
-    /// In the order first measured.
-    fn distances(&self) -> Vec<&Distances> {
-        let mut all: Vec<&Distances> = Vec::new();
-        for run in &self.runs {
-            if !all.contains(&&run.distances) {
-                all.push(&run.distances);
-            }
-        }
-        all
-    }
-
-    fn at<'a>(&'a self, distances: &'a Distances, way: Way) -> impl Iterator<Item = &'a Run> {
-        self.runs
-            .iter()
-            .filter(move |run| run.way == way && run.distances == *distances)
-    }
-
-    fn ways(&self, distances: &Distances) -> Vec<Way> {
-        let mut all = Vec::new();
-        for run in self.runs.iter().filter(|run| run.distances == *distances) {
-            if !all.contains(&run.way) {
-                all.push(run.way);
-            }
-        }
-        all
-    }
-
     fn compared(&self, distances: &Distances) -> Vec<Compared> {
-        let ways = self.ways(distances);
+        let ways = paired::ways(&self.runs, distances);
         let Some((first, others)) = ways.split_first() else {
             return Vec::new();
         };
         let compare = |way: &Way| {
             let columns = COMPARED.iter().filter_map(|column| COLUMNS.get(*column));
             let faster = columns.map(|(head, figure)| {
-                let pairs: Vec<_> = self
-                    .at(distances, *way)
-                    .filter_map(|run| {
-                        let slow = self.at(distances, *first).find(|o| o.round == run.round)?;
-                        Some((figure(&slow.phases)?, figure(&run.phases)?))
-                    })
-                    .collect();
+                let figure = |run: &Run| figure(&run.phases);
+                let pairs = paired::pairs(&self.runs, distances, (*first, *way), figure);
                 (*head, ratio(&pairs))
             });
             Compared {
@@ -203,9 +190,10 @@ impl fmt::Display for StartReport {
             "{}; everything shares it; {} hollow nodes, {} installs at once. Load average before the first run: {load}.",
             self.machine, self.nodes, self.installs
         )?;
-        for distances in self.distances() {
-            let ways = self.ways(distances);
-            let rounds = ways.iter().map(|way| self.at(distances, *way).count());
+        for distances in paired::conditions(&self.runs) {
+            let ways = paired::ways(&self.runs, distances);
+            let of = |way: &Way| of_way(&self.runs, distances, *way);
+            let rounds = ways.iter().map(|way| of(way).count());
             writeln!(
                 f,
                 "\n{distances}; medians of {} rounds; seconds",
@@ -219,7 +207,7 @@ impl fmt::Display for StartReport {
             for way in &ways {
                 write!(f, "{:<8}", way.to_string())?;
                 for (_, figure) in &COLUMNS {
-                    let value = median(self.at(distances, *way).filter_map(|r| figure(&r.phases)));
+                    let value = median(of(way).filter_map(|r| figure(&r.phases)));
                     let text = value.map_or_else(|| "-".into(), |v| format!("{v:.2}"));
                     write!(f, "{text:>17}")?;
                 }
