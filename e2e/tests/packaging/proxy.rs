@@ -1,7 +1,6 @@
 //! The proxy's unit and static pod: valid, and with what they say it serves real etcds.
 
 use std::collections::BTreeSet;
-use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use serde_yaml_ng::Value;
 
 use crate::etcds::Etcds;
 use crate::rules::selectors;
-use crate::unit::{EXPOSURE_TENTHS, READY_TIMEOUT, allowed, settings, values, whole};
+use crate::unit::{EXPOSURE_TENTHS, READY_TIMEOUT, Service, allowed, settings, values};
 use crate::{repo, run};
 
 const UNIT: &str = "packaging/systemd/orlop-proxy.service";
@@ -90,38 +89,14 @@ async fn sandbox(dir: &Path) -> Result<()> {
     let names: BTreeSet<_> = environment.iter().map(|(name, _)| *name).collect();
     ensure(names.len() == 6, || format!("{names:?}"))?;
 
-    let trace = dir.join("trace");
-    let notify = dir.join("notify");
-    let manager = UnixDatagram::bind(&notify)?;
-    manager.set_read_timeout(Some(READY_TIMEOUT))?;
-    let mut command = Command::new("strace");
-    command
-        .args(["-D", "-f", "--signal=none", "-o"])
-        .arg(&trace)
-        .arg(Kind::Orlop.program()?)
-        .arg("proxy")
-        .env_clear()
-        .envs(environment)
-        .env("NOTIFY_SOCKET", &notify);
-    let mut process = Process::start("proxy", dir, &mut command)?;
-    let mut said = [0; 64];
-    let mut hear = |process: &mut Process, expected: &str| {
-        let Ok(len) = manager.recv(&mut said) else {
-            return fail(format!("no {expected}; the log ends:\n{}", process.tail()));
-        };
-        let said = String::from_utf8_lossy(&said[..len]).into_owned();
-        ensure(said == expected, || said)
-    };
-    hear(&mut process, "READY=1")?;
+    let service = Service::start(dir, "proxy", environment)?;
     let etcdctl = etcds.etcdctl(&format!("https://127.0.0.1:{port}"))?;
     etcdctl.ok(&["put", "key", "value"])?;
     let (status, _) = Client::plain(admin).page("/metrics").await?;
     ensure(status == 200, || format!("/metrics: {status}"))?;
-    let status = process.terminate(READY_TIMEOUT)?;
-    ensure(status.success(), || format!("{status}"))?;
-    hear(&mut process, "STOPPING=1")?;
+    let trace = service.stop()?;
     let needed = ["epoll_wait", "accept4", "connect"];
-    allowed(&whole(&trace, process.id())?, &settings, &needed)
+    allowed(&trace, &settings, &needed)
 }
 
 fn alerts() -> Result<Vec<Value>> {

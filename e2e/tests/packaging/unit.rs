@@ -1,8 +1,9 @@
 //! The systemd unit: valid, and its sandbox leaves orlop what it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -72,7 +73,6 @@ fn the_sandbox_leaves_what_orlop_needs() {
 fn sandbox(dir: &Path) -> Result<()> {
     let unit = unit()?;
     let settings = settings(&unit);
-    let trace = dir.join("trace");
     let (client, metrics) = (free_port()?, free_port()?);
     let local = |value: &str| {
         value
@@ -98,29 +98,7 @@ fn sandbox(dir: &Path) -> Result<()> {
         .map(|(name, value)| (name, local(value)))
         .collect();
 
-    let notify = dir.join("notify");
-    let manager = UnixDatagram::bind(&notify)?;
-    manager.set_read_timeout(Some(READY_TIMEOUT))?;
-    let mut command = Command::new("strace");
-    command
-        // -D: the process is orlop itself, and strace looks on from aside.
-        .args(["-D", "-f", "--signal=none", "-o"])
-        .arg(&trace)
-        .arg(Kind::Orlop.program()?)
-        .arg("serve")
-        .env_clear()
-        .envs(environment)
-        .env("NOTIFY_SOCKET", &notify);
-    let mut process = Process::start("orlop", dir, &mut command)?;
-    let mut said = [0; 64];
-    let mut hear = |process: &mut Process, expected: &str| {
-        let Ok(len) = manager.recv(&mut said) else {
-            return fail(format!("no {expected}; the log ends:\n{}", process.tail()));
-        };
-        let said = String::from_utf8_lossy(&said[..len]).into_owned();
-        ensure(said == expected, || said)
-    };
-    hear(&mut process, "READY=1")?;
+    let service = Service::start(dir, "serve", environment)?;
     let etcdctl = Etcdctl::new(&format!("http://127.0.0.1:{client}"), None)?;
     etcdctl.ok(&["put", "key", "value"])?;
     etcdctl.ok(&["compaction", "2"])?;
@@ -129,15 +107,73 @@ fn sandbox(dir: &Path) -> Result<()> {
     ensure(dir.join("state/data/format").is_file(), || {
         "no data where the unit says".into()
     })?;
-    let status = process.terminate(READY_TIMEOUT)?;
-    ensure(status.success(), || format!("{status}"))?;
-    hear(&mut process, "STOPPING=1")?;
+    let trace = service.stop()?;
     let needed = ["fdatasync", "epoll_wait", "accept4"];
-    allowed(&whole(&trace, process.id())?, &settings, &needed)
+    allowed(&trace, &settings, &needed)
+}
+
+/// A subcommand of orlop as a unit of systemd starts it, which hears what it says; strace notes
+/// its system calls.
+pub(crate) struct Service {
+    process: Process,
+    manager: UnixDatagram,
+    trace: PathBuf,
+}
+
+impl Service {
+    /// Starts it with nothing but `environment`, and waits until it says that it is ready.
+    pub(crate) fn start<N, V>(
+        dir: &Path,
+        subcommand: &str,
+        environment: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Self>
+    where
+        N: AsRef<OsStr>,
+        V: AsRef<OsStr>,
+    {
+        let (notify, trace) = (dir.join("notify"), dir.join("trace"));
+        let manager = UnixDatagram::bind(&notify)?;
+        manager.set_read_timeout(Some(READY_TIMEOUT))?;
+        let mut command = Command::new("strace");
+        command
+            // -D: the process is orlop itself, and strace looks on from aside.
+            .args(["-D", "-f", "--signal=none", "-o"])
+            .arg(&trace)
+            .arg(Kind::Orlop.program()?)
+            .arg(subcommand)
+            .env_clear()
+            .envs(environment)
+            .env("NOTIFY_SOCKET", &notify);
+        let mut service = Service {
+            process: Process::start("orlop", dir, &mut command)?,
+            manager,
+            trace,
+        };
+        service.hear("READY=1")?;
+        Ok(service)
+    }
+
+    fn hear(&mut self, expected: &str) -> Result<()> {
+        let mut said = [0; 64];
+        let Ok(len) = self.manager.recv(&mut said) else {
+            let tail = self.process.tail();
+            return fail(format!("no {expected}; the log ends:\n{tail}"));
+        };
+        let said = String::from_utf8_lossy(&said[..len]).into_owned();
+        ensure(said == expected, || said)
+    }
+
+    /// Ends it as systemd does; what strace noted.
+    pub(crate) fn stop(mut self) -> Result<String> {
+        let status = self.process.terminate(READY_TIMEOUT)?;
+        ensure(status.success(), || format!("{status}"))?;
+        self.hear("STOPPING=1")?;
+        whole(&self.trace, self.process.id())
+    }
 }
 
 /// The trace, once it tells of the end of the process.
-pub(crate) fn whole(trace: &Path, id: u32) -> Result<String> {
+fn whole(trace: &Path, id: u32) -> Result<String> {
     let ends = |line: &str| {
         let words: Vec<_> = line.split_whitespace().collect();
         words.starts_with(&[&id.to_string(), "+++", "exited"])
