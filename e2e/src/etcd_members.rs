@@ -1,35 +1,34 @@
 //! A cluster of real etcds with TLS, whose members are killed, stopped, cut off, added, removed
 //! and given other certificates.
 //!
-//! Members speak to each other by relays, one in front of each peer port. A relay reads who
-//! calls (etcd says so in the head of each request), so that one member can be cut off from the
-//! others in both directions, and from nobody else.
+//! Members speak to each other straight, or by relays, one in front of each peer port. A relay
+//! reads who calls (etcd says so in the head of each request), so that one member can be cut off
+//! from the others in both directions, and from nobody else. Relays run on the test's own runtime:
+//! a test that blocks it starts members without.
 
+mod relay;
+
+use crate::kube::etcdctl::Etcdctl;
 use crate::kube::pki::{Authority, Pair};
 use crate::kube::proc::{Process, free_port};
-use crate::kube::store::without_own_variables;
+use crate::kube::store::{Tls, without_own_variables};
 use crate::kube::{Error, Result, binaries, ensure, fail};
 use etcd_api::etcdserverpb as pb;
 use pb::cluster_client::ClusterClient;
 use pb::maintenance_client::MaintenanceClient;
+use relay::Relay;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Display;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 /// Longest wait for a member to answer, or for a leader.
 const READY: Duration = Duration::from_secs(30);
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// The head of a request between members is some hundred bytes.
-const MAX_HEAD_BYTES: usize = 16 << 10;
 
 /// Another crate's error, as this one's.
 pub fn told(error: impl Display) -> Error {
@@ -43,10 +42,20 @@ pub struct Member {
     pub name: String,
     /// Its id.
     pub id: u64,
+    /// Port of its plain pages.
+    pub metrics_port: u16,
     port: u16,
     peer_port: u16,
-    relay: Relay,
+    /// What stands before its peer port, if anything does.
+    relay: Option<Relay>,
     process: Option<Process>,
+}
+
+/// How members reach each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Peers {
+    Straight,
+    ByRelays,
 }
 
 /// The cluster. Dropping it ends its processes.
@@ -56,33 +65,51 @@ pub struct EtcdMembers {
     program: PathBuf,
     /// Who signs certificates now.
     pub authority: Authority,
+    server: Pair,
     /// What a client shows; its files may be replaced.
     pub client: Pair,
     /// Whom a client trusts; the file may be replaced.
     pub ca: PathBuf,
     /// The members that there are.
     pub members: Vec<Member>,
+    peers: Peers,
     cut: watch::Sender<Option<u64>>,
     made: usize,
 }
 
 impl EtcdMembers {
-    /// `n` etcds of one of the pinned sets, ready, with a leader.
+    /// `n` etcds of one of the pinned sets, ready, with a leader; each can be [cut
+    /// off](Self::cut_off).
     ///
     /// # Errors
     /// If they cannot be started.
     pub async fn start(set: &str, n: usize, dir: &Path) -> Result<Self> {
+        Self::start_with(set, n, dir, Peers::ByRelays).await
+    }
+
+    /// The same without relays: none can be cut off, and they go on while the test blocks its
+    /// runtime.
+    ///
+    /// # Errors
+    /// If they cannot be started.
+    pub async fn start_straight(set: &str, n: usize, dir: &Path) -> Result<Self> {
+        Self::start_with(set, n, dir, Peers::Straight).await
+    }
+
+    async fn start_with(set: &str, n: usize, dir: &Path, peers: Peers) -> Result<Self> {
         let authority = Authority::new(dir, "first")?;
-        let client = authority.sign("client")?;
+        let (server, client) = (authority.sign("server")?, authority.sign("client")?);
         let ca = dir.join("ca.crt");
         fs::copy(&authority.cert, &ca)?;
         let mut cluster = EtcdMembers {
             dir: dir.to_owned(),
             program: binaries(set)?.join("etcd"),
             authority,
+            server,
             client,
             ca,
             members: Vec::new(),
+            peers,
             cut: watch::channel(None).0,
             made: 0,
         };
@@ -96,8 +123,7 @@ impl EtcdMembers {
         }
         for at in 0..n {
             let id = cluster.until_answers(at).await?;
-            cluster.members[at].id = id;
-            cluster.members[at].relay.own.send_replace(id);
+            cluster.members[at].is_known(id);
         }
         cluster.leader().await?;
         Ok(cluster)
@@ -108,10 +134,17 @@ impl EtcdMembers {
         self.made += 1;
         self.authority.sign(&name)?;
         let peer_port = free_port()?;
+        let relay = match self.peers {
+            Peers::Straight => None,
+            Peers::ByRelays => {
+                Some(Relay::start(free_port()?, peer_port, self.cut.subscribe()).await?)
+            }
+        };
         Ok(Member {
-            relay: Relay::start(free_port()?, peer_port, self.cut.subscribe()).await?,
+            relay,
             name,
             id: 0,
+            metrics_port: free_port()?,
             port: free_port()?,
             peer_port,
             process: None,
@@ -135,6 +168,10 @@ impl EtcdMembers {
             format!("--data-dir={}", file(format!("{name}-data"))),
             format!("--listen-client-urls={url}"),
             format!("--advertise-client-urls={url}"),
+            format!(
+                "--listen-metrics-urls=http://127.0.0.1:{}",
+                member.metrics_port
+            ),
             format!("--listen-peer-urls=http://127.0.0.1:{}", member.peer_port),
             format!("--initial-advertise-peer-urls={}", member.peer_url()),
             format!("--initial-cluster={initial}"),
@@ -205,11 +242,19 @@ impl EtcdMembers {
     /// # Errors
     /// If none leads for long.
     pub async fn leader(&self) -> Result<usize> {
+        self.leader_but(None).await
+    }
+
+    /// The same, and another than `not`, which is not asked.
+    ///
+    /// # Errors
+    /// If none leads for long.
+    pub async fn leader_but(&self, not: Option<usize>) -> Result<usize> {
         let began = Instant::now();
         loop {
             let mut found = None;
             for at in 0..self.members.len() {
-                if self.members[at].process.is_none() {
+                if self.members[at].process.is_none() || Some(at) == not {
                     continue;
                 }
                 if let Ok(Ok(status)) =
@@ -232,6 +277,24 @@ impl EtcdMembers {
     pub fn urls(&self) -> String {
         let all: Vec<_> = self.members.iter().map(Member::url).collect();
         all.join(",")
+    }
+
+    /// TLS files of clients, and of a server that stands in for a member.
+    #[must_use]
+    pub fn tls(&self) -> Tls {
+        Tls {
+            server: self.server.clone(),
+            ca: self.ca.clone(),
+            client: Some(self.client.clone()),
+        }
+    }
+
+    /// etcdctl for these URLs.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn etcdctl(&self, urls: &str) -> Result<Etcdctl> {
+        Etcdctl::new(urls, Some(&self.tls()))
     }
 
     /// kill -9.
@@ -288,7 +351,8 @@ impl EtcdMembers {
         }
     }
 
-    /// Cuts a member off from its peers, and from nobody else; `None` heals that.
+    /// Cuts a member off from its peers, and from nobody else; `None` heals that. Without relays
+    /// it does nothing.
     pub fn cut_off(&self, at: Option<usize>) {
         self.cut.send_replace(at.map(|at| self.members[at].id));
     }
@@ -326,8 +390,7 @@ impl EtcdMembers {
                 Err(status) => until_connected(&status, began).await?,
             }
         };
-        member.id = added.member.map_or(0, |member| member.id);
-        member.relay.own.send_replace(member.id);
+        member.is_known(added.member.map_or(0, |member| member.id));
         self.members.push(member);
         let at = self.members.len() - 1;
         let all = self.initial();
@@ -423,81 +486,15 @@ impl Member {
     }
 
     fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.relay.port)
+        let port = self.relay.as_ref().map_or(self.peer_port, |r| r.port);
+        format!("http://127.0.0.1:{port}")
     }
-}
 
-/// What stands before a peer port.
-#[derive(Debug)]
-struct Relay {
-    port: u16,
-    /// Whose port that is; 0 before it is known.
-    own: watch::Sender<u64>,
-    accepting: JoinHandle<()>,
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-impl Relay {
-    async fn start(port: u16, to: u16, cut: watch::Receiver<Option<u64>>) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
-        let (own, id) = watch::channel(0);
-        let accepting = tokio::spawn(async move {
-            while let Ok((from, _)) = listener.accept().await {
-                let (id, cut) = (id.clone(), cut.clone());
-                // A connection that fails is made again by who wanted it.
-                tokio::spawn(async move { relay(from, to, &id, cut).await.ok() });
-            }
-        });
-        Ok(Relay {
-            port,
-            own,
-            accepting,
-        })
-    }
-}
-
-/// Relays one connection, until one of its ends is cut off.
-async fn relay(
-    mut from: TcpStream,
-    to: u16,
-    own: &watch::Receiver<u64>,
-    mut cut: watch::Receiver<Option<u64>>,
-) -> std::io::Result<()> {
-    let mut head = Vec::new();
-    while !head.windows(4).any(|four| four == b"\r\n\r\n") && head.len() < MAX_HEAD_BYTES {
-        if from.read_buf(&mut head).await? == 0 {
-            return Ok(());
+    /// Its id is known now.
+    fn is_known(&mut self, id: u64) {
+        self.id = id;
+        if let Some(relay) = &self.relay {
+            relay.own.send_replace(id);
         }
     }
-    let caller = caller_of(&head);
-    let (mut own, mut ended) = (own.clone(), own.clone());
-    let is_cut =
-        |cut: &Option<u64>, own: u64| cut.is_some() && (*cut == Some(own) || *cut == caller);
-    if is_cut(&cut.borrow_and_update(), *own.borrow_and_update()) {
-        return Ok(());
-    }
-    let mut target = TcpStream::connect((Ipv4Addr::LOCALHOST, to)).await?;
-    target.write_all(&head).await?;
-    tokio::select! {
-        done = copy_bidirectional(&mut from, &mut target) => done.map(drop),
-        _ = cut.wait_for(|cut| is_cut(cut, *own.borrow())) => Ok(()),
-        // The relay's end is its connections' end.
-        () = async { while ended.changed().await.is_ok() {} } => Ok(()),
-    }
-}
-
-/// The id in etcd's header.
-fn caller_of(head: &[u8]) -> Option<u64> {
-    let text = String::from_utf8_lossy(head);
-    let line = text.lines().find_map(|line| {
-        line.to_ascii_lowercase()
-            .strip_prefix("x-server-from:")
-            .map(str::to_owned)
-    })?;
-    u64::from_str_radix(line.trim(), 16).ok()
 }

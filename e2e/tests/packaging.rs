@@ -8,9 +8,6 @@
 mod dashboards;
 #[path = "packaging/dist.rs"]
 mod dist;
-#[path = "proxy/etcds.rs"]
-#[allow(dead_code, reason = "the proxy's tests use the rest")]
-mod etcds;
 #[path = "packaging/proxy.rs"]
 mod proxy;
 #[path = "packaging/rules.rs"]

@@ -4,9 +4,6 @@
 //! `ORLOP_PROXY_ROUNDS=200` makes so many leader changes; `ORLOP_PROXY_ETCD=etcd-3.5` takes
 //! another set of `e2e/build-bins`.
 
-#[path = "proxy/etcds.rs"]
-#[allow(dead_code, reason = "tests of dashboards use the rest")]
-mod etcds;
 #[path = "proxy/failed_calls.rs"]
 mod failed_calls;
 
@@ -18,13 +15,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use e2e::env;
+use e2e::etcd_members::{EtcdMembers, told};
 use e2e::kube::http::Client;
 use e2e::kube::proc::{Process, conclude, free_port};
 use e2e::kube::store::{Kind, Tls};
 use e2e::kube::{Result, ensure, fail};
 use etcd_api::etcdserverpb as pb;
-use etcds::{Etcds, text};
-use rustix::process::Signal;
 use serde_json::Value;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -106,7 +102,7 @@ impl Proxy {
 
 async fn status(admin: u16) -> Result<Value> {
     let (_, page) = Client::plain(admin).page("/v1/status").await?;
-    serde_json::from_str(&page).map_err(text)
+    serde_json::from_str(&page).map_err(told)
 }
 
 /// A client's endpoint at the proxy.
@@ -120,7 +116,7 @@ fn endpoint(url: &str, tls: &Tls) -> Result<Endpoint> {
     Endpoint::from_shared(url.to_owned())
         .and_then(|endpoint| endpoint.tls_config(config))
         .map(|endpoint| endpoint.connect_timeout(CONNECT_TIMEOUT))
-        .map_err(text)
+        .map_err(told)
 }
 
 /// What clients have seen.
@@ -314,15 +310,15 @@ async fn clients_follow_the_leader_through_kills_moves_and_stops() {
 async fn follow(dir: &Path) -> Result<()> {
     let rounds = env::number("ORLOP_PROXY_ROUNDS")?.unwrap_or(ROUNDS);
     let set = std::env::var("ORLOP_PROXY_ETCD").unwrap_or_else(|_| "etcd".to_owned());
-    let mut etcds = Etcds::start(dir, &set).await?;
+    let mut etcds = EtcdMembers::start_straight(&set, 3, dir).await?;
     let gap = std::env::var("ORLOP_PROXY_GAP_MS").map(|ms| format!("--handover-gap-ms={ms}"));
     let flags: Vec<&str> = gap.iter().map(String::as_str).collect();
-    let mut proxy = Proxy::start(dir, &etcds.urls(), etcds.tls(), &flags).await?;
+    let mut proxy = Proxy::start(dir, &etcds.urls(), &etcds.tls(), &flags).await?;
     let w = Arc::new(Watching {
         stop: AtomicBool::new(false),
         seen: Mutex::default(),
     });
-    let endpoint = endpoint(&proxy.url(), etcds.tls())?;
+    let endpoint = endpoint(&proxy.url(), &etcds.tls())?;
     let tasks = [
         tokio::spawn(connects(endpoint.clone(), Arc::clone(&w))),
         tokio::spawn(writes(endpoint.connect_lazy(), Arc::clone(&w))),
@@ -331,29 +327,29 @@ async fn follow(dir: &Path) -> Result<()> {
     ];
     let mut failed_calls: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for round in 0..rounds {
-        let leader = etcds.until_led().await?;
-        until_all_are_at(&proxy, &etcds.url(leader)).await?;
+        let leader = etcds.leader().await?;
+        until_all_are_at(&proxy, &etcds.members[leader].url()).await?;
         let before = w.see(|seen| seen.failed_calls.len());
         let (how, next) = match round % 3 {
             0 => {
-                let to = (leader + 1) % etcds.len();
-                etcds.move_leader(leader, to)?;
-                ("moved", etcds.until_led_by_other(Some(leader)).await?)
+                let to = (leader + 1) % etcds.members.len();
+                etcds.move_leader(to).await?;
+                ("moved", etcds.leader_but(Some(leader)).await?)
             }
             1 => {
                 etcds.kill(leader);
-                ("killed", etcds.until_led_by_other(Some(leader)).await?)
+                ("killed", etcds.leader_but(Some(leader)).await?)
             }
             _ => {
-                etcds.signal(leader, Signal::STOP)?;
-                ("stopped", etcds.until_led_by_other(Some(leader)).await?)
+                etcds.pause(leader)?;
+                ("stopped", etcds.leader_but(Some(leader)).await?)
             }
         };
-        until_all_are_at(&proxy, &etcds.url(next)).await?;
+        until_all_are_at(&proxy, &etcds.members[next].url()).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
         match how {
             "killed" => etcds.start_again(leader).await?,
-            "stopped" => etcds.signal(leader, Signal::CONT)?,
+            "stopped" => etcds.resume(leader)?,
             _ => {}
         }
         let failed = w.see(|seen| seen.failed_calls.len()) - before;
@@ -364,7 +360,7 @@ async fn follow(dir: &Path) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     w.stop.store(true, Ordering::SeqCst);
     for task in tasks {
-        task.await.map_err(text)?;
+        task.await.map_err(told)?;
     }
     let ends = status(proxy.admin).await?["connections"].clone();
     let seen = w.see(std::mem::take);
@@ -402,7 +398,7 @@ fn tally(texts: &[String]) -> BTreeMap<&str, usize> {
 }
 
 /// Everything that was acknowledged is there, and was watched, byte for byte.
-fn compare(etcds: &Etcds, seen: &Seen) -> Result<()> {
+fn compare(etcds: &EtcdMembers, seen: &Seen) -> Result<()> {
     ensure(!seen.written.is_empty(), || {
         "nothing was written".to_owned()
     })?;
@@ -447,16 +443,16 @@ async fn etcdctl_goes_through_and_the_status_says_who_leads() {
 }
 
 async fn ordinary(dir: &Path) -> Result<()> {
-    let etcds = Etcds::start(dir, "etcd").await?;
+    let etcds = EtcdMembers::start_straight("etcd", 3, dir).await?;
     // One endpoint is enough: the others are found.
-    let proxy = Proxy::start(dir, &etcds.url(0), etcds.tls(), &[]).await?;
-    let leader = etcds.until_led().await?;
+    let proxy = Proxy::start(dir, &etcds.members[0].url(), &etcds.tls(), &[]).await?;
+    let leader = etcds.leader().await?;
     let etcdctl = etcds.etcdctl(&proxy.url())?;
     etcdctl.ok(&["put", "key", "value"])?;
     let got = etcdctl.ok(&["get", "key", "--print-value-only"])?;
     ensure(got == "value\n", || got.clone())?;
     // Without a client certificate it is the member that refuses.
-    let mut nobody = etcds.tls().clone();
+    let mut nobody = etcds.tls();
     nobody.client = None;
     let refused = e2e::kube::etcdctl::Etcdctl::new(&proxy.url(), Some(&nobody))?.run(&[
         "get",
@@ -471,11 +467,11 @@ async fn ordinary(dir: &Path) -> Result<()> {
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     let line = shown
         .lines()
-        .find(|line| line.contains(&etcds.url(leader)) && line.contains("leader"));
+        .find(|line| line.contains(&etcds.members[leader].url()) && line.contains("leader"));
     ensure(line.is_some(), || shown.clone())?;
     ensure(shown.matches("follower").count() == 2, || shown.clone())?;
     let metrics = Client::plain(proxy.admin).page("/metrics").await?.1;
-    let leads = format!("endpoint=\"{}\"}} 1", etcds.url(leader));
+    let leads = format!("endpoint=\"{}\"}} 1", etcds.members[leader].url());
     let says = |line: &str| line.starts_with("orlop_proxy_member_leads") && line.ends_with(&leads);
     ensure(metrics.lines().any(says), || metrics.clone())
 }

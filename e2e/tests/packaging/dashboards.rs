@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use e2e::etcd_members::{EtcdMembers, told};
 use e2e::kube::http::Client;
 use e2e::kube::metrics::Metrics;
 use e2e::kube::proc::{Process, conclude, free_port};
@@ -12,7 +13,6 @@ use e2e::kube::store::{Kind, Store};
 use e2e::kube::{Result, ensure};
 use serde_json::Value;
 
-use crate::etcds::{Etcds, text};
 use crate::repo;
 use crate::rules::selectors;
 
@@ -21,7 +21,7 @@ const MEMBERS: &str = "packaging/grafana/etcd-members.json";
 
 fn board(path: &str) -> Result<Value> {
     let file = std::fs::read_to_string(repo(path))?;
-    serde_json::from_str(&file).map_err(text)
+    serde_json::from_str(&file).map_err(told)
 }
 
 fn panels(board: &Value) -> Vec<&Value> {
@@ -110,7 +110,7 @@ async fn each_series_of_the_members_dashboard_exists() {
 }
 
 async fn of_members(dir: &Path) -> Result<()> {
-    let etcds = Etcds::start(dir, "etcd").await?;
+    let etcds = EtcdMembers::start_straight("etcd", 3, dir).await?;
     let (port, admin) = (free_port()?, free_port()?);
     let tls = etcds.tls();
     let client = tls
@@ -140,7 +140,7 @@ async fn of_members(dir: &Path) -> Result<()> {
     let began = Instant::now();
     loop {
         let mut pages = Vec::new();
-        let members = (0..etcds.len()).map(|nth| etcds.metrics_port(nth));
+        let members = etcds.members.iter().map(|member| member.metrics_port);
         for port in members.chain([admin]) {
             let (_, page) = Client::plain(port).page("/metrics").await?;
             pages.push(Metrics::new(page));

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use e2e::etcd_members::EtcdMembers;
 use e2e::kube::http::Client;
 use e2e::kube::metrics::Metrics;
 use e2e::kube::proc::{Process, conclude, free_port};
@@ -13,7 +14,6 @@ use e2e::kube::{Result, ensure, fail};
 use e2e::static_pod::read;
 use serde_yaml_ng::Value;
 
-use crate::etcds::Etcds;
 use crate::rules::selectors;
 use crate::unit::{EXPOSURE_TENTHS, READY_TIMEOUT, Service, allowed, settings, values};
 use crate::{repo, run};
@@ -63,7 +63,7 @@ async fn sandbox(dir: &Path) -> Result<()> {
     ensure(start == ["/usr/local/bin/orlop proxy"], || {
         format!("{start:?}")
     })?;
-    let etcds = Etcds::start(dir, "etcd").await?;
+    let etcds = EtcdMembers::start_straight("etcd", 3, dir).await?;
     let (port, admin) = (free_port()?, free_port()?);
     let file = std::fs::read_to_string(repo("packaging/systemd/proxy.env"))?;
     let file = file
@@ -149,7 +149,7 @@ async fn static_pod(dir: &Path) -> Result<()> {
         container["image"] == server["spec"]["containers"][0]["image"],
         || "another image".into(),
     )?;
-    let etcds = Etcds::start(dir, "etcd").await?;
+    let etcds = EtcdMembers::start_straight("etcd", 3, dir).await?;
     let tls = etcds.tls();
     let Some(client) = &tls.client else {
         return fail("no client certificate");

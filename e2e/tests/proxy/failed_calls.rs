@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use e2e::etcd_members::{EtcdMembers, told};
 use e2e::kube::api::Api;
 use e2e::kube::control_plane::ControlPlane;
 use e2e::kube::proc::conclude;
@@ -16,7 +17,6 @@ use e2e::kube::{Result, ensure};
 use etcd_api::etcdserverpb as pb;
 use serde_json::json;
 
-use super::etcds::{Etcds, text};
 use super::{Proxy, endpoint, status, until_all_are_at};
 
 /// Leader changes for each row.
@@ -81,22 +81,28 @@ impl Calls {
 }
 
 /// Moves the lead so often; how long the handovers took.
-async fn moves(etcds: &Etcds, proxy: &Proxy) -> Result<Duration> {
+async fn moves(etcds: &EtcdMembers, proxy: &Proxy) -> Result<Duration> {
     let mut took = Duration::ZERO;
     for _ in 0..MOVES {
-        let leader = etcds.until_led().await?;
-        let to = (leader + 1) % etcds.len();
-        etcds.move_leader(leader, to)?;
-        let next = etcds.until_led_by_other(Some(leader)).await?;
+        let leader = etcds.leader().await?;
+        let to = (leader + 1) % etcds.members.len();
+        etcds.move_leader(to).await?;
+        let next = etcds.leader_but(Some(leader)).await?;
         let began = Instant::now();
-        until_all_are_at(proxy, &etcds.url(next)).await?;
+        until_all_are_at(proxy, &etcds.members[next].url()).await?;
         took = took.max(began.elapsed());
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     Ok(took)
 }
 
-async fn row(name: &str, gap: &str, calls: &Calls, etcds: &Etcds, proxy: &Proxy) -> Result<()> {
+async fn row(
+    name: &str,
+    gap: &str,
+    calls: &Calls,
+    etcds: &EtcdMembers,
+    proxy: &Proxy,
+) -> Result<()> {
     let ends = |status: serde_json::Value| status["connections"]["ended"].clone();
     let before = ends(status(proxy.admin).await?);
     let [done, failed, not_sent] = calls.read();
@@ -125,18 +131,18 @@ async fn failed_calls_of_a_load_by_gap() {
 }
 
 async fn of_load(dir: &Path) -> Result<()> {
-    let etcds = Etcds::start(dir, "etcd").await?;
+    let etcds = EtcdMembers::start_straight("etcd", 3, dir).await?;
     println!(
         "| load | gap ms | calls | failed a change | of these not sent | ends in a gap | at the limit | longest ms |"
     );
     for gap in gaps() {
         let flag = format!("--handover-gap-ms={gap}");
-        let proxy = Proxy::start(dir, &etcds.urls(), etcds.tls(), &[&flag]).await?;
+        let proxy = Proxy::start(dir, &etcds.urls(), &etcds.tls(), &[&flag]).await?;
         for load in &LOADS {
             let calls = Arc::new(Calls::default());
             let mut tasks = Vec::new();
             for connection in 0..load.connections {
-                let channel = endpoint(&proxy.url(), etcds.tls())?.connect_lazy();
+                let channel = endpoint(&proxy.url(), &etcds.tls())?.connect_lazy();
                 for nth in 0..load.in_flight {
                     let mut client = pb::kv_client::KvClient::new(channel.clone());
                     let (calls, pause) = (Arc::clone(&calls), load.pause);
@@ -165,7 +171,7 @@ async fn of_load(dir: &Path) -> Result<()> {
             row(load.name, &gap, &calls, &etcds, &proxy).await?;
             calls.stop.store(true, Ordering::SeqCst);
             for task in tasks {
-                task.await.map_err(text)?;
+                task.await.map_err(told)?;
             }
         }
     }
@@ -181,10 +187,10 @@ async fn failed_calls_of_an_apiserver_by_gap() {
 }
 
 async fn of_apiserver(dir: &Path) -> Result<()> {
-    let etcds = Etcds::start(dir, "etcd").await?;
+    let etcds = EtcdMembers::start_straight("etcd", 3, dir).await?;
     // A store of this address, in whose place the proxy listens.
     let setup = Setup::new(Kind::Orlop, Kind::Orlop.program()?);
-    let mut store = Store::start_as(setup, "stand-in", dir, Some(etcds.tls().clone())).await?;
+    let mut store = Store::start_as(setup, "stand-in", dir, Some(etcds.tls())).await?;
     store.stop()?;
     let port = store
         .url()
@@ -199,7 +205,7 @@ async fn of_apiserver(dir: &Path) -> Result<()> {
     );
     for gap in gaps() {
         let flag = format!("--handover-gap-ms={gap}");
-        let proxy = Proxy::start_at(dir, port, &etcds.urls(), etcds.tls(), &[&flag]).await?;
+        let proxy = Proxy::start_at(dir, port, &etcds.urls(), &etcds.tls(), &[&flag]).await?;
         if plane.is_none() {
             let mut new = ControlPlane::start(dir, "kube-1.37", &store, &[]).await?;
             new.start_component("kube-controller-manager", "kube-controller-manager")?;
@@ -231,7 +237,7 @@ async fn of_apiserver(dir: &Path) -> Result<()> {
         );
         calls.stop.store(true, Ordering::SeqCst);
         for task in tasks {
-            task.await.map_err(text)?;
+            task.await.map_err(told)?;
         }
     }
     Ok(())
