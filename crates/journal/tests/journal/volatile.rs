@@ -485,24 +485,29 @@ impl Life {
     fn commit(&mut self, journal: &mut Journal, writer: &VolatileWriter) -> bool {
         let records = self.known.lock().unwrap().records(&mut self.random);
         let known = self.known.clone();
-        let after = known.lock().unwrap().seen.len();
+        let revision = || known.lock().unwrap().state.revision;
         self.meanwhile(writer);
-        let published = std::cell::Cell::new((0, 0));
-        let result: Result<(CommitInfo, ()), _> = journal.commit(
-            &records,
-            || known.lock().unwrap().state.revision,
-            || {
+        // As `Journal::commit` does it, step by step: to begin a segment the first step may sync,
+        // and what becomes visible in that sync is before its frame.
+        let commit = |journal: &mut Journal| -> Result<_, CommitError> {
+            let appended = journal.append(&records, revision)?;
+            let after = known.lock().unwrap().seen.len();
+            journal.settle()?;
+            let ordered = journal.order(appended, revision);
+            let ordered = ordered.map_err(|not_ordered| *not_ordered.reason)?;
+            let (info, published) = ordered.release(|| {
                 let mut known = known.lock().unwrap();
                 let from = known.seen.len();
                 known.publish(&records, after, true, 0, from > after);
-                published.set((from, known.seen.len()));
-            },
-        );
+                from..known.seen.len()
+            });
+            Ok((info, published))
+        };
+        let result: Result<(CommitInfo, _), _> = commit(journal);
         self.fs.during_next_sync(|| {});
         match result {
-            Ok((info, ())) => {
-                let (from, to) = published.get();
-                for seen in &mut self.known().seen[from..to] {
+            Ok((info, published)) => {
+                for seen in &mut self.known().seen[published] {
                     seen.lsn = info.position.lsn();
                     seen.stamped &= info.stamped || !self.tight;
                 }
