@@ -16,6 +16,7 @@ use crate::kube::{Error, Result, binaries, ensure, fail};
 use etcd_api::etcdserverpb as pb;
 use pb::cluster_client::ClusterClient;
 use pb::maintenance_client::MaintenanceClient;
+use playground::members::MemberPlace;
 use relay::Relay;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Display;
@@ -163,18 +164,17 @@ impl EtcdMembers {
         let (url, name) = (member.url(), &member.name);
         let mut command = Command::new(&self.program);
         without_own_variables(&mut command);
-        command.args([
-            format!("--name={name}"),
-            format!("--data-dir={}", file(format!("{name}-data"))),
-            format!("--listen-client-urls={url}"),
-            format!("--advertise-client-urls={url}"),
-            format!(
-                "--listen-metrics-urls=http://127.0.0.1:{}",
-                member.metrics_port
-            ),
-            format!("--listen-peer-urls=http://127.0.0.1:{}", member.peer_port),
-            format!("--initial-advertise-peer-urls={}", member.peer_url()),
-            format!("--initial-cluster={initial}"),
+        let place = MemberPlace {
+            name,
+            data_dir: &self.dir.join(format!("{name}-data")),
+            listen_client_url: &url,
+            advertise_client_url: &url,
+            metrics_port: member.metrics_port,
+            listen_peer_url: &format!("http://127.0.0.1:{}", member.peer_port),
+            advertise_peer_url: &member.peer_url(),
+            initial_cluster: initial,
+        };
+        command.args(place.flags()).args([
             format!("--initial-cluster-state={state}"),
             format!("--cert-file={}", file(format!("{name}.crt"))),
             format!("--key-file={}", file(format!("{name}.key"))),
@@ -376,10 +376,22 @@ impl EtcdMembers {
     /// # Errors
     /// If it is not taken, or does not answer.
     pub async fn add(&mut self) -> Result<usize> {
+        self.add_as(false).await
+    }
+
+    /// Adds a learner, which has no vote, and starts it; its number.
+    ///
+    /// # Errors
+    /// If it is not taken, or does not answer.
+    pub async fn add_learner(&mut self) -> Result<usize> {
+        self.add_as(true).await
+    }
+
+    async fn add_as(&mut self, is_learner: bool) -> Result<usize> {
         let mut member = self.make().await?;
         let request = pb::MemberAddRequest {
             peer_ur_ls: vec![member.peer_url()],
-            is_learner: false,
+            is_learner,
         };
         let began = Instant::now();
         let added = loop {
@@ -397,6 +409,28 @@ impl EtcdMembers {
         self.spawn(at, &all, "existing")?;
         self.until_answers(at).await?;
         Ok(at)
+    }
+
+    /// Gives a learner its vote.
+    ///
+    /// # Errors
+    /// If it is not promoted for long.
+    pub async fn promote(&self, at: usize) -> Result<()> {
+        let id = self.members[at].id;
+        let began = Instant::now();
+        loop {
+            let leader = self.leader().await?;
+            let mut client = ClusterClient::new(self.connect(leader).await?);
+            let promoted = client.member_promote(pb::MemberPromoteRequest { id }).await;
+            match promoted {
+                Ok(_) => return Ok(()),
+                // It has not caught up yet.
+                Err(_) if began.elapsed() < READY => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(status) => return Err(told(status)),
+            }
+        }
     }
 
     /// Removes a member, and ends its process.

@@ -6,6 +6,8 @@
 
 #[path = "proxy/failed_calls.rs"]
 mod failed_calls;
+#[path = "proxy/write_gaps.rs"]
+mod write_gaps;
 
 use std::collections::BTreeMap;
 use std::path::Path;

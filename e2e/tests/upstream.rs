@@ -327,12 +327,15 @@ async fn serializable_reads_and_watches_go_by_their_routes() {
 }
 
 async fn routes(dir: &Path) -> Result<()> {
-    let cluster = EtcdMembers::start("etcd", 3, dir).await?;
+    let mut cluster = EtcdMembers::start("etcd", 3, dir).await?;
     let spread = Routes {
         serializable: Policy::Spread,
         watches: Policy::Nearest,
     };
-    let client = Client::new(&settings(&cluster)?, spread).map_err(told)?;
+    let mut settings = settings(&cluster)?;
+    // Who joins without a vote is told by nobody but the list.
+    settings.timing.list_interval = SEEN;
+    let client = Client::new(&settings, spread).map_err(told)?;
     until(&client, "round trips are not measured", |view| {
         view.leader.is_some()
             && view
@@ -343,7 +346,7 @@ async fn routes(dir: &Path) -> Result<()> {
     .await?;
     let asked = async |serializable: bool| {
         let mut asked = BTreeSet::new();
-        for _ in 0..9 {
+        for _ in 0..12 {
             let read = pb::RangeRequest {
                 key: key(0),
                 serializable,
@@ -377,6 +380,27 @@ async fn routes(dir: &Path) -> Result<()> {
     let event = event.map_err(told)?.map_err(told)?;
     ensure(event.is_some_and(|m| m.events.len() == 1), || {
         "no event".to_owned()
+    })?;
+
+    // A learner is known, and asked for nothing until it has a vote.
+    let at = cluster.add_learner().await?;
+    let id = cluster.members[at].id;
+    let shown_as = |learner: bool| {
+        move |view: &View| {
+            let mut members = view.members.iter();
+            members
+                .any(|m| m.member_id == Some(id) && m.learner == learner && m.health.is_healthy())
+        }
+    };
+    until(&client, "the learner is not shown", shown_as(true)).await?;
+    let voters: BTreeSet<_> = cluster.members[..at].iter().map(|m| m.id).collect();
+    ensure(asked(true).await? == voters, || {
+        "serializable reads went elsewhere than to the voters".to_owned()
+    })?;
+    cluster.promote(at).await?;
+    until(&client, "it is not shown to vote", shown_as(false)).await?;
+    ensure(asked(true).await?.contains(&id), || {
+        "the member that was a learner is not asked".to_owned()
     })
 }
 

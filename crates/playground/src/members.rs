@@ -98,6 +98,47 @@ impl Distances {
     }
 }
 
+/// Where a member is, for clients and for its peers.
+#[derive(Debug, Clone, Copy)]
+pub struct MemberPlace<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Where its data is.
+    pub data_dir: &'a Path,
+    /// Where it listens for clients.
+    pub listen_client_url: &'a str,
+    /// Where clients reach it.
+    pub advertise_client_url: &'a str,
+    /// Port of its plain HTTP pages on loopback.
+    pub metrics_port: u16,
+    /// Where it listens for peers.
+    pub listen_peer_url: &'a str,
+    /// The URL by which its peers know it.
+    pub advertise_peer_url: &'a str,
+    /// All members of the cluster, each as NAME=PEER_URL.
+    pub initial_cluster: &'a str,
+}
+
+impl MemberPlace<'_> {
+    /// etcd's flags for that.
+    #[must_use]
+    pub fn flags(&self) -> Vec<String> {
+        vec![
+            format!("--name={}", self.name),
+            format!("--data-dir={}", self.data_dir.display()),
+            format!("--listen-client-urls={}", self.listen_client_url),
+            format!("--advertise-client-urls={}", self.advertise_client_url),
+            format!(
+                "--listen-metrics-urls=http://127.0.0.1:{}",
+                self.metrics_port
+            ),
+            format!("--listen-peer-urls={}", self.listen_peer_url),
+            format!("--initial-advertise-peer-urls={}", self.advertise_peer_url),
+            format!("--initial-cluster={}", self.initial_cluster),
+        ]
+    }
+}
+
 /// What a cluster of members is made of.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -251,27 +292,19 @@ impl Members {
         if let Some(port) = member.egress_port {
             command.env("HTTPS_PROXY", format!("http://127.0.0.1:{port}"));
         }
+        let data_dir = self.dir.join(format!("{}-data", member.name));
+        let place = MemberPlace {
+            name: &member.name,
+            data_dir: &data_dir,
+            listen_client_url: &format!("{scheme}://127.0.0.1:{}", member.client_port),
+            advertise_client_url: &self.url(n),
+            metrics_port: member.metrics_port,
+            listen_peer_url: &format!("https://127.0.0.1:{}", member.peer_port),
+            advertise_peer_url: &member.peer_url,
+            initial_cluster: &all.join(","),
+        };
         command
-            .arg(format!("--name={}", member.name))
-            .arg(format!(
-                "--data-dir={}",
-                self.dir.join(format!("{}-data", member.name)).display()
-            ))
-            .arg(format!(
-                "--listen-client-urls={scheme}://127.0.0.1:{}",
-                member.client_port
-            ))
-            .arg(format!("--advertise-client-urls={}", self.url(n)))
-            .arg(format!(
-                "--listen-metrics-urls=http://127.0.0.1:{}",
-                member.metrics_port
-            ))
-            .arg(format!(
-                "--listen-peer-urls=https://127.0.0.1:{}",
-                member.peer_port
-            ))
-            .arg(format!("--initial-advertise-peer-urls={}", member.peer_url))
-            .arg(format!("--initial-cluster={}", all.join(",")))
+            .args(place.flags())
             .arg("--initial-cluster-token=playground")
             .arg(format!("--peer-cert-file={}", self.peers.cert.display()))
             .arg(format!("--peer-key-file={}", self.peers.key.display()))

@@ -13,7 +13,7 @@ use playground::control_plane::{ControlPlane, Plan, READY_TIMEOUT_FAR};
 use playground::guard::Guard;
 use playground::kwok;
 use playground::members;
-use playground::store;
+use playground::store::{self, Endpoints};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -118,12 +118,13 @@ impl StartBench {
             let setup = self.backend(way, members.clone());
             let mut backend = Backend::start(setup, dir.path(), None).await?;
             let first = leader_of(&backend).await?;
-            let measured = self.measure(&backend, dir.path(), progress).await;
+            let endpoints = backend.endpoints().clone();
+            let phases = tokio::select! {
+                phases = self.measure(&endpoints, dir.path(), progress) => phases?,
+                error = ended(&mut backend) => return Err(error.into()),
+            };
             let moved = leader_of(&backend).await? != first;
-            let alive = backend.check_running();
             backend.stop()?;
-            let phases = measured?;
-            alive?;
             Ok(Run {
                 way,
                 round,
@@ -156,7 +157,7 @@ impl StartBench {
 
     async fn measure(
         &self,
-        backend: &Backend,
+        endpoints: &Endpoints,
         dir: &Path,
         progress: &mut Progress,
     ) -> Result<Phases> {
@@ -176,7 +177,7 @@ impl StartBench {
             ready_timeout: READY_TIMEOUT_FAR,
         };
         let began = Instant::now();
-        let mut plane = ControlPlane::start_as(plan, dir, backend.endpoints(), &[]).await?;
+        let mut plane = ControlPlane::start_as(plan, dir, endpoints, &[]).await?;
         phases.apiserver_s = began.elapsed().as_secs_f64();
         for program in ["kube-controller-manager", "kube-scheduler"] {
             plane.start_component(program, program)?;
@@ -210,6 +211,17 @@ impl StartBench {
         drop(nodes);
         plane.stop();
         Ok(phases)
+    }
+}
+
+/// Ends, with the end of its log, when a program of the store does. Who waits for what a dead
+/// store never says would learn of it at a time-out only, minutes later.
+async fn ended(backend: &mut Backend) -> playground::Error {
+    loop {
+        if let Err(error) = backend.check_running() {
+            return error;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
