@@ -5,6 +5,7 @@
 
 mod admin;
 mod bench;
+mod certs;
 mod check;
 mod data_dir;
 mod export;
@@ -54,6 +55,8 @@ enum Command {
     },
     /// Verify a data directory that no server uses, and say in plain words what is there.
     Check(check::Args),
+    /// Make an authority and certificates, renew them, and check what others made.
+    Certs(certs::Args),
     /// Say what a running server does: rules in force, rates, what a power loss would take.
     Status(status::Args),
     /// Show or change the storage profile of a running server.
@@ -91,6 +94,7 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve { args } => serve::run(Personality::Orlop, args),
         Command::Check(args) => check::run(&args),
+        Command::Certs(args) => certs::run(args),
         Command::Status(args) => status::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Snapshot(args) => snapshot::run(&args),

@@ -336,6 +336,7 @@ fn admin(config: &Config, shared: &Arc<Shared>) -> Result<Option<wire::Server>, 
         let Some(t) = &config.admin_tls else { continue };
         let tls = wire::TlsConfig {
             client_ca_file: Some(t.trusted_ca_file.clone()),
+            client_check: Some(|der| certs::may_administer(der).map_err(|e| e.to_string())),
             ..wire::TlsConfig::new(&t.cert_file, &t.key_file)
         };
         listeners.extend(wire::bind(vec![ListenerConfig {
@@ -410,6 +411,8 @@ fn tls(t: &config::ClientTls) -> wire::TlsConfig {
         crl_file: t.crl_file.clone(),
         allowed_common_names: t.allowed_cns.clone(),
         allowed_hostnames: t.allowed_hostnames.clone(),
+        // A shard's certificate opens nothing here, whoever signed it.
+        client_check: Some(|der| certs::may_be_client(der).map_err(|e| e.to_string())),
         min_version: version(t.min_version),
         max_version: version(t.max_version),
         cipher_suites: t.cipher_suites.iter().map(|s| s.iana_id()).collect(),

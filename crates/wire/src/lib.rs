@@ -49,7 +49,7 @@ pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
 pub use tls::{
     Certificate, ClientTls, ClientTlsConfig, TlsConfig, TlsVersion, check_client_certificate,
-    names_issuer,
+    check_client_certificate_at, names_issuer,
 };
 pub use turn::timed;
 pub use worker::current_worker;

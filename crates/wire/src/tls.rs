@@ -24,7 +24,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, 
 use crate::Error;
 use crate::handler::PeerTls;
 
-pub use client::{check_client_certificate, names_issuer};
+pub use client::{check_client_certificate, check_client_certificate_at, names_issuer};
 pub use connect::{ClientTls, ClientTlsConfig};
 pub use files::Certificate;
 pub(crate) use files::watch;
@@ -58,6 +58,8 @@ pub struct TlsConfig {
     pub allowed_common_names: Vec<String>,
     /// If not empty, a client's certificate must be valid for one of these names or addresses.
     pub allowed_hostnames: Vec<String>,
+    /// One more check of a client's certificate (DER) after it was verified; the error is for the log.
+    pub client_check: Option<fn(&[u8]) -> Result<(), String>>,
     /// Oldest version offered.
     pub min_version: TlsVersion,
     /// Newest version offered.
@@ -77,6 +79,7 @@ impl TlsConfig {
             crl_file: None,
             allowed_common_names: Vec::new(),
             allowed_hostnames: Vec::new(),
+            client_check: None,
             min_version: TlsVersion::V12,
             max_version: TlsVersion::V13,
             cipher_suites: Vec::new(),
@@ -151,6 +154,8 @@ pub(crate) enum ClientRefused {
     Revoked(String),
     #[error("client certificate cannot be read: {0}")]
     Unreadable(String),
+    #[error("the client's certificate is refused: {0}")]
+    Role(String),
 }
 
 impl TlsSource {
@@ -197,6 +202,9 @@ impl TlsSource {
             if depth == 0 {
                 common_name = common_name_of(&cert);
                 self.check_name(&cert, common_name.as_deref())?;
+                if let Some(check) = self.config.client_check {
+                    check(der).map_err(ClientRefused::Role)?;
+                }
             }
         }
         Ok(PeerTls { common_name })

@@ -357,6 +357,18 @@ pub fn names_issuer(ca_file: &Path, cert_file: &Path) -> bool {
 /// # Errors
 /// Why not, or that a file cannot be read, as the part of a sentence.
 pub fn check_client_certificate(ca_file: &Path, cert_file: &Path) -> Result<(), String> {
+    check_client_certificate_at(ca_file, cert_file, UnixTime::now())
+}
+
+/// As [`check_client_certificate`], at another time.
+///
+/// # Errors
+/// As [`check_client_certificate`].
+pub fn check_client_certificate_at(
+    ca_file: &Path,
+    cert_file: &Path,
+    at: UnixTime,
+) -> Result<(), String> {
     let read = |file: &Path| {
         let named = |reason: String| format!("{}: {reason}", file.display());
         let pem = std::fs::read(file).map_err(|error| named(error.to_string()))?;
@@ -369,7 +381,7 @@ pub fn check_client_certificate(ca_file: &Path, cert_file: &Path) -> Result<(), 
         return Err(format!("{}: it holds no certificate", cert_file.display()));
     };
     verifier
-        .verify_client_cert(leaf, rest, UnixTime::now())
+        .verify_client_cert(leaf, rest, at)
         .map(|_| ())
         .map_err(|error| super::reason_of(&error))
 }

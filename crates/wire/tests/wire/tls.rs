@@ -244,6 +244,15 @@ async fn names_and_revocation_are_checked() {
         who(&running, as_client(&bad)).await.unwrap_err();
     }
 
+    let mut by_check = tls.clone();
+    by_check.client_check = Some(|der| match der.windows(4).any(|part| part == b"good") {
+        true => Ok(()),
+        false => Err("it is not good".to_owned()),
+    });
+    let running = start_tls(by_check);
+    assert_eq!(who(&running, as_client(&good)).await.unwrap(), "good");
+    who(&running, as_client(&bad)).await.unwrap_err();
+
     let mut by_list = tls.clone();
     by_list.crl_file = Some(authority.revoke(3));
     let running = start_tls(by_list);
