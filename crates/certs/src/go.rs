@@ -241,16 +241,27 @@ fn check_host(cert: &X509Certificate<'_>, host: &str) -> Result<(), Verdict> {
     if names.iter().any(covers) {
         return Ok(());
     }
-    if names.is_empty() {
+    // Go names only those of the kind that was asked for.
+    let is_address = matches!(wanted, Ok(Name::Ip(_)));
+    let same_kind = names.iter().filter(|name| match name {
+        Name::Ip(_) => is_address,
+        Name::Dns(_) => !is_address,
+    });
+    let all: Vec<_> = same_kind.map(Name::to_string).collect();
+    if !all.is_empty() {
         return refuses(format!(
-            "x509: certificate is not valid for any names, but wanted to match {host}"
+            "x509: certificate is valid for {}, not {host}",
+            all.join(", ")
         ));
     }
-    let all: Vec<_> = names.iter().map(Name::to_string).collect();
-    refuses(format!(
-        "x509: certificate is valid for {}, not {host}",
-        all.join(", ")
-    ))
+    match is_address {
+        true => refuses(format!(
+            "x509: cannot validate certificate for {host} because it doesn't contain any IP SANs"
+        )),
+        false => refuses(format!(
+            "x509: certificate is not valid for any names, but wanted to match {host}"
+        )),
+    }
 }
 
 /// The search for a chain to an authority.

@@ -1,6 +1,6 @@
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 use super::{Verdict, verdict};
@@ -81,6 +81,13 @@ fn go_says_what_it_says() {
     );
     is_refused(
         Case::changed(|c| c.leaf.subject_alt_names.clear()),
+        "not valid for any names",
+    );
+    // Go names the names of the asked kind only.
+    is_refused(
+        Case::changed(|c| {
+            c.leaf.subject_alt_names = vec![SanType::IpAddress([10, 0, 0, 1].into())]
+        }),
         "not valid for any names",
     );
     let unknown = || {

@@ -2,6 +2,8 @@
 //! tool's kind, and at a kube-apiserver. By hand; prints a table:
 //!
 //! `ORLOP_PROXY_GAPS=0,1,5,20 cargo test -p e2e --test proxy -- --ignored --nocapture failed_calls`
+//!
+//! A row can have a limit of its own, in ms after a colon: `ORLOP_PROXY_GAPS=5:500,5:5000`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +56,17 @@ const LOADS: [Load; 3] = [
 fn gaps() -> Vec<String> {
     let gaps = std::env::var("ORLOP_PROXY_GAPS").unwrap_or_else(|_| "0,1,5,20".to_owned());
     gaps.split(',').map(str::to_owned).collect()
+}
+
+/// The proxy's flags for a row: GAP or GAP:LIMIT.
+fn flags(row: &str) -> Vec<String> {
+    match row.split_once(':') {
+        Some((gap, limit)) => vec![
+            format!("--handover-gap-ms={gap}"),
+            format!("--handover-limit-ms={limit}"),
+        ],
+        None => vec![format!("--handover-gap-ms={row}")],
+    }
 }
 
 #[derive(Default)]
@@ -136,8 +149,9 @@ async fn of_load(dir: &Path) -> Result<()> {
         "| load | gap ms | calls | failed a change | of these not sent | ends in a gap | at the limit | longest ms |"
     );
     for gap in gaps() {
-        let flag = format!("--handover-gap-ms={gap}");
-        let proxy = Proxy::start(dir, &etcds.urls(), &etcds.tls(), &[&flag]).await?;
+        let flags = flags(&gap);
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        let proxy = Proxy::start(dir, &etcds.urls(), &etcds.tls(), &flags).await?;
         for load in &LOADS {
             let calls = Arc::new(Calls::default());
             let mut tasks = Vec::new();
@@ -204,8 +218,9 @@ async fn of_apiserver(dir: &Path) -> Result<()> {
         "| load | gap ms | calls | failed a change | of these not sent | ends in a gap | at the limit | longest ms |"
     );
     for gap in gaps() {
-        let flag = format!("--handover-gap-ms={gap}");
-        let proxy = Proxy::start_at(dir, port, &etcds.urls(), &etcds.tls(), &[&flag]).await?;
+        let flags = flags(&gap);
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        let proxy = Proxy::start_at(dir, port, &etcds.urls(), &etcds.tls(), &flags).await?;
         if plane.is_none() {
             let mut new = ControlPlane::start(dir, "kube-1.37", &store, &[]).await?;
             new.start_component("kube-controller-manager", "kube-controller-manager")?;
