@@ -48,8 +48,8 @@ pub use memory::{Claim, Room, Unread};
 pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
 pub use tls::{
-    Certificate, ClientTls, ClientTlsConfig, TlsConfig, TlsVersion, check_client_certificate,
-    check_client_certificate_at, names_issuer,
+    Certificate, ClientCheck, ClientTls, ClientTlsConfig, TlsConfig, TlsVersion,
+    check_client_certificate, check_client_certificate_at, names_issuer,
 };
 pub use turn::timed;
 pub use worker::current_worker;

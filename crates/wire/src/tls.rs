@@ -30,6 +30,9 @@ pub use files::Certificate;
 pub(crate) use files::watch;
 pub(crate) use reason::{of as reason_of, of_handshake};
 
+/// A check of a client's certificate (DER) beyond its chain; the error says why it is refused.
+pub type ClientCheck = fn(&[u8]) -> Result<(), String>;
+
 /// A version of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsVersion {
@@ -59,7 +62,7 @@ pub struct TlsConfig {
     /// If not empty, a client's certificate must be valid for one of these names or addresses.
     pub allowed_hostnames: Vec<String>,
     /// One more check of a client's certificate (DER) after it was verified; the error is for the log.
-    pub client_check: Option<fn(&[u8]) -> Result<(), String>>,
+    pub client_check: Option<ClientCheck>,
     /// Oldest version offered.
     pub min_version: TlsVersion,
     /// Newest version offered.
