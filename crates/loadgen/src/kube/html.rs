@@ -6,8 +6,8 @@ use std::fmt::Write;
 use super::STORE;
 use super::report::{COLUMNS, Group, Report, of, shown, stage};
 use super::result::{Course, Run};
-use super::svg::{Line, bars, escape, lines};
 use super::track::Stage;
+use plots::{Line, bars, escape, lines};
 
 const MIB: f64 = 1024.0 * 1024.0;
 const STYLE: &str = "

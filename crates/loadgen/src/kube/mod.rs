@@ -22,7 +22,6 @@ mod run;
 mod sample;
 mod start;
 mod stores;
-mod svg;
 mod track;
 
 pub use cli::{Args, run};

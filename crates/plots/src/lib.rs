@@ -1,4 +1,6 @@
 //! Plots as SVG, without a library or a script.
+//!
+//! For reports that are one HTML file: every function returns a piece of HTML. No I/O.
 
 use std::fmt::Write;
 
@@ -10,26 +12,33 @@ const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 const TICKS: usize = 5;
 /// Told apart by people who do not see some colours, too (Okabe and Ito's).
-pub(crate) const COLOURS: [&str; 8] = [
+const COLOURS: [&str; 8] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#f0e442",
 ];
 
 /// A named line.
-pub(crate) struct Line {
-    pub(crate) name: String,
-    pub(crate) points: Vec<(f64, f64)>,
-    pub(crate) dashed: bool,
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Its name in the legend.
+    pub name: String,
+    /// x and y of its points, in order of x.
+    pub points: Vec<(f64, f64)>,
+    /// Drawn dashed.
+    pub dashed: bool,
 }
 
 /// Text that means nothing to HTML.
-pub(crate) fn escape(text: &str) -> String {
+#[must_use]
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
 }
 
-pub(crate) fn colour(n: usize) -> &'static str {
+/// The colour of the n-th line or part.
+#[must_use]
+pub fn colour(n: usize) -> &'static str {
     COLOURS[n % COLOURS.len()]
 }
 
@@ -61,7 +70,8 @@ fn trimmed(value: f64) -> String {
 }
 
 /// A chart of lines over a common axis that begins at zero; with `log_x`, at the smallest x.
-pub(crate) fn lines(x_label: &str, y_label: &str, lines: &[Line], log_x: bool) -> String {
+#[must_use]
+pub fn lines(x_label: &str, y_label: &str, lines: &[Line], log_x: bool) -> String {
     let points = || lines.iter().flat_map(|line| line.points.iter().copied());
     let x_max = points().map(|p| p.0).fold(0.0, f64::max);
     let y_top = ceiling(points().map(|p| p.1).fold(0.0, f64::max));
@@ -132,12 +142,8 @@ pub(crate) fn lines(x_label: &str, y_label: &str, lines: &[Line], log_x: bool) -
 }
 
 /// Stacked bars: a bar for each of `bars`, a part for each of `parts`; `values[bar][part]`.
-pub(crate) fn bars(
-    y_label: &str,
-    bars: &[String],
-    parts: &[String],
-    values: &[Vec<f64>],
-) -> String {
+#[must_use]
+pub fn bars(y_label: &str, bars: &[String], parts: &[String], values: &[Vec<f64>]) -> String {
     let y_top = ceiling(
         values
             .iter()
