@@ -13,7 +13,7 @@ use crate::Error;
 use crate::outcome::{Outcome, Sample};
 use crate::place::place;
 use crate::route::route;
-use crate::scenario::{Policy, Scenario, Spread, Topology, What};
+use crate::scenario::{Policy, Scenario, Spacing, Spread, Topology, What};
 use crate::service::{RequestId, Service, TrueRate};
 
 const SECOND_US: f64 = 1_000_000.0;
@@ -54,11 +54,12 @@ enum Step {
         entry: u32,
         from: Sender,
     },
-    /// The next of a Poisson process.
+    /// The next of requests that come whatever the answers.
     Next {
         service: usize,
         entry: u32,
         rate: f64,
+        spacing: Spacing,
         until_us: u64,
     },
     Reach {
@@ -268,13 +269,15 @@ impl<'a> World<'a> {
                         from_s: arrivals.from_s,
                         until_s,
                     });
-                    let first = us(arrivals.from_s * SECOND_US) + self.gap(arrivals.rate);
+                    let first =
+                        us(arrivals.from_s * SECOND_US) + self.gap(arrivals.rate, Spacing::Poisson);
                     self.at(
                         first,
                         Step::Next {
                             service,
                             entry,
                             rate: arrivals.rate,
+                            spacing: arrivals.spacing,
                             until_us: us(until_s * SECOND_US),
                         },
                     );
@@ -293,8 +296,11 @@ impl<'a> World<'a> {
         -draw.ln() * mean
     }
 
-    fn gap(&mut self, rate: f64) -> u64 {
-        us(Self::exponential(&mut self.traffic_rng, SECOND_US / rate))
+    fn gap(&mut self, rate: f64, spacing: Spacing) -> u64 {
+        match spacing {
+            Spacing::Poisson => us(Self::exponential(&mut self.traffic_rng, SECOND_US / rate)),
+            Spacing::Even => us(SECOND_US / rate),
+        }
     }
 
     fn think(&mut self, service: usize, entry: u32, from: Sender) {
@@ -387,17 +393,19 @@ impl<'a> World<'a> {
                 service,
                 entry,
                 rate,
+                spacing,
                 until_us,
             } => {
                 if self.now_us < until_us {
                     self.send(service, entry, Sender::Arrival);
-                    let next = self.now_us + self.gap(rate);
+                    let next = self.now_us + self.gap(rate, spacing);
                     self.at(
                         next,
                         Step::Next {
                             service,
                             entry,
                             rate,
+                            spacing,
                             until_us,
                         },
                     );

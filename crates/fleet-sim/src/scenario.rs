@@ -232,7 +232,18 @@ pub struct Users {
     pub think_ms: f64,
 }
 
-/// Requests at nodes of a zone, as a Poisson process.
+/// How requests follow each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Spacing {
+    /// At random: a Poisson process.
+    #[default]
+    Poisson,
+    /// All as far apart: constant load.
+    Even,
+}
+
+/// Requests at nodes of a zone, whatever the answers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arrivals {
@@ -243,6 +254,9 @@ pub struct Arrivals {
     pub nodes: Option<u32>,
     /// Requests a second at each.
     pub rate: f64,
+    /// How they follow each other.
+    #[serde(default)]
+    pub spacing: Spacing,
     /// First, in s.
     #[serde(default)]
     pub from_s: f64,

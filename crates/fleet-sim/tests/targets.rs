@@ -50,6 +50,16 @@ fn fifty_users_between_edge_and_cloud() {
 }
 
 #[test]
+fn noise_moves_nothing() {
+    let scenario = scenario("noise.toml");
+    for seed in &scenario.seeds {
+        let outcome = run(&scenario, Policy::Ours, *seed).unwrap();
+        assert_eq!(outcome.moves, 0, "seed {seed}");
+        assert!(outcome.completion() > 0.99, "seed {seed}");
+    }
+}
+
+#[test]
 fn failures_are_over_within_three_windows_and_leave_no_pod_without_room() {
     let scenario = scenario("failures.toml");
     for seed in &scenario.seeds {
