@@ -250,18 +250,21 @@ impl Pki {
         self.dir.join(identity.role.as_str()).join(identity.name())
     }
 
-    /// All certificates that are here.
+    /// All certificates that are here, by the names of their directories.
     ///
     /// # Errors
-    /// If a directory cannot be read, or has a name that no certificate has.
+    /// If a directory cannot be read.
     pub fn list(&self) -> Result<Vec<Identity>, Error> {
+        Ok(leaves(&self.dir)?.into_iter().flatten().collect())
+    }
+
+    /// Directories among the certificates' whose name is none of a certificate.
+    ///
+    /// # Errors
+    /// If a directory cannot be read.
+    pub fn strangers(&self) -> Result<Vec<PathBuf>, Error> {
         let all = leaves(&self.dir)?.into_iter();
-        all.map(|found| {
-            found.map_err(|path| {
-                Error::unusable(&path, "its name is none of a certificate: move it away")
-            })
-        })
-        .collect()
+        Ok(all.filter_map(std::result::Result::err).collect())
     }
 
     /// Makes a certificate with a key of its own. With `dry_run` it only says what it would be.

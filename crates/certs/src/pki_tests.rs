@@ -426,6 +426,11 @@ fn what_is_wrong_is_said() {
     said(START, &["proxy/a/tls.crt"]);
     fs::remove_dir_all(dir.join("ca/peer")).unwrap();
     said(START, &["orlop certs init makes it"]);
+    fs::create_dir(dir.join("shard/Not A Name")).unwrap();
+    said(START, &["its name is none"]);
+    let pki = Pki::open(dir, START).unwrap();
+    assert_eq!(pki.strangers().unwrap(), [dir.join("shard/Not A Name")]);
+    assert_eq!(pki.list().unwrap().len(), Role::ALL.len());
 }
 
 /// Runs a change that ends after `steps` steps; whether it came to its end.

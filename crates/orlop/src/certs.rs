@@ -281,7 +281,16 @@ fn renew(args: &Renew) -> Result<bool, Error> {
         life_days: args.days,
         dry_run: args.dry_run,
     };
-    Ok(renew_these(&pki, &which, &renewal))
+    let all_well = renew_these(&pki, &which, &renewal);
+    // What is nobody's certificate stops no renewal, and is said.
+    let strangers = pki.strangers()?;
+    for path in &strangers {
+        eprintln!(
+            "orlop certs: {}: its name is none of a certificate: move it away",
+            path.display()
+        );
+    }
+    Ok(all_well && strangers.is_empty())
 }
 
 /// One that fails keeps no other from being renewed.
