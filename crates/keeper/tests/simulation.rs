@@ -49,19 +49,10 @@ fn dump(store: &Store) -> String {
 }
 
 /// What goes wrong in a run.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Faults {
     keeper: Guards,
     admission: admission::Guards,
-}
-
-impl Default for Faults {
-    fn default() -> Self {
-        Faults {
-            keeper: Guards::default(),
-            admission: admission::Guards::default(),
-        }
-    }
 }
 
 struct Server {
@@ -292,40 +283,70 @@ impl World {
 
     /// The server dies, or stops in order, and comes back at once or is away for a while.
     fn server_ends(&mut self) {
-        let Some(mut server) = self.server.take() else {
+        let Some(server) = self.server.take() else {
             let fs = self.server_fs.clone();
             return self.restart_server(fs);
         };
         let seed = self.rng.random();
         self.server_fs = match self.rng.random_range(0..3) {
-            0 => {
-                server.feed(&mut self.dumps);
-                let (revision, stream) = (server.revision(), server.stream);
-                let last = dump(&server.store.lock().unwrap());
-                let end = End {
-                    sequence: server.backlog.sequence(),
-                    revision,
-                    unix_ms: 2,
-                    stream,
-                };
-                let Server { journal, fs, .. } = server;
-                journal.close(revision).unwrap();
-                // The rest of the stream and its end are on their way.
-                if let Some(line) = &mut self.line
-                    && line.stream == stream
-                    && line.has == end.sequence
-                {
-                    line.queue.push_back(Said::End(end).into_bytes());
-                    self.stopped = Some((stream, last));
-                }
-                fs
-            }
+            0 => self.stop_in_order(server),
             1 => server.fs.kill(seed),
             _ => server.fs.power_loss(seed),
         };
         if self.rng.random_bool(0.5) {
             let fs = self.server_fs.clone();
             self.restart_server(fs);
+        }
+    }
+
+    /// The rest of the stream and its end are on their way to whoever has all but that.
+    fn stop_in_order(&mut self, mut server: Server) -> SimFs {
+        server.feed(&mut self.dumps);
+        let (revision, stream) = (server.revision(), server.stream);
+        let last = dump(&server.store.lock().unwrap());
+        let end = End {
+            sequence: server.backlog.sequence(),
+            revision,
+            unix_ms: 2,
+            stream,
+        };
+        let Server { journal, fs, .. } = server;
+        journal.close(revision).unwrap();
+        if let Some(line) = &mut self.line
+            && line.stream == stream
+            && line.has == end.sequence
+        {
+            line.queue.push_back(Said::End(end).into_bytes());
+            self.stopped = Some((stream, last));
+        }
+        fs
+    }
+
+    /// The server stops in order before a keeper that has all, and comes back for a moment.
+    fn stops_and_comes_back(&mut self) {
+        if self.server.is_none() {
+            let fs = self.server_fs.clone();
+            self.restart_server(fs);
+        }
+        for _ in 0..100 {
+            if self.line.is_none() {
+                self.connect();
+            }
+            self.send();
+            self.deliver();
+        }
+        if let Some(server) = self.server.take() {
+            self.server_fs = self.stop_in_order(server);
+        }
+        for _ in 0..10 {
+            self.deliver();
+        }
+        if self.rng.random_bool(0.5) {
+            let fs = self.server_fs.clone();
+            self.restart_server(fs);
+            self.line = None;
+            self.connect();
+            self.write();
         }
     }
 
@@ -354,14 +375,31 @@ impl World {
     }
 
     fn keeper_dies(&mut self) {
-        let seed = self.rng.random();
         self.keeper = None;
         self.line = None;
+        self.lose_keepers_process();
+        self.reopen_keeper();
+    }
+
+    fn lose_keepers_process(&mut self) {
+        let seed = self.rng.random();
         self.keeper_fs = match self.rng.random_bool(0.5) {
             true => self.keeper_fs.kill(seed),
             false => self.keeper_fs.power_loss(seed),
         };
-        self.keeper = Some(open_keeper(&self.keeper_fs, self.faults.keeper));
+    }
+
+    /// Opens the copy, which may die again meanwhile.
+    fn reopen_keeper(&mut self) {
+        let opened = loop {
+            let options = keeper_options(self.faults.keeper);
+            match Keeper::open(self.keeper_fs.shared(), Path::new(KEEPER_DIR), options) {
+                Ok(keeper) => break keeper,
+                Err(_) if self.keeper_fs.crashed() => self.lose_keepers_process(),
+                Err(error) => panic!("the keeper: {error}"),
+            }
+        };
+        self.keeper = Some(opened);
         self.check();
     }
 
@@ -434,8 +472,7 @@ impl World {
                 self.keeper = None;
                 self.keeper_failed();
                 if self.keeper.is_none() {
-                    self.keeper = Some(open_keeper(&self.keeper_fs, self.faults.keeper));
-                    self.check();
+                    self.reopen_keeper();
                 }
                 return;
             }
@@ -593,6 +630,9 @@ fn run(seed: u64, faults: Faults) {
     let steps = world.rng.random_range(50..400);
     for _ in 0..steps {
         world.step();
+    }
+    if world.rng.random_bool(0.3) {
+        world.stops_and_comes_back();
     }
     world.promotion();
 }
