@@ -8,6 +8,8 @@
 mod dashboards;
 #[path = "packaging/dist.rs"]
 mod dist;
+#[path = "packaging/keeper.rs"]
+mod keeper;
 #[path = "packaging/proxy.rs"]
 mod proxy;
 #[path = "packaging/rules.rs"]

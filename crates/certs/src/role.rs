@@ -233,9 +233,18 @@ pub fn may_administer(der: &[u8]) -> Result<(), RoleError> {
     is_one_of(der, &[Role::Admin])
 }
 
+/// Whether the holder of a verified certificate may follow a server, and so read all of its data:
+/// it names no role, or a keeper's.
+///
+/// # Errors
+/// Why not.
+pub fn may_follow(der: &[u8]) -> Result<(), RoleError> {
+    is_one_of(der, &[Role::Keeper])
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Identity, Role, RoleError, may_administer, may_be_client, role_of};
+    use super::{Identity, Role, RoleError, may_administer, may_be_client, may_follow, role_of};
     use rcgen::{CertificateParams, KeyPair, SanType};
 
     fn with_uris(uris: &[&str]) -> Vec<u8> {
@@ -274,6 +283,7 @@ mod tests {
             assert!(role_of(&der).is_err(), "{uri}");
             assert!(may_be_client(&der).is_err(), "{uri}");
             assert!(may_administer(&der).is_err(), "{uri}");
+            assert!(may_follow(&der).is_err(), "{uri}");
         }
         let two = with_uris(&["orlop://client/a", "orlop://shard/a"]);
         assert_eq!(role_of(&two), Err(RoleError::Several));
@@ -287,9 +297,11 @@ mod tests {
             let client = matches!(role, Role::Server | Role::Client | Role::Proxy);
             assert_eq!(may_be_client(&der).is_ok(), client, "{role}");
             assert_eq!(may_administer(&der).is_ok(), role == Role::Admin, "{role}");
+            assert_eq!(may_follow(&der).is_ok(), role == Role::Keeper, "{role}");
         }
         assert!(may_be_client(&with_uris(&[])).is_ok());
         assert!(may_administer(&with_uris(&[])).is_ok());
+        assert!(may_follow(&with_uris(&[])).is_ok());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::golang::{parse_duration, quote};
 use crate::listen::Listen;
 use crate::settings::Settings;
 use crate::table::{self, FLAGS, Treatment};
-use crate::tls::{admin_tls, client_tls};
+use crate::tls::{admin_tls, client_tls, followers};
 use crate::{Error, Notice, Personality, Run, Url};
 
 const MAX_ELECTION_MS: u64 = 50_000;
@@ -55,8 +55,9 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
     let feature_gates = feature_gates(&settings, &mut notices)?;
     let client_tls = client_tls(&settings, &urls, &mut notices)?;
     let admin_tls = admin_tls(&settings, &urls)?;
+    let followers = followers(&settings, &urls)?;
     let storage = storage(&settings)?;
-    warn_of_accepted(&settings, &mut notices);
+    warn_of_accepted(&settings, followers.is_some(), &mut notices);
 
     let name = settings.text("name");
     let config = Config {
@@ -113,6 +114,7 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         admin_socket: path(&settings, "admin-socket"),
         listen_admin_urls: urls.admin,
         admin_tls,
+        followers,
     };
     Ok(Run { config, notices })
 }
@@ -142,10 +144,22 @@ fn check_refused(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(), E
     Ok(())
 }
 
-fn warn_of_accepted(settings: &Settings, notices: &mut Vec<Notice>) {
+/// Flags that mean something where followers are let in.
+const PEER_PORT: [&str; 7] = [
+    "peer-cert-file",
+    "peer-key-file",
+    "peer-trusted-ca-file",
+    "peer-client-cert-auth",
+    "peer-crl-file",
+    "peer-cert-allowed-cn",
+    "peer-cert-allowed-hostname",
+];
+
+fn warn_of_accepted(settings: &Settings, followed: bool, notices: &mut Vec<Notice>) {
     let without_meaning: Vec<_> = settings
         .names()
         .filter(|name| table::find(name).is_some_and(|flag| flag.treatment == Treatment::Accepted))
+        .filter(|name| !(followed && PEER_PORT.contains(name)))
         .map(|name| format!("--{name}"))
         .collect();
     // etcd's own words for the two it deprecates.

@@ -143,6 +143,29 @@ pub struct AdminTls {
     pub trusted_ca_file: PathBuf,
 }
 
+/// Who may have a copy of the server's data, and how they come to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followers {
+    /// `--listen-peer-urls`: https, at least one.
+    pub listen_urls: Vec<Url>,
+    /// `--peer-cert-file`.
+    pub cert_file: PathBuf,
+    /// `--peer-key-file`.
+    pub key_file: PathBuf,
+    /// `--peer-trusted-ca-file`; a client certificate is always required.
+    pub trusted_ca_file: PathBuf,
+    /// `--peer-crl-file`.
+    pub crl_file: Option<PathBuf>,
+    /// `--peer-cert-allowed-cn`; empty for any.
+    pub allowed_cns: Vec<String>,
+    /// `--peer-cert-allowed-hostname`; empty for any. Not both this and the common names.
+    pub allowed_hostnames: Vec<String>,
+    /// `--max-followers`, at least 1.
+    pub max: usize,
+    /// `--followers-backlog-bytes`. 0: the server decides.
+    pub backlog_bytes: u64,
+}
+
 /// Snapshots in etcd's format that the server saves by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduledSnapshots {
@@ -244,6 +267,8 @@ pub struct Config {
     pub listen_admin_urls: Vec<Url>,
     /// There whenever there are admin URLs.
     pub admin_tls: Option<AdminTls>,
+    /// Who may follow; `None` for nobody.
+    pub followers: Option<Followers>,
 }
 
 impl Config {

@@ -35,8 +35,8 @@ mod value;
 
 pub use cipher::CipherSuite;
 pub use config::{
-    AdminTls, AutoCompaction, ClientTls, ClusterState, Config, LogFormat, LogLevel, LogOutput,
-    Metrics, ScheduledSnapshots, Storage, TlsVersion,
+    AdminTls, AutoCompaction, ClientTls, ClusterState, Config, Followers, LogFormat, LogLevel,
+    LogOutput, Metrics, ScheduledSnapshots, Storage, TlsVersion,
 };
 pub use error::Error;
 pub use removed::{REMOVED, Removed, Successor, removed_flag_names};

@@ -11,6 +11,7 @@ pub(crate) struct Listen {
     pub(crate) client_http: Vec<Url>,
     pub(crate) metrics: Vec<Url>,
     pub(crate) admin: Vec<Url>,
+    pub(crate) peer: Vec<Url>,
     pub(crate) advertise_client: Vec<Url>,
     pub(crate) advertise_peer: Vec<Url>,
 }
@@ -22,12 +23,12 @@ impl Listen {
             client_http: settings.urls("listen-client-http-urls"),
             metrics: settings.urls("listen-metrics-urls"),
             admin: settings.urls("listen-admin-urls"),
+            peer: settings.urls("listen-peer-urls"),
             advertise_client: settings.urls("advertise-client-urls"),
             advertise_peer: settings.urls("initial-advertise-peer-urls"),
         };
-        let peers = settings.urls("listen-peer-urls");
         let bound = [
-            &peers,
+            &urls.peer,
             &urls.client,
             &urls.client_http,
             &urls.metrics,

@@ -157,6 +157,8 @@ const STAGES: &[&str] = &[
 
 const RAFT: &str = "One member needs no Raft: there is nobody to agree with.";
 const NO_PEERS: &str = "No peer port is opened, so there is nothing to secure on it.";
+const PEER_PORT: &str =
+    "Secures the peer URLs where `--max-followers` opens them; else nothing listens there.";
 const BBOLT: &str = "There is no bbolt file.";
 const DISCOVERY: &str = "Discovery finds other members, and there is one member: leave it out.";
 const DISCOVERY_DETAIL: &str = "A detail of discovery, which finds other members.";
@@ -176,7 +178,7 @@ pub static FLAGS: &[Flag] = &[
     flag("heartbeat-interval", UINT, "100", Member, Accepted, RAFT),
     flag("election-timeout", UINT, "1000", Member, Accepted, RAFT),
     flag("initial-election-tick-advance", Bool, "true", Member, Accepted, RAFT),
-    flag("listen-peer-urls", Urls, "http://localhost:2380", Member, OneMember, "Checked, but nothing listens there: there are no peers."),
+    flag("listen-peer-urls", Urls, "http://localhost:2380", Member, OneMember, "Checked, but nothing listens there unless `--max-followers` is above 0: then those who keep copies of this server's data connect there ([copies](../concepts/copies.md)). https only then."),
     flag("listen-client-urls", Urls, "http://localhost:2379", Member, Same, "Where clients are served: http, https, unix, unixs, several separated by commas; localhost means 127.0.0.1."),
     flag("listen-client-http-urls", Urls, "", Member, Same, "Where only HTTP (health, metrics, version) is served to clients; the client URLs then serve gRPC only."),
     flag("max-snapshots", UINT, "5", Member, Accepted, "The journal keeps what it needs and deletes the rest."),
@@ -237,16 +239,16 @@ pub static FLAGS: &[Flag] = &[
     flag("client-cert-allowed-hostname", List, "", Security, Same, "The host names and addresses, for one of which a client certificate must be valid; needs `--trusted-ca-file`, and excludes `--client-cert-allowed-cn`. A list without a name is refused."),
     flag("trusted-ca-file", Text, "", Security, Same, "The authorities whose client certificates are valid; requires one of every client, as in etcd. A certificate that names a role of `orlop certs` other than server, client and proxy is refused."),
     flag("auto-tls", Bool, "false", Security, Refused, "A server makes no certificates for itself: make them with `orlop certs`, and give `--cert-file` and `--key-file`."),
-    flag("peer-cert-file", Text, "", Security, Accepted, NO_PEERS),
-    flag("peer-key-file", Text, "", Security, Accepted, NO_PEERS),
-    flag("peer-client-cert-auth", Bool, "false", Security, Accepted, NO_PEERS),
+    flag("peer-cert-file", Text, "", Security, Accepted, PEER_PORT),
+    flag("peer-key-file", Text, "", Security, Accepted, PEER_PORT),
+    flag("peer-client-cert-auth", Bool, "false", Security, Accepted, "Where `--max-followers` opens the peer URLs, a follower always has to show a certificate; else nothing listens there."),
     flag("peer-client-cert-file", Text, "", Security, Accepted, NO_PEERS),
     flag("peer-client-key-file", Text, "", Security, Accepted, NO_PEERS),
-    flag("peer-trusted-ca-file", Text, "", Security, Accepted, NO_PEERS),
-    flag("peer-cert-allowed-cn", List, "", Security, Accepted, NO_PEERS),
-    flag("peer-cert-allowed-hostname", List, "", Security, Accepted, NO_PEERS),
+    flag("peer-trusted-ca-file", Text, "", Security, Accepted, PEER_PORT),
+    flag("peer-cert-allowed-cn", List, "", Security, Accepted, PEER_PORT),
+    flag("peer-cert-allowed-hostname", List, "", Security, Accepted, PEER_PORT),
     flag("peer-auto-tls", Bool, "false", Security, Accepted, NO_PEERS),
-    flag("peer-crl-file", Text, "", Security, Accepted, NO_PEERS),
+    flag("peer-crl-file", Text, "", Security, Accepted, PEER_PORT),
     flag("peer-skip-client-san-verification", Bool, "false", Security, Accepted, NO_PEERS),
     flag("self-signed-cert-validity", UINT, "1", Security, Accepted, "A server makes no certificates for itself; `orlop certs make` has `--days`."),
     flag("cipher-suites", List, "", Security, Same, "The TLS 1.2 cipher suites, by Go's names. Those that rustls leaves out as unsafe are dropped with a warning while one remains; TLS 1.3's are always on."),
@@ -307,6 +309,8 @@ pub static FLAGS: &[Flag] = &[
     own("kube-prefix", Text, "", "kube-apiserver's `--etcd-prefix`, below which storage rules find Kubernetes objects; `/registry` unless the rules say otherwise."),
     own("admin-socket", Text, "", "Where the admin endpoint's Unix socket is; `admin.sock` in the data directory by default."),
     own("listen-admin-urls", Urls, "", "Where the admin endpoint is served besides its socket: https only, and a client certificate is required; needs `--cert-file`, `--key-file` and `--admin-trusted-ca-file`."),
+    own("max-followers", UINT, "0", "How many followers (`orlop keeper`) may have a copy of this server's data at once, 64 at most. Above 0 the peer URLs are served, to clients with a certificate of `--peer-trusted-ca-file` only; needs `--peer-cert-file` and `--peer-key-file` too. With 0 no peer port is opened."),
+    own("followers-backlog-bytes", UINT, "0", "How many bytes of the newest records are kept in memory while anybody follows, for all followers together; one that is further behind is cut off, and gets a snapshot when it comes back. 0 for a thirty-second part of the memory, 64 MiB at least and 1 GiB at most."),
     own("admin-trusted-ca-file", Text, "", "The authorities whose client certificates may administer; apart from `--trusted-ca-file`, so that who may write keys may not change their durability. A certificate that names a role of `orlop certs` other than admin is refused."),
 
     ignored("cluster-active-size"),

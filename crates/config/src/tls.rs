@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use crate::build::invalid;
-use crate::config::{AdminTls, ClientTls, TlsVersion};
+use crate::config::{AdminTls, ClientTls, Followers, TlsVersion};
 use crate::golang::quote;
 use crate::listen::Listen;
 use crate::settings::Settings;
-use crate::{Error, Notice, cipher};
+use crate::{Error, Notice, Url, cipher};
 
 /// Who may come in: empty ones are refused, in a variable too.
 pub(crate) const LISTS_OF_CLIENTS: [&str; 2] =
@@ -188,5 +188,61 @@ pub(crate) fn admin_tls(settings: &Settings, urls: &Listen) -> Result<Option<Adm
         cert_file: PathBuf::from(cert),
         key_file: PathBuf::from(key),
         trusted_ca_file: PathBuf::from(ca),
+    }))
+}
+
+/// Followers at once; each costs a connection and its queue.
+const MAX_FOLLOWERS: u64 = 64;
+
+/// Who may follow. The peer flags mean something here only: a server that nobody may follow opens
+/// no peer port, whatever they say.
+pub(crate) fn followers(settings: &Settings, urls: &Listen) -> Result<Option<Followers>, Error> {
+    let max = settings.uint("max-followers");
+    if max == 0 {
+        return Ok(None);
+    }
+    if max > MAX_FOLLOWERS {
+        return invalid(format!(
+            "--max-followers is {max}: it may be {MAX_FOLLOWERS} at most"
+        ));
+    }
+    let wrong = |url: &&Url| !url.is_tls() || url.unix_path().is_some();
+    if let Some(url) = urls.peer.iter().find(wrong) {
+        return invalid(format!(
+            "--max-followers serves the data to followers at --listen-peer-urls, which must be \
+             https URLs, and {url} is none"
+        ));
+    }
+    let [cert, key, ca, crl] = [
+        "peer-cert-file",
+        "peer-key-file",
+        "peer-trusted-ca-file",
+        "peer-crl-file",
+    ]
+    .map(|name| settings.text(name));
+    if urls.peer.is_empty() || [&cert, &key, &ca].iter().any(|file| file.is_empty()) {
+        return invalid(
+            "--max-followers needs --listen-peer-urls, --peer-cert-file, --peer-key-file and \
+             --peer-trusted-ca-file: where may followers connect, and whose certificates may they \
+             show?",
+        );
+    }
+    let allowed_cns = allowed(settings, "peer-cert-allowed-cn")?;
+    let allowed_hostnames = allowed(settings, "peer-cert-allowed-hostname")?;
+    if !allowed_cns.is_empty() && !allowed_hostnames.is_empty() {
+        return invalid(
+            "--peer-cert-allowed-cn and --peer-cert-allowed-hostname exclude each other",
+        );
+    }
+    Ok(Some(Followers {
+        listen_urls: urls.peer.clone(),
+        cert_file: PathBuf::from(cert),
+        key_file: PathBuf::from(key),
+        trusted_ca_file: PathBuf::from(ca),
+        crl_file: (!crl.is_empty()).then(|| PathBuf::from(crl)),
+        allowed_cns,
+        allowed_hostnames,
+        max: max as usize,
+        backlog_bytes: settings.uint("followers-backlog-bytes"),
     }))
 }

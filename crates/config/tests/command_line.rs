@@ -227,6 +227,48 @@ fn every_typed_field_follows_its_flag() {
     assert_eq!(scheduled.keep, 48);
 }
 
+/// As kubeadm gives them, and what they mean once somebody may follow.
+#[test]
+fn peer_flags_are_idle_until_somebody_may_follow() {
+    let peer = [
+        "--listen-peer-urls=https://127.0.0.1:2380",
+        "--peer-cert-file=pc",
+        "--peer-key-file=pk",
+        "--peer-trusted-ca-file=pca",
+        "--peer-client-cert-auth=true",
+    ];
+    let idle = run(&peer);
+    assert_eq!(idle.config.followers, None);
+    assert!(warnings(&idle).join(" ").contains("ignoring flags"));
+    let with = |more: &[&'static str]| -> Vec<&'static str> { [&peer[..], more].concat() };
+    let run = run(&with(&["--max-followers=3", "--followers-backlog-bytes=9"]));
+    assert!(!warnings(&run).join(" ").contains("ignoring flags"));
+    let followers = run.config.followers.unwrap();
+    assert_eq!((followers.max, followers.backlog_bytes), (3, 9));
+    assert_eq!(
+        followers.listen_urls[0].to_string(),
+        "https://127.0.0.1:2380"
+    );
+    let files = [
+        followers.cert_file,
+        followers.key_file,
+        followers.trusted_ca_file,
+    ];
+    assert_eq!(files, ["pc", "pk", "pca"].map(PathBuf::from));
+    // Never in the clear, and never to anybody.
+    assert!(error(&["--max-followers=1"]).contains("https URLs"));
+    let without = &with(&["--max-followers=1"])[..3];
+    let without = [without, &["--max-followers=1"]].concat();
+    assert!(error(&without).contains("--peer-trusted-ca-file"));
+    assert!(error(&with(&["--max-followers=65"])).contains("64 at most"));
+    let both = [
+        "--max-followers=1",
+        "--peer-cert-allowed-cn=a",
+        "--peer-cert-allowed-hostname=b",
+    ];
+    assert!(error(&with(&both)).contains("exclude each other"));
+}
+
 #[test]
 fn storage_rules_and_admin_urls_are_checked() {
     assert_eq!(

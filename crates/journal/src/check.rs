@@ -1,7 +1,7 @@
 //! Verification of a stopped server's directory, in plain words. Changes nothing.
 
 use crate::Lsn;
-use crate::dir::{self, Identity};
+use crate::dir::{self, FIRST_RAFT_TERM, Identity, Role};
 use crate::error::OpenError;
 use crate::open::Guards;
 use crate::recovery;
@@ -55,12 +55,33 @@ impl fmt::Display for CheckReport {
             cluster_id,
             member_id,
             name,
+            raft_term,
+            role,
         } = &self.identity;
-        writeln!(f, "{} can be started from.", self.dir.display())?;
+        match role {
+            Role::Replaced => writeln!(
+                f,
+                "{} is whole, and its server was replaced by another one: nothing starts from it.",
+                self.dir.display()
+            )?,
+            Role::Server => writeln!(f, "{} can be started from.", self.dir.display())?,
+            Role::Keeper => writeln!(
+                f,
+                "{} is a keeper's copy of a server's data; a server starts from it after `orlop \
+                 promote`.",
+                self.dir.display()
+            )?,
+        }
         writeln!(
             f,
             "  cluster {cluster_id:x}, member {member_id:x}, made as \"{name}\""
         )?;
+        if *raft_term != FIRST_RAFT_TERM {
+            writeln!(
+                f,
+                "  term {raft_term}: it was taken over from another server"
+            )?;
+        }
         match self.snapshot_lsn {
             None => writeln!(f, "  no snapshot yet: the log is whole from its beginning")?,
             Some(lsn) => {

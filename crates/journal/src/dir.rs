@@ -25,6 +25,22 @@ const MEMBER_TEXT: &str = "This is an orlop data directory. etcd cannot use it, 
 /// A format file is far smaller; a longer one is not ours.
 const FORMAT_LIMIT_BYTES: u64 = 64 * 1024;
 
+/// etcd's raft term after the first election of a lone member: that of every directory until its
+/// store goes over to another server.
+pub const FIRST_RAFT_TERM: u64 = 2;
+
+/// Whose log a directory holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// A server's own.
+    #[default]
+    Server,
+    /// A keeper's: it copies a server's, and no server starts from it before it is promoted.
+    Keeper,
+    /// That of a server whose followers went over to another one: nothing starts from it.
+    Replaced,
+}
+
 /// What a new directory is given. The numbers should be random; they are used only if
 /// the directory is new.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +54,10 @@ pub struct NewDirectory {
     /// Starts every checksum, so that no client can put bytes into a value that pass for a
     /// part of the log. It never leaves the directory.
     pub salt: u64,
+    /// The term that its server shows; at least [`FIRST_RAFT_TERM`], which 0 stands for.
+    pub raft_term: u64,
+    /// Whose log it holds.
+    pub role: Role,
 }
 
 /// Who a directory belongs to.
@@ -49,6 +69,10 @@ pub struct Identity {
     pub member_id: u64,
     /// The member's name when the directory was made.
     pub name: String,
+    /// The term that its server shows: it rises when a store goes over to another server.
+    pub raft_term: u64,
+    /// Whose log it holds.
+    pub role: Role,
 }
 
 /// What is in a directory, before anything is opened.
@@ -128,12 +152,23 @@ impl Format {
             cluster_id,
             member_id,
             name,
+            raft_term,
+            role,
         } = &self.identity;
         let mut text = format!(
             "orlop data directory\nversion {FORMAT_VERSION}\ncluster_id {cluster_id:016x}\n\
              member_id {member_id:016x}\nsalt {:016x}\nname {}\n",
             self.salt, name
         );
+        // A directory that was never followed is as releases before followers made it.
+        if *raft_term != FIRST_RAFT_TERM {
+            text.push_str(&format!("raft_term {raft_term:016x}\n"));
+        }
+        match role {
+            Role::Server => {}
+            Role::Keeper => text.push_str("role keeper\n"),
+            Role::Replaced => text.push_str("role replaced\n"),
+        }
         let crc = crc32c::crc32c(text.as_bytes());
         text.push_str(&format!("crc {crc:08x}\n"));
         text.into_bytes()
@@ -169,12 +204,16 @@ impl Format {
         if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(body.as_bytes())) {
             return Err(damaged());
         }
-        let hex = |field: &str| -> Result<u64, OpenError> {
+        let field = |name: &str| {
             body.lines()
-                .find_map(|line| line.strip_prefix(field)?.strip_prefix(' '))
-                .and_then(|value| u64::from_str_radix(value, 16).ok())
-                .ok_or_else(damaged)
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
         };
+        let hex_if_there = |name: &str| -> Result<Option<u64>, OpenError> {
+            field(name)
+                .map(|value| u64::from_str_radix(value, 16).map_err(|_| damaged()))
+                .transpose()
+        };
+        let hex = |name: &str| hex_if_there(name)?.ok_or_else(damaged);
         let name = body
             .lines()
             .find_map(|line| line.strip_prefix("name "))
@@ -184,6 +223,17 @@ impl Format {
                 cluster_id: hex("cluster_id")?,
                 member_id: hex("member_id")?,
                 name: name.to_owned(),
+                raft_term: match hex_if_there("raft_term")? {
+                    Some(term) if term > FIRST_RAFT_TERM => term,
+                    Some(_) => return Err(damaged()),
+                    None => FIRST_RAFT_TERM,
+                },
+                role: match field("role") {
+                    None => Role::Server,
+                    Some("keeper") => Role::Keeper,
+                    Some("replaced") => Role::Replaced,
+                    Some(_) => return Err(damaged()),
+                },
             },
             salt: hex("salt")?,
         })
@@ -355,8 +405,39 @@ pub(crate) fn write_format(
     new: &NewDirectory,
 ) -> Result<Format, OpenError> {
     let format = new_format(new);
-    replace(fs, &layout.dir, "format", &format.encode())?;
+    replace_format(fs, layout, &format)?;
     Ok(format)
+}
+
+/// Writes another format file in the place of the one that is there.
+pub(crate) fn replace_format(
+    fs: &dyn FileSystem,
+    layout: &Layout,
+    format: &Format,
+) -> Result<(), OpenError> {
+    replace(fs, &layout.dir, "format", &format.encode())
+}
+
+/// Refuses a directory that holds another's log than is asked for.
+pub(crate) fn check_role(dir: &Path, identity: &Identity, role: Role) -> Result<(), OpenError> {
+    let why = match (identity.role, role) {
+        (Role::Keeper, Role::Server) => {
+            "it is a keeper's copy of a server's data, and no server starts from it as long as \
+             that server may be there: once it is gone for good, `orlop promote` makes a server's \
+             directory of it"
+        }
+        (Role::Replaced, _) => {
+            "its server was replaced: a follower had seen the one that took its place, which goes \
+             on with the data. To keep a copy of that one here, move this directory away and start \
+             a keeper with an empty one"
+        }
+        (Role::Server, Role::Keeper) => {
+            "it holds a server's data, which a keeper would overwrite: name an empty directory for \
+             the keeper, and move this one away if it is of no use any more"
+        }
+        _ => return Ok(()),
+    };
+    Err(OpenError::mismatch(dir, why))
 }
 
 /// The format that a new directory will have.
@@ -366,6 +447,8 @@ pub(crate) fn new_format(new: &NewDirectory) -> Format {
             cluster_id: new.cluster_id,
             member_id: new.member_id,
             name: new.name.escape_default().to_string(),
+            raft_term: new.raft_term.max(FIRST_RAFT_TERM),
+            role: new.role,
         },
         salt: new.salt,
     }
@@ -435,6 +518,8 @@ mod tests {
             member_id: u64::MAX,
             name: "a\nb crc ü".to_owned(),
             salt: 7,
+            raft_term: 9,
+            role: Role::Keeper,
         });
         let bytes = format.encode();
         assert_eq!(Format::parse(Path::new("f"), &bytes).unwrap(), format);

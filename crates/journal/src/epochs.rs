@@ -176,7 +176,7 @@ impl Epochs {
     /// A note is in frame `lsn`. True if no epoch is open any more.
     pub(crate) fn noted(&mut self, note: &Note, lsn: Lsn) -> bool {
         match (*note, self.phase) {
-            (Note::Stamp { .. } | Note::Jump { .. }, _) => return false,
+            (Note::Stamp { .. } | Note::Jump { .. } | Note::Followed(_), _) => return false,
             (Note::EpochEnd, _) => {
                 self.phase = Phase::Closed;
                 if self.is_wanted() {

@@ -132,6 +132,9 @@ impl Journal {
         store: &mut dyn Replay,
     ) -> Result<(Journal, OpenReport), OpenError> {
         let opened = dir::open(&*fs, dir)?;
+        if let Some(format) = &opened.format {
+            dir::check_role(dir, &format.identity, options.new.role)?;
+        }
         let (journal, report) = match opened.format.clone() {
             None => create(fs, opened, options, store)?,
             Some(format) => {

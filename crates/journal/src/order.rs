@@ -132,6 +132,10 @@ impl Order {
                 "it ends an epoch before all of its frames were visible".to_owned(),
             )),
             Note::Jump { revision } => store.jump(revision).map_err(Refusal),
+            Note::Followed(followed) => {
+                store.followed(followed);
+                Ok(())
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ const STAMP: u8 = 0x40;
 const EPOCH: u8 = 0x41;
 const EPOCH_END: u8 = 0x42;
 const JUMP: u8 = 0x43;
+const FOLLOWED: u8 = 0x44;
 
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
@@ -44,6 +45,52 @@ pub enum DecodeError {
     Trailing(usize),
 }
 
+/// How far a follower's log has come in the stream of the server that it follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Followed {
+    /// The stream: one run of a server.
+    pub stream: u64,
+    /// The last entry of it that is in the log.
+    pub sequence: u64,
+    /// The server's frame that this entry was, in the server's log.
+    pub lsn: Lsn,
+    /// The server's clock when it sent that, in milliseconds since 1970.
+    pub unix_ms: u64,
+    /// What is known of the rest.
+    pub proof: Proof,
+}
+
+/// What a follower knows of what its server acknowledged beyond the follower's position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    /// Nothing: the server goes on without it.
+    #[default]
+    None,
+    /// The server waits for this follower before it shows anything, and does not go on without.
+    Waits,
+    /// The server stopped, and this was all.
+    Stopped,
+}
+
+impl Proof {
+    fn number(self) -> u8 {
+        match self {
+            Proof::None => 0,
+            Proof::Waits => 1,
+            Proof::Stopped => 2,
+        }
+    }
+
+    fn of(number: u8) -> Result<Self, DecodeError> {
+        match number {
+            0 => Ok(Proof::None),
+            1 => Ok(Proof::Waits),
+            2 => Ok(Proof::Stopped),
+            other => Err(DecodeError::UnknownKind(other)),
+        }
+    }
+}
+
 /// What the journal notes for itself, in frames and in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Note {
@@ -57,6 +104,9 @@ pub(crate) enum Note {
     EpochEnd,
     /// The store's revision jumped to `revision`, and all at and below it was compacted.
     Jump { revision: i64 },
+    /// The store holds all of another server's records up to there, those of this frame among
+    /// them.
+    Followed(Followed),
 }
 
 /// One entry of a frame.
@@ -187,6 +237,14 @@ pub(crate) fn encode_note(note: &Note, out: &mut Vec<u8>) {
             out.push(JUMP);
             put_i64(out, revision);
         }
+        Note::Followed(followed) => {
+            out.push(FOLLOWED);
+            put_varint(out, followed.stream);
+            put_varint(out, followed.sequence);
+            put_varint(out, followed.lsn);
+            put_varint(out, followed.unix_ms);
+            out.push(followed.proof.number());
+        }
     }
 }
 
@@ -238,7 +296,7 @@ impl<'a> Reader<'a> {
 
     fn entry(&mut self) -> Result<Entry, DecodeError> {
         let note = match self.0.first() {
-            Some(STAMP..=JUMP) => self.byte()?,
+            Some(STAMP..=FOLLOWED) => self.byte()?,
             _ => return self.record().map(Entry::Record),
         };
         Ok(Entry::Note(match note {
@@ -251,9 +309,16 @@ impl<'a> Reader<'a> {
                 opened: self.varint()?,
             },
             EPOCH_END => Note::EpochEnd,
-            _ => Note::Jump {
+            JUMP => Note::Jump {
                 revision: self.i64()?,
             },
+            _ => Note::Followed(Followed {
+                stream: self.varint()?,
+                sequence: self.varint()?,
+                lsn: self.varint()?,
+                unix_ms: self.varint()?,
+                proof: Proof::of(self.byte()?)?,
+            }),
         }))
     }
 
@@ -315,6 +380,30 @@ pub(crate) fn decode_all<E: From<DecodeError>>(
         0 => Ok(()),
         left => Err(DecodeError::Trailing(left).into()),
     }
+}
+
+/// Appends the bytes of records, as frames have them; for who follows from elsewhere.
+pub fn encode_records(records: &[Record], out: &mut Vec<u8>) {
+    for record in records {
+        encode(record, out);
+    }
+}
+
+/// Decodes `count` records that fill `bytes` exactly: what [`encode_records`] made.
+///
+/// # Errors
+/// If they are not `count` records of this version.
+pub fn decode_records(bytes: &[u8], count: u32) -> Result<Vec<Record>, DecodeError> {
+    let mut records = Vec::new();
+    decode_all(bytes, count, |entry| match entry {
+        Entry::Record(record) => {
+            records.push(record);
+            Ok(())
+        }
+        // The journal's own are no part of a stream.
+        Entry::Note(_) => Err(DecodeError::UnknownKind(STAMP)),
+    })?;
+    Ok(records)
 }
 
 /// Decodes one record that fills `bytes` exactly; `None` for a note of the journal's own. For

@@ -1,5 +1,6 @@
 //! Who takes what a journal holds.
 
+use crate::record::Followed;
 use engine::Engine;
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 
@@ -38,6 +39,11 @@ pub trait Replay {
     /// # Errors
     /// A sentence why the store does not take it.
     fn jump(&mut self, revision: i64) -> Result<(), String>;
+    /// With the records of the next frame the store holds all of another server's records up to
+    /// there. Nothing to a store that follows nobody.
+    fn followed(&mut self, followed: Followed) {
+        let _ = followed;
+    }
 }
 
 /// Compacted history is freed on the way, so that a replay needs no more memory than serving.

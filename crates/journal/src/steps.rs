@@ -72,7 +72,30 @@ pub struct Ordered<'a, R> {
     stamped: bool,
 }
 
+/// A place between two entries of the tap, with all before it visible and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// The last [`Entry::sequence`](crate::Entry::sequence) before it.
+    pub sequence: u64,
+    /// The log's end then. What is not visible may be in the log before it.
+    pub position: Position,
+}
+
 impl<R> Ordered<'_, R> {
+    /// The place that the records have in the tap; what somebody else holds by then holds them.
+    pub fn sequence(&self) -> u64 {
+        self.end.tap.fed()
+    }
+
+    /// The point before these records, and what `open` sees there.
+    pub fn point<T>(&self, open: impl FnOnce() -> T) -> (Point, T) {
+        let point = Point {
+            sequence: self.sequence().saturating_sub(1),
+            position: self.end.position(),
+        };
+        (point, open())
+    }
+
     /// The revision that the store has to have now; the records take those after it.
     pub fn revision_before(&self) -> i64 {
         self.revision_before
@@ -99,6 +122,7 @@ impl<R> Ordered<'_, R> {
 
 pub(crate) fn append<R: AsRef<[Record]>>(
     log: &Log,
+    own: Option<Note>,
     records: R,
     revision: impl Fn() -> i64,
 ) -> Result<Appended<R>, CommitError> {
@@ -111,8 +135,17 @@ pub(crate) fn append<R: AsRef<[Record]>>(
         let note = end.note_due(before + in_flight + taken);
         let opens = matches!(note, Some(Note::Epoch { .. }));
         let placed = end.epochs.open().is_none() && !opens;
+        let both;
+        let notes = match (&note, &own) {
+            (Some(note), Some(own)) => {
+                both = [*note, *own];
+                &both[..]
+            }
+            (Some(_), None) => note.as_slice(),
+            (None, _) => own.as_slice(),
+        };
         let appended = end.append(Content {
-            notes: note.as_slice(),
+            notes,
             records: records.as_ref(),
             // Outside an epoch frames become visible in the log's order.
             revision_before: if placed { before + in_flight } else { before },

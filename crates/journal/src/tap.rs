@@ -25,6 +25,9 @@ pub enum Lane {
 /// Records of one frame, in order of visibility.
 #[derive(Debug)]
 pub struct Entry {
+    /// Its place in the order of visibility, counted from when somebody followed: without gaps
+    /// for whoever follows.
+    pub sequence: u64,
     /// Their frame: in the order of writing, which is not this one.
     pub lsn: Lsn,
     /// The revision before the first of them.
@@ -34,6 +37,32 @@ pub struct Entry {
     /// The records.
     pub records: Vec<Record>,
     bytes: u64,
+}
+
+impl Entry {
+    /// Bytes that its records take at most, encoded.
+    pub fn encoded_bytes_at_most(&self) -> u64 {
+        self.bytes
+    }
+
+    /// For tests of who follows.
+    #[doc(hidden)]
+    pub fn for_tests(
+        sequence: u64,
+        lsn: Lsn,
+        revision_before: i64,
+        lane: Lane,
+        records: Vec<Record>,
+    ) -> Self {
+        Entry {
+            sequence,
+            lsn,
+            revision_before,
+            lane,
+            records,
+            bytes: 0,
+        }
+    }
 }
 
 /// From where on a follower knows nothing.
@@ -106,13 +135,26 @@ impl Queue {
 
 /// One who follows. Dropped, it costs nothing from the next records on.
 #[derive(Debug)]
-pub struct Follower(Arc<Queue>);
+pub struct Follower {
+    queue: Arc<Queue>,
+    after: u64,
+}
 
 impl Follower {
+    /// The [`Entry::sequence`] before the first that it is given.
+    pub fn after(&self) -> u64 {
+        self.after
+    }
+
+    /// Bytes of records that wait for it.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.queue.waiting().bytes
+    }
+
     /// What comes next, waiting for it at most `timeout`.
     pub fn next(&self, timeout: Duration) -> Next {
         let deadline = Instant::now() + timeout;
-        let mut waiting = self.0.waiting();
+        let mut waiting = self.queue.waiting();
         loop {
             if let Some(entry) = waiting.entries.pop_front() {
                 waiting.bytes -= entry.bytes;
@@ -127,7 +169,7 @@ impl Follower {
             if left.is_zero() {
                 return Next::Nothing;
             }
-            let woken = self.0.changed.wait_timeout(waiting, left);
+            let woken = self.queue.changed.wait_timeout(waiting, left);
             waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -137,6 +179,8 @@ impl Follower {
 #[derive(Debug, Default)]
 pub(crate) struct Tap {
     queues: Vec<Arc<Queue>>,
+    /// Entries given to anybody so far.
+    fed: u64,
 }
 
 impl Tap {
@@ -151,7 +195,15 @@ impl Tap {
             changed: Condvar::new(),
         });
         self.queues.push(queue.clone());
-        Follower(queue)
+        Follower {
+            queue,
+            after: self.fed,
+        }
+    }
+
+    /// The last entry's [`Entry::sequence`].
+    pub(crate) fn fed(&self) -> u64 {
+        self.fed
     }
 
     /// Records were ordered.
@@ -164,7 +216,9 @@ impl Tap {
         if self.queues.is_empty() {
             return;
         }
+        self.fed += 1;
         let entry = Arc::new(Entry {
+            sequence: self.fed,
             lsn,
             revision_before,
             lane,
@@ -177,11 +231,18 @@ impl Tap {
     }
 }
 
-impl Drop for Tap {
-    fn drop(&mut self) {
-        for queue in &self.queues {
+impl Tap {
+    /// Nothing more becomes visible.
+    pub(crate) fn close(&mut self) {
+        for queue in self.queues.drain(..) {
             queue.waiting().fed = Fed::Closed;
             queue.changed.notify_one();
         }
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.close();
     }
 }

@@ -2,15 +2,15 @@
 
 use crate::allocator::{Allocator, Shared};
 use crate::choice::{InDirectory, RulesKeeper};
-use crate::dir::Format;
+use crate::dir::{self, Format, Identity, Role};
 use crate::end::Content;
-use crate::error::CommitError;
+use crate::error::{CommitError, OpenError};
 use crate::frame::{FLAG_CLOSE, FLAG_PLACED, PAGE};
 use crate::log::Log;
 use crate::open::Options;
-use crate::record::Note;
+use crate::record::{Followed, Note};
 use crate::status::VolatileStatus;
-use crate::steps::{self, Appended, NotOrdered, Ordered};
+use crate::steps::{self, Appended, NotOrdered, Ordered, Point};
 use crate::tap::Follower;
 use crate::volatile::VolatileWriter;
 use crate::{Lsn, Position};
@@ -43,6 +43,7 @@ pub struct CommitInfo {
 /// that they take.
 pub struct Journal {
     pub(crate) log: Arc<Log>,
+    format: Format,
     _lock: Box<dyn Lock>,
 }
 
@@ -62,6 +63,7 @@ impl Journal {
         );
         Journal {
             log: Arc::new(log),
+            format: format.clone(),
             _lock: lock,
         }
     }
@@ -98,12 +100,7 @@ impl Journal {
         publish: impl FnOnce() -> T,
     ) -> Result<(CommitInfo, T), CommitError> {
         let appended = self.append(records, &revision)?;
-        let synced = self.settle()?;
-        let ordered = self.order(appended, &revision);
-        let ordered = ordered.map_err(|not_ordered| *not_ordered.reason)?;
-        let (mut info, published) = ordered.release(publish);
-        info.sync_us = synced.map_or(0, |took| took.as_micros() as u64);
-        Ok((info, published))
+        self.finish(appended, revision, publish)
     }
 
     /// The first step of a durable write: puts its records into the log's file. Nothing is
@@ -119,7 +116,79 @@ impl Journal {
         records: R,
         revision: impl Fn() -> i64,
     ) -> Result<Appended<R>, CommitError> {
-        steps::append(&self.log, records, revision)
+        steps::append(&self.log, None, records, revision)
+    }
+
+    /// [`commit`](Journal::commit) for a log that follows a server's: the frame says too how far
+    /// in that server's stream the log is with it, and a start tells
+    /// [`Replay::followed`](crate::Replay::followed). There may be no records.
+    ///
+    /// # Errors
+    /// As [`commit`](Journal::commit).
+    pub fn commit_followed<T>(
+        &mut self,
+        records: &[Record],
+        followed: Followed,
+        revision: impl Fn() -> i64,
+        publish: impl FnOnce() -> T,
+    ) -> Result<(CommitInfo, T), CommitError> {
+        let own = Some(Note::Followed(followed));
+        let appended = steps::append(&self.log, own, records, &revision)?;
+        self.finish(appended, revision, publish)
+    }
+
+    /// What is left of a commit.
+    fn finish<R: AsRef<[Record]>, T>(
+        &mut self,
+        appended: Appended<R>,
+        revision: impl Fn() -> i64,
+        publish: impl FnOnce() -> T,
+    ) -> Result<(CommitInfo, T), CommitError> {
+        let synced = self.settle()?;
+        let ordered = self.order(appended, &revision);
+        let ordered = ordered.map_err(|not_ordered| *not_ordered.reason)?;
+        let (mut info, published) = ordered.release(publish);
+        info.sync_us = synced.map_or(0, |took| took.as_micros() as u64);
+        Ok((info, published))
+    }
+
+    /// Notes on disk that the store's revision is `to` from here on, and that all at and below it
+    /// is compacted: what may have been shown above `revision` is never shown again.
+    ///
+    /// # Errors
+    /// As [`commit`](Journal::commit).
+    pub fn jump(&mut self, revision: i64, to: i64) -> Result<(), CommitError> {
+        let own = Some(Note::Jump { revision: to });
+        let none: &[Record] = &[];
+        let appended = steps::append(&self.log, own, none, || revision)?;
+        self.finish(appended, || revision, || ())?;
+        self.log.end().revision = to;
+        Ok(())
+    }
+
+    /// A snapshot of another store stands at the log's end now: the store is at `revision`, and
+    /// nothing before it is of use.
+    pub fn restarted_at(&mut self, revision: i64) {
+        self.log.end().revision = revision;
+    }
+
+    /// Whose directory it is.
+    pub fn identity(&self) -> &Identity {
+        &self.format.identity
+    }
+
+    /// Makes the directory one of another term or role; on disk when this returns.
+    ///
+    /// # Errors
+    /// Those of the file system; then it is as before, or as asked for.
+    pub fn set_identity(&mut self, raft_term: u64, role: Role) -> Result<(), OpenError> {
+        let mut format = self.format.clone();
+        format.identity.raft_term = raft_term;
+        format.identity.role = role;
+        let shared = &self.log.shared;
+        dir::replace_format(&*shared.fs, &shared.layout, &format)?;
+        self.format = format;
+        Ok(())
     }
 
     /// Between the first step and the second: puts all that was appended on disk, unless commits
@@ -162,6 +231,18 @@ impl Journal {
     pub fn follow<T>(&self, limit_bytes: u64, open: impl FnOnce() -> T) -> (Follower, T) {
         let mut end = self.log.end();
         (end.tap.follow(limit_bytes), open())
+    }
+
+    /// The point at which the tap is, and what `open` sees there. `None` while a frame is in the
+    /// log and not visible.
+    pub fn point<T>(&self, open: impl FnOnce() -> T) -> Option<(Point, T)> {
+        let end = self.log.end();
+        end.nothing_in_flight().ok()?;
+        let point = Point {
+            sequence: end.tap.fed(),
+            position: end.position(),
+        };
+        Some((point, open()))
     }
 
     /// When [`upkeep`](Journal::upkeep) next has something to do; `None` until a volatile
@@ -439,7 +520,11 @@ impl Journal {
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        self.log.end().closed = true;
+        {
+            let mut end = self.log.end();
+            end.closed = true;
+            end.tap.close();
+        }
         self.log.changed.notify_all();
         self.log.shared.stop();
     }

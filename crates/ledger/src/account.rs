@@ -22,11 +22,13 @@ pub enum Account {
     Pins,
     /// What snapshots on their way to clients keep, if all of it is replaced meanwhile.
     Snapshots,
+    /// The newest records, for those who keep copies of them, and what is on its way to these.
+    Followers,
 }
 
 impl Account {
     /// All accounts, in the order of their numbers.
-    pub const ALL: [Account; 8] = [
+    pub const ALL: [Account; 9] = [
         Account::Connections,
         Account::Calls,
         Account::Requests,
@@ -35,6 +37,7 @@ impl Account {
         Account::Writes,
         Account::Pins,
         Account::Snapshots,
+        Account::Followers,
     ];
 
     /// Its name in metrics and in `orlop status`.
@@ -48,6 +51,7 @@ impl Account {
             Account::Writes => "writes",
             Account::Pins => "pins",
             Account::Snapshots => "snapshots",
+            Account::Followers => "followers",
         }
     }
 

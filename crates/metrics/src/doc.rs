@@ -45,8 +45,18 @@ look at is in [the proxy's page](../operating/proxy.md).
 |---|---|---|---|
 ";
 
+const KEEPER: &str = "
+## Series of `orlop keeper`
+
+On its `--metrics-addr`, with `process_*` as above. What to look at is in
+[the page on a second machine](../operating/second-machine.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 /// The page as markdown.
-pub(crate) fn markdown(families: &[Family], proxy: &[Family]) -> String {
+pub(crate) fn markdown(families: &[Family], proxy: &[Family], keeper: &[Family]) -> String {
     let mut out = HEAD.to_owned();
     for family in families {
         let origin = match family.origin {
@@ -58,6 +68,10 @@ pub(crate) fn markdown(families: &[Family], proxy: &[Family]) -> String {
     }
     out.push_str(PROXY);
     for family in proxy {
+        row(&mut out, family, None);
+    }
+    out.push_str(KEEPER);
+    for family in keeper {
         row(&mut out, family, None);
     }
     out

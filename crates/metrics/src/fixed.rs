@@ -104,7 +104,7 @@ macro_rules! of_accounts {
             input.ledger[I].$field as f64
         }
         const ALL: [OfAccount; Account::ALL.len()] = [
-            of::<0>, of::<1>, of::<2>, of::<3>, of::<4>, of::<5>, of::<6>, of::<7>,
+            of::<0>, of::<1>, of::<2>, of::<3>, of::<4>, of::<5>, of::<6>, of::<7>, of::<8>,
         ];
         ALL
     }};
@@ -388,6 +388,52 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         |i| i.unsynced_age_s,
         "How long the oldest volatile write has waited to be on disk.",
     );
+    r.input(
+        "orlop_followers_max",
+        Orlop,
+        |i| i.followers_max as f64,
+        "Keepers that may follow this server at once; 0 if nobody may.",
+    );
+    r.input(
+        "orlop_followers",
+        Orlop,
+        |i| i.followers as f64,
+        "Keepers that follow this server now.",
+    );
+    r.input(
+        "orlop_followers_lag_records",
+        Orlop,
+        |i| i.followers_lag_records as f64,
+        "Records that the follower that is furthest behind does not have on its disk; 0 if nobody follows.",
+    );
+    r.input(
+        "orlop_followers_lag_bytes",
+        Orlop,
+        |i| i.followers_lag_bytes as f64,
+        "Bytes of those records.",
+    );
+    r.input(
+        "orlop_followers_lag_seconds",
+        Orlop,
+        |i| i.followers_lag_s,
+        "For how long the oldest of those records has waited.",
+    );
+    for (name, source, help) in [
+        (
+            "orlop_followers_cut_off_total",
+            Source::Input(|i| i.followers_cut_off as f64),
+            "Followers that were cut off because they were further behind than is kept for them.",
+        ),
+        (
+            "orlop_followers_snapshots_total",
+            Source::Input(|i| i.followers_snapshots as f64),
+            "Snapshots that followers were sent: to begin with, and after they were cut off or the server was started anew.",
+        ),
+    ] {
+        let mut family = r.family(name, Kind::Counter, &[], Orlop, help);
+        family.sample(&[], source);
+        family.done();
+    }
     r.input(
         "orlop_watchers_behind",
         Orlop,

@@ -24,6 +24,7 @@ mod cells;
 mod doc;
 mod fixed;
 mod grpc;
+mod keeper;
 mod labelled;
 mod process;
 mod proxy;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 pub use cells::{Counter, Gauge, Histogram};
 pub use grpc::{GRPC_CODES, Grpc, GrpcKind, GrpcMethod};
+pub use keeper::{KeeperInput, keeper_page};
 pub use labelled::{
     ApplyDurations, ApplyOp, ByClass, Check, ClientRequests, Direction, Healthchecks, Outcome,
     Probe, RequestDurations, RequestType, StreamApi, StreamFailures,
@@ -592,5 +594,9 @@ pub fn reference_markdown() -> String {
         orlop_version: String::new(),
         member_id: 0,
     };
-    doc::markdown(Metrics::new(&options).families(), &proxy::families())
+    doc::markdown(
+        Metrics::new(&options).families(),
+        &proxy::families(),
+        &keeper::families(),
+    )
 }

@@ -72,6 +72,20 @@ pub struct ScrapeInput {
     pub journal_snapshot_lag_bytes: u64,
     /// When the last snapshot was complete, in Unix seconds; 0 if there is none.
     pub journal_last_snapshot_unix_s: f64,
+    /// Those who may follow at once.
+    pub followers_max: u64,
+    /// Those who follow now.
+    pub followers: u64,
+    /// Records that the one that is furthest behind does not have on its disk.
+    pub followers_lag_records: u64,
+    /// Their bytes.
+    pub followers_lag_bytes: u64,
+    /// For how long the oldest of them has waited, in seconds.
+    pub followers_lag_s: f64,
+    /// Followers that were cut off because they were too far behind, since the start.
+    pub followers_cut_off: u64,
+    /// Snapshots that followers were sent, since the start.
+    pub followers_snapshots: u64,
     /// Watches that are behind the store's revision.
     pub watchers_behind: u64,
     /// Every write is durable under the storage rules in force.

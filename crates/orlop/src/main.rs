@@ -14,7 +14,9 @@ mod import;
 mod import_follow;
 mod import_members;
 mod import_source;
+mod keeper;
 mod profile;
+mod promote;
 mod proxy;
 mod proxy_status;
 mod rules;
@@ -69,6 +71,10 @@ enum Command {
     Export(export::Args),
     /// Rules that give each write its durability: check, explain and print them.
     Rules(rules::Args),
+    /// Keep a copy of a server's data on this machine's disk, to be promoted when that is gone.
+    Keeper(Box<keeper::Args>),
+    /// Make a server's directory of a keeper's copy.
+    Promote(promote::Args),
     /// Have every connection to an etcd cluster at the member that leads; any etcd, any client.
     Proxy(Box<proxy::Args>),
     /// Start a Kubernetes control plane to play with, and hollow nodes.
@@ -101,6 +107,8 @@ fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Rules(args) => rules::run(&args),
+        Command::Keeper(args) => keeper::run(&args),
+        Command::Promote(args) => promote::run(&args),
         Command::Proxy(args) => proxy::run(&args),
         Command::Playground(args) => playground::cli::run(&args),
         Command::Guard => {

@@ -149,6 +149,7 @@ pub(crate) fn options(name: &str) -> Options {
         member_id: random(2),
         name: name.to_owned(),
         salt: random(3),
+        ..NewDirectory::default()
     })
 }
 

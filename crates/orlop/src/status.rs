@@ -22,7 +22,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         body: String::new(),
     };
     let answer = ask(&args.target, &question);
-    show("orlop status", answer, args.write_out, for_a_person)
+    show("orlop status", answer, args.write_out, |v| {
+        match text(v, "/role") {
+            "keeper" => of_a_keeper(v),
+            _ => for_a_person(v),
+        }
+    })
 }
 
 fn text<'a>(v: &'a Value, at: &str) -> &'a str {
@@ -114,6 +119,9 @@ pub(crate) fn for_a_person(v: &Value) -> String {
     for value in memory(v) {
         line("memory", value);
     }
+    for value in followers(v) {
+        line("copies", value);
+    }
     if let Some(profiles) = v.pointer("/spared/profiles").and_then(Value::as_array) {
         let sampled = number(v, "/spared/sampled_writes");
         if sampled == 0.0 {
@@ -134,6 +142,84 @@ pub(crate) fn for_a_person(v: &Value) -> String {
             );
         }
     }
+    out
+}
+
+/// How far somebody is behind, in its three measures.
+fn lag(v: &Value) -> String {
+    match number(v, "/lag_records") {
+        0.0 => "nothing behind".to_owned(),
+        records => format!(
+            "{records:.0} records behind ({}, the oldest for {:.0} ms)",
+            bytes(number(v, "/lag_bytes")),
+            number(v, "/lag_ms")
+        ),
+    }
+}
+
+/// Who keeps copies, a line for each. None on a server that lets nobody follow.
+fn followers(v: &Value) -> Vec<String> {
+    let most = number(v, "/followers/max");
+    if most == 0.0 {
+        return Vec::new();
+    }
+    let all = v
+        .pointer("/followers/followers")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let mut lines: Vec<String> = all
+        .map(|follower| {
+            let (name, address) = (text(follower, "/name"), text(follower, "/address"));
+            match is(follower, "/joining") {
+                true => format!("keeper {name} ({address}): is sent a snapshot"),
+                false => format!("keeper {name} ({address}): {}", lag(follower)),
+            }
+        })
+        .collect();
+    if lines.is_empty() {
+        lines.push("NOBODY follows: if this machine is lost, so is what its disk holds".to_owned());
+    }
+    lines
+}
+
+/// What a person is shown of a keeper.
+fn of_a_keeper(v: &Value) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(out, "{name:<12} {value}");
+    };
+    line(
+        "keeper",
+        format!("of {}, orlop {}", text(v, "/server"), text(v, "/version")),
+    );
+    line(
+        "copy",
+        match v.get("cluster_id").and_then(Value::as_str) {
+            Some(cluster) => format!(
+                "cluster {cluster}, term {:.0}, revision {:.0}, {} of log",
+                number(v, "/raft_term"),
+                number(v, "/revision"),
+                bytes(number(v, "/log_bytes"))
+            ),
+            None => "none yet".to_owned(),
+        },
+    );
+    line(
+        "now",
+        match (is(v, "/following"), is(v, "/joining")) {
+            (true, _) => format!("follows, {}", lag(v)),
+            (_, true) => "takes a snapshot of the server".to_owned(),
+            _ => format!("DOES NOT FOLLOW: {}", text(v, "/problem")),
+        },
+    );
+    line(
+        "promotion",
+        match is(v, "/complete") {
+            true => format!("would be exact: {}", text(v, "/proof")),
+            false => "would jump: nothing proves that this copy has all".to_owned(),
+        },
+    );
     out
 }
 
@@ -216,6 +302,31 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn a_keeper_says_whether_it_follows_and_what_a_promotion_would_be() {
+        let mut v = json!({
+            "role": "keeper", "server": "https://a:2380", "version": "0", "following": true,
+            "cluster_id": "c1", "raft_term": 2, "revision": 9, "log_bytes": 4096,
+            "lag_records": 0, "complete": false,
+        });
+        let text = of_a_keeper(&v);
+        for part in [
+            "follows, nothing behind",
+            "term 2, revision 9",
+            "would jump",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        v["following"] = json!(false);
+        v["problem"] = json!("no route");
+        v["complete"] = json!(true);
+        v["proof"] = json!("it stopped");
+        let text = of_a_keeper(&v);
+        for part in ["DOES NOT FOLLOW: no route", "would be exact: it stopped"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
     fn shows_what_would_be_lost() {
         let mut v = json!({
             "name": "m", "version": "0", "revision": 7,
@@ -264,6 +375,19 @@ mod tests {
             "no room since the start: writes (refused 5, ended 2)",
         ] {
             assert!(text.contains(part), "{text}");
+        }
+        v["followers"] = json!({"max": 2, "followers": []});
+        assert!(for_a_person(&v).contains("NOBODY follows"));
+        v["followers"]["followers"] = json!([
+            {"name": "b", "address": "10.0.0.2:4", "lag_records": 7, "lag_bytes": 2000, "lag_ms": 12},
+            {"name": "c", "address": "10.0.0.3:4", "joining": true},
+        ]);
+        let with_followers = for_a_person(&v);
+        for part in [
+            "keeper b (10.0.0.2:4): 7 records behind (2.0 kB, the oldest for 12 ms)",
+            "keeper c (10.0.0.3:4): is sent a snapshot",
+        ] {
+            assert!(with_followers.contains(part), "{with_followers}");
         }
         assert!(
             text.contains("balanced would make 30 % of writes volatile, and spare up to 20 %"),

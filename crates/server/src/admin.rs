@@ -254,7 +254,33 @@ fn status(shared: &Shared) -> Value {
             "marker": volatile.marker.map(|path| path.display().to_string()),
         },
         "memory": memory(shared),
+        "followers": followers(shared),
         "spared": if storage.is_strict() { spared(shared) } else { Value::Null },
+    })
+}
+
+/// Who keeps copies, and how far each is behind.
+fn followers(shared: &Shared) -> Value {
+    let status = shared.followers.status();
+    let one = |follower: &crate::followers::FollowerStatus| {
+        json!({
+            "name": follower.name,
+            "address": follower.address,
+            "connected_s": follower.connected_s,
+            "joining": follower.joining,
+            "lag_records": follower.lag.records,
+            "lag_bytes": follower.lag.bytes,
+            "lag_ms": follower.lag.ms,
+        })
+    };
+    json!({
+        "max": status.max,
+        "raft_term": shared.ids.raft_term,
+        "backlog_bytes": status.backlog_bytes,
+        "backlog_limit_bytes": status.backlog_limit_bytes,
+        "cut_off": status.cut_off,
+        "snapshots": status.snapshots,
+        "followers": status.followers.iter().map(one).collect::<Vec<_>>(),
     })
 }
 

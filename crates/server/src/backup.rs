@@ -106,7 +106,7 @@ impl Sending {
 
     /// A place for one more, of about so many bytes; `None` if there are as many as may be, or if
     /// they hold too much.
-    fn begin(self: &Arc<Self>, bytes: u64) -> Option<Place> {
+    pub(crate) fn begin(self: &Arc<Self>, bytes: u64) -> Option<Place> {
         let mut now = self.now.lock();
         let fits = now.count == 0 || now.held_bytes.saturating_add(bytes) <= self.limit_bytes;
         if now.count == SENT_AT_ONCE || !fits {
@@ -123,7 +123,7 @@ impl Sending {
 
 /// The place of one of them, until it is dropped.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     of: Arc<Sending>,
     bytes: u64,
 }

@@ -15,6 +15,7 @@ mod encode;
 mod engine_lock;
 mod error;
 mod expiry;
+mod followers;
 mod http;
 mod kv;
 mod lease;

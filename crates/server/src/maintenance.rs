@@ -363,6 +363,8 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     let log = shared.log.status();
     let (connections, connections_refused) = shared.connections();
     let volatile = &log.volatile;
+    let followers = shared.followers.status();
+    let lag = followers.worst();
     metrics::ScrapeInput {
         has_leader: true,
         is_leader: true,
@@ -389,6 +391,13 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         open_read_transactions: pins.count as u64,
         pin_oldest_age_s: oldest_ms.map_or(0.0, |ms| ms as f64 / 1000.0),
         pinned_bytes: pins.kept_bytes as u64,
+        followers_max: followers.max as u64,
+        followers: followers.followers.len() as u64,
+        followers_lag_records: lag.records,
+        followers_lag_bytes: lag.bytes,
+        followers_lag_s: lag.ms as f64 / 1000.0,
+        followers_cut_off: followers.cut_off,
+        followers_snapshots: followers.snapshots,
         snapshots_sending: shared.sending_snapshots.count() as u64,
         snapshots_held_bytes: shared.sending_snapshots.held_bytes(),
         data_bytes: sizes.data_bytes as u64,

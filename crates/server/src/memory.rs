@@ -38,6 +38,20 @@ pub(crate) struct Budget {
     pub(crate) snapshots_bytes: u64,
 }
 
+/// What is kept for followers by default: its part of the memory, and least and most bytes.
+const FOLLOWERS: (u64, u64, u64) = (32, 64 << 20, 1 << 30);
+
+impl Budget {
+    /// What is kept of the newest records while anybody follows, from what was asked for (0: not).
+    pub(crate) fn followers_bytes(&self, asked_bytes: u64) -> u64 {
+        let (part, least, most) = FOLLOWERS;
+        match asked_bytes {
+            0 => (self.memory_bytes / part).clamp(least, most),
+            asked => asked,
+        }
+    }
+}
+
 /// Works out quota and history budget from what was asked for (0: not) and what there is.
 pub(crate) fn budget(memory_bytes: u64, quota_flag: i64, history_flag: u64) -> Budget {
     let quota = Quota(match quota_flag {

@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) read_gate: Option<Arc<dyn ReadGate>>,
     pub(crate) rates: crate::rates::Rates,
     pub(crate) sending_snapshots: Arc<crate::backup::Sending>,
+    /// Who keeps copies.
+    pub(crate) followers: crate::followers::Followers,
     pub(crate) health_told: crate::http::HealthTold,
     /// Of the listeners for clients and metrics.
     pub(crate) certificates: Vec<wire::Certificate>,

@@ -5,6 +5,7 @@ use crate::commit_log::{self, Around};
 use crate::encode::Ids;
 use crate::engine_lock::EngineLock;
 use crate::error::Error;
+use crate::followers::{self, Followers};
 use crate::http::HealthTold;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
@@ -31,8 +32,8 @@ use wire::{Address, BoundListener, ListenerConfig, Mailboxes, Serves};
 
 /// How long a stop waits for calls under way.
 const GRACE: Duration = Duration::from_secs(2);
-/// etcd's raft term after the first election of a lone member; it never changes here.
-const RAFT_TERM: u64 = 2;
+/// How long a stop waits for followers to have everything.
+const FOLLOWERS_GRACE: Duration = Duration::from_secs(5);
 /// Few people administer at once.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
 const HTTP_ONLY: Serves = Serves {
@@ -70,6 +71,7 @@ pub struct Server {
     shared: Arc<Shared>,
     wire: wire::Server,
     admin: Option<wire::Server>,
+    peers: Option<wire::Server>,
     started: Started,
 }
 
@@ -98,8 +100,13 @@ impl Server {
         let listeners = wire::bind(listeners(config))?;
         let mut client_urls: Vec<String> = listeners.iter().map(BoundListener::url).collect();
         let metrics_urls = client_urls.split_off(config.listen_client_urls.len());
+        let peers = match &config.followers {
+            Some(followers) => followers::bind(followers)?,
+            None => Vec::new(),
+        };
         let certificates = listeners
             .iter()
+            .chain(&peers)
             .filter_map(BoundListener::certificate)
             .collect();
 
@@ -153,7 +160,7 @@ impl Server {
         let ids = Ids {
             cluster_id: identity.cluster_id,
             member_id: identity.member_id,
-            raft_term: RAFT_TERM,
+            raft_term: identity.raft_term,
         };
         let metrics = Arc::new(Metrics::new(&metrics::Options {
             extensive: config.metrics == config::Metrics::Extensive,
@@ -176,7 +183,21 @@ impl Server {
             warning_apply: settings.warning_apply,
         })?;
         let sending_snapshots = Arc::new(Sending::new(budget.snapshots_bytes));
-        let ledger = ledger(&budget, &store, &sending_snapshots);
+        let (max_followers, backlog_bytes) = match &config.followers {
+            Some(followers) => (
+                followers.max,
+                budget.followers_bytes(followers.backlog_bytes),
+            ),
+            None => (0, 0),
+        };
+        let queues_bytes = (max_followers * wire::Config::default().stream_queue_bytes) as u64;
+        let ledger = ledger(
+            &budget,
+            &store,
+            &sending_snapshots,
+            backlog_bytes + queues_bytes,
+        );
+        let followers = Followers::new(max_followers, backlog_bytes);
         let shared = Arc::new(Shared {
             store,
             log,
@@ -189,12 +210,21 @@ impl Server {
             read_gate,
             rates: Rates::default(),
             sending_snapshots,
+            followers,
             health_told: HealthTold::default(),
             certificates,
             ledger,
             log_counters,
             last_compaction_unix_s: AtomicU64::new(0),
             connections: OnceLock::new(),
+        });
+
+        let of_ledger = Arc::downgrade(&shared);
+        shared.ledger.counted_by(Account::Followers, move || {
+            let held = of_ledger
+                .upgrade()
+                .map(|shared| shared.followers.held_bytes());
+            usize::try_from(held.unwrap_or(0)).unwrap_or(usize::MAX)
         });
 
         let upkeep = Upkeep::new(shared.clone(), config.auto_compaction);
@@ -233,6 +263,10 @@ impl Server {
         // Set once: a server starts once.
         let _ = shared.connections.set(wire.counts());
         let admin = admin(config, &shared)?;
+        let peers = match peers.is_empty() {
+            true => None,
+            false => Some(followers::listen(&shared, peers)?),
+        };
         let started = Started {
             client_urls,
             metrics_urls,
@@ -249,6 +283,7 @@ impl Server {
             shared,
             wire,
             admin,
+            peers,
             started,
         })
     }
@@ -274,16 +309,27 @@ impl Server {
         }
         self.shared.stop();
         self.shared.lifecycle.join();
+        if let Some(peers) = self.peers {
+            // Nothing more becomes visible: whoever has this has all.
+            self.shared.followers.drain(FOLLOWERS_GRACE);
+            peers.shutdown(Duration::ZERO);
+        }
     }
 }
 
 /// The accounts of memory held for clients, with who counts what is not a connection's.
-fn ledger(budget: &memory::Budget, store: &Arc<Store>, sending: &Arc<Sending>) -> Ledger {
+fn ledger(
+    budget: &memory::Budget,
+    store: &Arc<Store>,
+    sending: &Arc<Sending>,
+    followers_bytes: u64,
+) -> Ledger {
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
     let limits = ledger::Limits::of_memory(budget.memory_bytes)
         .with(Account::Writes, bytes(budget.held_bytes))
         .with(Account::Pins, bytes(budget.history_bytes))
-        .with(Account::Snapshots, bytes(budget.snapshots_bytes));
+        .with(Account::Snapshots, bytes(budget.snapshots_bytes))
+        .with(Account::Followers, bytes(followers_bytes));
     let ledger = Ledger::new(limits);
     let (writes, pins, sending) = (store.clone(), store.clone(), sending.clone());
     ledger.counted_by(Account::Writes, move || writes.lock().held_bytes());

@@ -23,20 +23,21 @@ const WINDOW_BYTES: u32 = 4 << 20;
 
 /// Makes lines.
 #[derive(Clone, Debug)]
-pub(crate) struct Dialer {
+pub struct Dialer {
     tls: Option<Arc<ClientTls>>,
 }
 
 /// A connection to one member, made when it is first used and again when it was lost.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
-    pub(crate) channel: Channel,
+pub struct Line {
+    /// To be given to a client.
+    pub channel: Channel,
     connected: Arc<AtomicU64>,
 }
 
 impl Line {
     /// How often a connection was made: what is timed over a new one tells of the handshake too.
-    pub(crate) fn connected(&self) -> u64 {
+    pub fn connected(&self) -> u64 {
         self.connected.load(Ordering::Relaxed)
     }
 }
@@ -45,12 +46,13 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Dialer {
-    pub(crate) fn new(tls: Option<Arc<ClientTls>>) -> Self {
+    /// With these TLS files, if any of the endpoints wants them.
+    pub fn new(tls: Option<Arc<ClientTls>>) -> Self {
         Dialer { tls }
     }
 
     /// A line to an endpoint; within a runtime.
-    pub(crate) fn line(&self, endpoint: &Endpoint) -> Line {
+    pub fn line(&self, endpoint: &Endpoint) -> Line {
         let connected = Arc::new(AtomicU64::new(0));
         let (dialer, counted, to) = (self.clone(), connected.clone(), endpoint.clone());
         let connector = tower::service_fn(move |_: http::Uri| {

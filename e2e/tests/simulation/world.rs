@@ -181,6 +181,7 @@ fn options(segment_bytes: u64, guards: Guards) -> Options {
         member_id: 2,
         name: "simulated".to_owned(),
         salt: 3,
+        ..NewDirectory::default()
     });
     options.segment_bytes = segment_bytes;
     options.guards = guards;

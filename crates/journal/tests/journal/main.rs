@@ -5,6 +5,7 @@ mod basic;
 mod classes;
 mod crash;
 mod damage;
+mod followed;
 mod fuzz;
 mod real;
 mod seed;

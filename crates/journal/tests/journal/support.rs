@@ -4,8 +4,8 @@ use bytes::Bytes;
 use engine::record::{Effect, PutItem, Record, Revision, SnapshotItem, SnapshotMeta, VersionItem};
 use files::sim::SimFs;
 use journal::{
-    CommitError, CommitInfo, Journal, NewDirectory, OpenError, OpenReport, Options, Position,
-    Replay, SnapshotError, SnapshotWriter,
+    CommitError, CommitInfo, Followed, Journal, NewDirectory, OpenError, OpenReport, Options,
+    Position, Replay, SnapshotError, SnapshotWriter,
 };
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,7 @@ pub(crate) fn options() -> Options {
         member_id: 0x3e,
         name: "default".to_owned(),
         salt: 0x5a17,
+        ..NewDirectory::default()
     });
     options.segment_bytes = 32 * 1024;
     options
@@ -35,6 +36,8 @@ pub(crate) struct Store {
     pub(crate) in_snapshot: bool,
     /// After how many records the revision jumped, and to where.
     pub(crate) jumps: Vec<(usize, i64)>,
+    /// How far the log says that it followed another server.
+    pub(crate) followed: Option<Followed>,
 }
 
 impl Store {
@@ -100,6 +103,10 @@ impl Replay for Store {
         self.revision = revision;
         self.jumps.push((self.records.len(), revision));
         Ok(())
+    }
+
+    fn followed(&mut self, followed: Followed) {
+        self.followed = Some(followed);
     }
 }
 

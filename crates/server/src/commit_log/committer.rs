@@ -3,13 +3,14 @@
 //! fills. It also syncs what the volatile writer (`volatile`) has written, when that is due.
 
 use super::checkpoint::Checkpoint;
-use super::errands::{Errand, Pending};
+use super::errands::{AtPoint, Errand, Pending};
 use super::{CommitLog, MAX_BATCH_BYTES};
 use engine::sequencer::{Answers, Batch};
 use engine::{Error, Lane};
-use journal::{CommitError, Journal};
+use journal::{CommitError, Journal, Role};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use telemetry::Throttle;
@@ -188,10 +189,39 @@ impl Committer {
                     self.check(result);
                 }
                 Errand::EndVolatile => self.close_epoch(),
+                Errand::Follow { limit_bytes, to } => {
+                    let (follower, ()) = self.journal.follow(limit_bytes, || ());
+                    let _ = to.send(follower);
+                }
+                Errand::Point(to) => self.tell_point(&to),
+                Errand::Replaced => self.replaced(),
             }
             // Who asked may have gone.
             let _ = done.send(());
         }
+    }
+
+    /// Between commits nothing is in the log and not visible, but for what the volatile lane has
+    /// on its way, which the journal keeps out meanwhile.
+    fn tell_point(&self, to: &Sender<AtPoint>) {
+        let store = &self.log.store;
+        let at = self.journal.point(|| store.lock().snapshot_open());
+        if let Some((point, (cursor, head))) = at {
+            // Who asked may have gone.
+            let _ = to.send(AtPoint {
+                point,
+                cursor,
+                head,
+            });
+        }
+    }
+
+    fn replaced(&mut self) {
+        let term = self.journal.identity().raft_term;
+        if let Err(error) = self.journal.set_identity(term, Role::Replaced) {
+            tracing::error!(%error, "cannot note in the data directory that this server was replaced: see to it that nothing starts it again");
+        }
+        self.log.die_of("a follower has seen a server of a later term: this one was replaced by it, and must not take writes beside it; the server ends, and nothing starts from its directory any more");
     }
 
     fn close_epoch(&mut self) {

@@ -1,6 +1,9 @@
 //! What others have the committer do between two batches.
 
 use super::CommitLog;
+use engine::record::SnapshotItem;
+use engine::snapshot::SnapshotCursor;
+use journal::{Follower, Point};
 use parking_lot::Mutex;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
@@ -9,7 +12,7 @@ use std::time::Duration;
 const STOP_LOOK: Duration = Duration::from_millis(100);
 
 /// Something for the committer to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Errand {
     /// Volatile writes may come from now on.
     AllowVolatile,
@@ -17,6 +20,25 @@ pub(crate) enum Errand {
     Sync,
     /// The same, and no volatile write comes any more: the epoch ends.
     EndVolatile,
+    /// Somebody follows from now on: the tap with a limit in bytes.
+    Follow {
+        /// Bytes of records that wait at most.
+        limit_bytes: u64,
+        /// Where it goes.
+        to: Sender<Follower>,
+    },
+    /// The store as it is at a point of the tap.
+    Point(Sender<AtPoint>),
+    /// Another server has taken this one's place: no start from this directory any more.
+    Replaced,
+}
+
+/// The store at a point of the tap, to be read in slices.
+#[derive(Debug)]
+pub(crate) struct AtPoint {
+    pub(crate) point: Point,
+    pub(crate) cursor: SnapshotCursor,
+    pub(crate) head: Vec<SnapshotItem>,
 }
 
 /// The server stops: the errand may not have been run.

@@ -19,7 +19,7 @@ mod rounds;
 mod signal;
 mod volatile;
 
-pub(crate) use errands::{Errand, Stopping};
+pub(crate) use errands::{AtPoint, Errand, Stopping};
 pub(crate) use open::{Around, open};
 pub(crate) use signal::Signal;
 
@@ -145,6 +145,12 @@ impl CommitLog {
         if full {
             self.store.commit.raise();
         }
+    }
+
+    /// Ends the process, for another reason than the journal.
+    fn die_of(&self, why: &str) -> ! {
+        tracing::error!(target: telemetry::FATAL, "{why}");
+        std::process::exit(1);
     }
 
     /// Ends the process: the journal has failed, and nothing more may be acknowledged.

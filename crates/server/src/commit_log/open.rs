@@ -206,6 +206,7 @@ fn options(config: &Config) -> Options {
         member_id: random(2),
         name: config.name.clone(),
         salt: random(3),
+        ..NewDirectory::default()
     });
     options.segment_bytes = config.segment_bytes;
     // What a snapshot frees is used again, instead of made anew.

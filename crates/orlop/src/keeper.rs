@@ -1,0 +1,232 @@
+//! `orlop keeper`: a copy of a server's data on this machine's disk.
+
+use crate::stop_signals::StopSignals;
+use clap::{CommandFactory, ValueEnum, error::ErrorKind};
+use files::real::RealFs;
+use keeper::Options;
+use keeper::run::{Pages, Running, Settings};
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+use telemetry::Notify;
+use upstream::{Endpoint, Scheme};
+use wire::{ClientTls, ClientTlsConfig};
+
+/// Log lines wait in at most so many bytes of memory.
+const LOG_QUEUE_BYTES: usize = 1 << 20;
+/// As a server's.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Arguments of `orlop keeper`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The server's peer URL, one of its --listen-peer-urls: https://HOST:2380. The server lets
+    /// followers in with --max-followers.
+    #[arg(long, env = "ORLOP_KEEPER_SERVER", value_name = "URL")]
+    server: Endpoint,
+    /// Where the copy is kept. The directory is made if it is missing; one that holds something
+    /// else is refused.
+    #[arg(long, env = "ORLOP_KEEPER_DATA_DIR", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// This keeper's certificate (PEM), which the server's --peer-trusted-ca-file trusts.
+    #[arg(long, env = "ORLOP_KEEPER_CERT_FILE", value_name = "FILE")]
+    cert_file: PathBuf,
+    /// Its key (PEM).
+    #[arg(long, env = "ORLOP_KEEPER_KEY_FILE", value_name = "FILE")]
+    key_file: PathBuf,
+    /// Verify the server's peer certificate by this CA bundle (PEM).
+    #[arg(long, env = "ORLOP_KEEPER_TRUSTED_CA_FILE", value_name = "FILE")]
+    trusted_ca_file: PathBuf,
+    /// The name that the server's certificate is for, where that is not the host's.
+    #[arg(long, env = "ORLOP_KEEPER_SERVER_NAME", value_name = "NAME")]
+    server_name: Option<String>,
+    /// This keeper's name, unlike that of any other of the same server [default: the machine's].
+    #[arg(long, env = "ORLOP_KEEPER_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// Metrics, probes and status, over plain HTTP: HOST:PORT, several separated by commas. It
+    /// only reads; anybody who reaches it sees them.
+    #[arg(
+        long,
+        env = "ORLOP_KEEPER_METRICS_ADDR",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:2383"
+    )]
+    metrics_addr: Vec<String>,
+    /// The least severe lines that are logged.
+    #[arg(long, env = "ORLOP_KEEPER_LOG_LEVEL", value_enum, default_value_t = Level::Info)]
+    log_level: Level,
+    /// How a log line looks.
+    #[arg(long, env = "ORLOP_KEEPER_LOG_FORMAT", value_enum, default_value_t = Format::Json)]
+    log_format: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// Everything.
+    Debug,
+    /// What it follows, and from where.
+    Info,
+    /// What went wrong.
+    Warn,
+    /// What must not go wrong.
+    Error,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For programs.
+    Json,
+    /// For people.
+    Console,
+}
+
+/// What a copy that this command opens is kept with.
+pub(crate) fn options(name: &str) -> Options {
+    Options {
+        name: name.to_owned(),
+        salt: RandomState::new().hash_one(Instant::now()),
+        segment_bytes: SEGMENT_BYTES,
+        guards: keeper::Guards::default(),
+    }
+}
+
+/// Runs a keeper until a signal ends it, or it cannot go on.
+pub(crate) fn run(args: &Args) -> ExitCode {
+    if args.server.scheme != Scheme::Https {
+        let text = format!(
+            "orlop keeper: --server {}: a server lets followers in over https only",
+            args.server
+        );
+        crate::Cli::command()
+            .error(ErrorKind::ValueValidation, text)
+            .exit();
+    }
+    let log = match telemetry::init(&args.log_options()) {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("orlop keeper: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = match serve(args) {
+        Ok(true) => ExitCode::SUCCESS,
+        // The keeper has said why.
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            tracing::error!(target: telemetry::FATAL, error = %error, "failed to start");
+            ExitCode::FAILURE
+        }
+    };
+    drop(log);
+    code
+}
+
+impl Args {
+    fn log_options(&self) -> telemetry::Options {
+        telemetry::Options {
+            level: match self.log_level {
+                Level::Debug => telemetry::Level::Debug,
+                Level::Info => telemetry::Level::Info,
+                Level::Warn => telemetry::Level::Warn,
+                Level::Error => telemetry::Level::Error,
+            },
+            format: match self.log_format {
+                Format::Json => telemetry::Format::Json,
+                Format::Console => telemetry::Format::Human,
+            },
+            outputs: vec![telemetry::Output::Stderr],
+            queue_bytes: LOG_QUEUE_BYTES,
+        }
+    }
+
+    fn name(&self) -> String {
+        let machine = || {
+            let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
+            let read = read.unwrap_or_default().trim().to_owned();
+            if read.is_empty() {
+                "keeper".to_owned()
+            } else {
+                read
+            }
+        };
+        self.name.clone().unwrap_or_else(machine)
+    }
+}
+
+fn make_dir(dir: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir)
+}
+
+/// The pages. A socket in the directory that cannot be made (its path is too long, say) keeps no
+/// copy from being kept.
+fn pages(args: &Args, keeper: &Running) -> Result<Pages, wire::Error> {
+    let start = |socket| {
+        let version = env!("CARGO_PKG_VERSION");
+        Pages::start(keeper.view(), &args.metrics_addr, socket, version)
+    };
+    let socket = args.data_dir.join(server::ADMIN_SOCKET);
+    match start(Some(socket)) {
+        Ok(pages) => Ok(pages),
+        Err(error) => {
+            let pages = start(None)?;
+            tracing::warn!(%error, "`orlop status` does not find this keeper by its directory");
+            Ok(pages)
+        }
+    }
+}
+
+/// False if the keeper ended by itself.
+fn serve(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
+    make_dir(&args.data_dir)
+        .map_err(|error| format!("cannot make {}: {error}", args.data_dir.display()))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    // Before anything runs, so that no signal finds us without a handler.
+    let mut signals = runtime.block_on(async { StopSignals::new() })?;
+    let tls = ClientTlsConfig {
+        ca_file: args.trusted_ca_file.clone(),
+        identity: Some((args.cert_file.clone(), args.key_file.clone())),
+        server_name: args.server_name.clone(),
+    };
+    let name = args.name();
+    let settings = Settings {
+        server: args.server.clone(),
+        tls: ClientTls::load(tls, b"h2")?,
+        data_dir: args.data_dir.clone(),
+        options: options(&name),
+    };
+    let keeper = Running::start(Arc::new(RealFs::new()), settings)?;
+    let pages = pages(args, &keeper)?;
+    tracing::info!(
+        name,
+        server = %args.server,
+        "data-dir" = %args.data_dir.display(),
+        "keeping a copy"
+    );
+    for url in pages.urls() {
+        tracing::info!(%url, "serving /metrics, /healthz, /readyz and /v1/status");
+    }
+    if let Err(error) = telemetry::notify(Notify::Ready) {
+        tracing::warn!(%error, "cannot tell the service manager that the keeper is ready");
+    }
+    let mut failed = keeper.failed();
+    let stopped = runtime.block_on(async {
+        tokio::select! {
+            signal = signals.wait() => Some(signal),
+            _ = failed.wait_for(|failed| *failed) => None,
+        }
+    });
+    if let Some(signal) = stopped {
+        tracing::info!(signal, "received signal; shutting down");
+    }
+    let _ = telemetry::notify(Notify::Stopping);
+    keeper.stop();
+    drop(pages);
+    Ok(stopped.is_some())
+}

@@ -1,0 +1,410 @@
+//! A server and a keeper of its data, as processes with certificates: nothing acknowledged is
+//! missing from the copy, whichever of the two is killed, and the copy becomes a server.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use e2e::hostile::node::Node;
+use e2e::kube::http::Client;
+use e2e::kube::pki::{Authority, Pair};
+use e2e::kube::proc::{Process, conclude, free_port};
+use e2e::kube::store::Kind;
+use e2e::kube::{Result, ensure, fail};
+use etcd_api::etcdserverpb as pb;
+use pb::kv_client::KvClient;
+use serde_json::Value;
+use tonic::transport::Channel;
+
+/// How long a keeper may take to have everything, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A keeper's process, with what outlives its restarts.
+struct Keeper {
+    dir: PathBuf,
+    data: PathBuf,
+    server: String,
+    pair: Pair,
+    ca: PathBuf,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Keeper {
+    fn new(name: &str, dir: &Path, server: String, authority: &Authority) -> Result<Self> {
+        Ok(Keeper {
+            dir: dir.to_owned(),
+            data: dir.join(format!("{name}.data")),
+            server,
+            pair: authority.sign(name)?,
+            ca: authority.cert.clone(),
+            port: free_port()?,
+            process: None,
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut command = Command::new(Kind::Orlop.program()?);
+        command
+            .arg("keeper")
+            .arg(format!("--server={}", self.server))
+            .arg(format!("--data-dir={}", self.data.display()))
+            .arg(format!("--cert-file={}", self.pair.cert.display()))
+            .arg(format!("--key-file={}", self.pair.key.display()))
+            .arg(format!("--trusted-ca-file={}", self.ca.display()))
+            .arg(format!("--metrics-addr=127.0.0.1:{}", self.port))
+            .arg(format!("--name={}", self.data.display()));
+        self.process = Some(Process::start("keeper", &self.dir, &mut command)?);
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else {
+            return fail("no keeper runs");
+        };
+        let status = process.terminate(Duration::from_secs(20))?;
+        ensure(status.success(), || format!("{status}: {}", process.tail()))
+    }
+
+    fn tail(&self) -> String {
+        self.process
+            .as_ref()
+            .map_or_else(String::new, Process::tail)
+    }
+
+    async fn page(&self, path: &str) -> Result<(u16, String)> {
+        Client::plain(self.port).page(path).await
+    }
+
+    async fn status(&self) -> Result<Value> {
+        let (_, text) = self.page("/v1/status").await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Waits until it has the store up to a revision on its disk.
+    async fn has(&self, revision: i64) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let status = self.status().await.unwrap_or(Value::Null);
+            if status["following"] == true && status["revision"].as_i64() >= Some(revision) {
+                return Ok(());
+            }
+            ensure(began.elapsed() < PATIENCE, || {
+                format!("revision {revision}: {status}\n{}", self.tail())
+            })?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Runs the command; its output if it succeeds, its errors if not.
+fn orlop(args: &[&str]) -> Result<std::result::Result<String, String>> {
+    let done = Command::new(Kind::Orlop.program()?).args(args).output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(match done.status.success() {
+        true => Ok(text(&done.stdout)),
+        false => Err(text(&done.stderr)),
+    })
+}
+
+fn peer_flags(authority: &Authority, port: u16) -> Result<Vec<String>> {
+    let pair = authority.sign("peer")?;
+    Ok(vec![
+        format!("--listen-peer-urls=https://127.0.0.1:{port}"),
+        format!("--peer-cert-file={}", pair.cert.display()),
+        format!("--peer-key-file={}", pair.key.display()),
+        format!("--peer-trusted-ca-file={}", authority.cert.display()),
+        "--peer-client-cert-auth".to_owned(),
+        "--max-followers=2".to_owned(),
+    ])
+}
+
+fn server(name: &str, dir: &Path, authority: &Authority, more: &[&str]) -> Result<(Node, String)> {
+    let port = free_port()?;
+    let mut node = Node::new(name, dir, more)?;
+    node.args.extend(peer_flags(authority, port)?);
+    Ok((node, format!("https://127.0.0.1:{port}")))
+}
+
+async fn put(channel: &Channel, key: &str, value: &str) -> Result<i64> {
+    let request = pb::PutRequest {
+        key: bytes::Bytes::copy_from_slice(key.as_bytes()),
+        value: bytes::Bytes::copy_from_slice(value.as_bytes()),
+        ..Default::default()
+    };
+    match KvClient::new(channel.clone()).put(request).await {
+        Ok(answer) => Ok(answer.into_inner().header.unwrap_or_default().revision),
+        Err(status) => fail(format!("put {key}: {status}")),
+    }
+}
+
+/// All keys with values and revisions, and the store's revision.
+async fn contents(channel: &Channel) -> Result<(BTreeMap<String, (String, i64)>, i64)> {
+    let request = pb::RangeRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        ..Default::default()
+    };
+    let answer = match KvClient::new(channel.clone()).range(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return fail(format!("range: {status}")),
+    };
+    let text = |b: &bytes::Bytes| String::from_utf8_lossy(b).into_owned();
+    let kvs = answer.kvs.iter();
+    let kvs = kvs.map(|kv| (text(&kv.key), (text(&kv.value), kv.mod_revision)));
+    Ok((kvs.collect(), answer.header.unwrap_or_default().revision))
+}
+
+/// Both are killed under writes; then the server is gone, and the copy goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_server_goes_on_from_its_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = killed(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn killed(dir: &Path) -> Result<()> {
+    let authority = Authority::new(dir, "peers")?;
+    let (mut node, url) = server("a", dir, &authority, &[])?;
+    node.run().await?;
+    let mut keeper = Keeper::new("b", dir, url.clone(), &authority)?;
+    keeper.run()?;
+    let mut revision = 0;
+    for round in 0..6 {
+        let channel = node.channel()?;
+        for n in 0..50 {
+            revision = put(&channel, &format!("r{round}/{n}"), &"v".repeat(n * 20)).await?;
+        }
+        match round {
+            1 | 3 => {
+                keeper.kill();
+                revision = put(&channel, "while-away", "yes").await?;
+                keeper.run()?;
+            }
+            2 | 4 => {
+                node.kill();
+                node.run().await?;
+            }
+            _ => {}
+        }
+        keeper.has(revision).await?;
+    }
+    // What both say of themselves.
+    let data = format!("--data-dir={}", node.data.display());
+    let told = orlop(&["status", &data])?.or_else(fail)?;
+    ensure(told.contains("nothing behind"), || told.clone())?;
+    let data = format!("--data-dir={}", keeper.data.display());
+    let told = orlop(&["status", &data])?.or_else(fail)?;
+    ensure(told.contains("would jump"), || told.clone())?;
+    let metrics = node.metrics().await?;
+    ensure(metrics.sum("orlop_followers", &[]) == 1.0, || {
+        "followers".to_owned()
+    })?;
+    let (_, page) = keeper.page("/metrics").await?;
+    ensure(page.contains("orlop_keeper_following 1"), || page.clone())?;
+
+    let (before, _) = contents(&node.channel()?).await?;
+    node.kill();
+    // No server starts from it as it is.
+    keeper.stop()?;
+    let check = orlop(&["check", &data])?.or_else(fail)?;
+    ensure(check.contains("a keeper's copy"), || check.clone())?;
+    let port = free_port()?;
+    let mut promoted = Node::new("b2", dir, &[])?;
+    promoted.args.extend(peer_flags(&authority, port)?);
+    promoted.data.clone_from(&keeper.data);
+    let (_, said) = promoted.run_refused().await?;
+    ensure(said.contains("orlop promote"), || said.clone())?;
+    // It is asked what it assumes, and says what may be missing.
+    let refused = orlop(&["promote", &data])?;
+    let asks = refused
+        .as_ref()
+        .is_err_and(|text| text.contains("--old-server-is-gone"));
+    ensure(asks, || format!("{refused:?}"))?;
+    let told = orlop(&["promote", &data, "--old-server-is-gone"])?.or_else(fail)?;
+    ensure(told.contains("every watcher lists again"), || told.clone())?;
+    promoted.run().await?;
+    let channel = promoted.channel()?;
+    let (after, now) = contents(&channel).await?;
+    ensure(before == after, || format!("{before:?}\n{after:?}"))?;
+    ensure(now > revision + 900_000_000, || format!("revision {now}"))?;
+    put(&channel, "goes-on", "yes").await?;
+
+    // The old server comes back where a keeper has seen the new one: it is told, and stops for good.
+    let mut other = Keeper::new("c", dir, format!("https://127.0.0.1:{port}"), &authority)?;
+    other.run()?;
+    other.has(now + 1).await?;
+    other.stop()?;
+    node.run().await?;
+    other.server = url;
+    other.run()?;
+    let status = node.wait_end(PATIENCE).await?;
+    ensure(!status.success(), || format!("{status}"))?;
+    let (_, said) = node.run_refused().await?;
+    ensure(said.contains("was replaced"), || said.clone())?;
+    other.kill();
+    promoted.stop()?;
+    Ok(())
+}
+
+/// A server that stops in order leaves a copy that is exact: no revision is skipped; and back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_server_moves_to_its_copy_and_back_without_a_jump() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = stopped(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn stopped(dir: &Path) -> Result<()> {
+    let authority = Authority::new(dir, "peers")?;
+    let (mut node, url) = server("a", dir, &authority, &["--profile=ephemeral"])?;
+    node.run().await?;
+    let mut keeper = Keeper::new("b", dir, url, &authority)?;
+    keeper.run()?;
+    let mut revision = 0;
+    for n in 0..100 {
+        revision = put(&node.channel()?, &format!("k{n}"), "v").await?;
+    }
+    let data = format!("--data-dir={}", node.data.display());
+    orlop(&["profile", "set", "balanced", &data])?.or_else(fail)?;
+    keeper.has(revision).await?;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    for turn in 0..2 {
+        let (before, at) = contents(&node.channel()?).await?;
+        node.stop()?;
+        let status = keeper.status().await?;
+        ensure(status["complete"] == true, || {
+            format!("{status}\n{}", keeper.tail())
+        })?;
+        keeper.stop()?;
+        let copy = format!("--data-dir={}", keeper.data.display());
+        let told = orlop(&["promote", &copy, "--old-server-is-gone"])?.or_else(fail)?;
+        ensure(told.contains("no watcher has to list again"), || {
+            told.clone()
+        })?;
+        let port = free_port()?;
+        let mut next = Node::new(&format!("next{turn}"), dir, &["--profile=ephemeral"])?;
+        next.args.extend(peer_flags(&authority, port)?);
+        next.data.clone_from(&keeper.data);
+        next.run().await?;
+        let (after, now) = contents(&next.channel()?).await?;
+        ensure((&before, at) == (&after, now), || format!("{at} and {now}"))?;
+        // The choice at run time went along.
+        let told = orlop(&["status", &copy])?.or_else(fail)?;
+        ensure(told.contains("balanced"), || told.clone())?;
+        let next_revision = put(&next.channel()?, &format!("turn{turn}"), "v").await?;
+        ensure(next_revision == at + 1, || {
+            format!("{next_revision} after {at}")
+        })?;
+        // The machine of the old one keeps the copy now.
+        let url = format!("https://127.0.0.1:{port}");
+        keeper = Keeper::new(&format!("back{turn}"), dir, url, &authority)?;
+        keeper.run()?;
+        keeper.has(next_revision).await?;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        node = next;
+    }
+    keeper.kill();
+    node.kill();
+    Ok(())
+}
+
+/// The old directory at hand says whether the copy has all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_directory_at_hand_is_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = compared(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn compared(dir: &Path) -> Result<()> {
+    let authority = Authority::new(dir, "peers")?;
+    let (mut node, url) = server("a", dir, &authority, &[])?;
+    node.run().await?;
+    let mut keeper = Keeper::new("b", dir, url, &authority)?;
+    keeper.run()?;
+    let revision = put(&node.channel()?, "a", "1").await?;
+    keeper.has(revision).await?;
+    keeper.kill();
+    put(&node.channel()?, "a", "2").await?;
+    node.kill();
+    let copy = format!("--data-dir={}", keeper.data.display());
+    let old = format!("--old-data-dir={}", node.data.display());
+    let promote = ["promote", &copy, "--old-server-is-gone", &old];
+    let refused = orlop(&promote)?;
+    let newer = refused
+        .as_ref()
+        .is_err_and(|text| text.contains("1 revisions that the copy does not have"));
+    ensure(newer, || format!("{refused:?}"))?;
+    // It catches up, and then it has all.
+    node.run().await?;
+    keeper.run()?;
+    keeper.has(revision + 1).await?;
+    node.kill();
+    keeper.stop()?;
+    let told = orlop(&promote)?.or_else(fail)?;
+    ensure(told.contains("holds the same"), || told.clone())
+}
+
+/// A keeper takes nothing from another cluster, and overwrites no server's directory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keeper_refuses_what_is_not_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = refused(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn refused(dir: &Path) -> Result<()> {
+    let authority = Authority::new(dir, "peers")?;
+    let (mut a, url_a) = server("a", dir, &authority, &[])?;
+    let (mut b, url_b) = server("b", dir, &authority, &[])?;
+    a.run().await?;
+    b.run().await?;
+    let revision = put(&a.channel()?, "a", "1").await?;
+    let mut keeper = Keeper::new("k", dir, url_a, &authority)?;
+    keeper.run()?;
+    keeper.has(revision).await?;
+    keeper.stop()?;
+    keeper.server = url_b;
+    let ends_saying = |keeper: &mut Keeper, part: &str| -> Result<()> {
+        keeper.run()?;
+        let began = Instant::now();
+        loop {
+            let Some(process) = &mut keeper.process else {
+                return fail("no keeper");
+            };
+            if let Some(status) = process.ended()? {
+                let said = process.tail();
+                return ensure(!status.success() && said.contains(part), || said.clone());
+            }
+            ensure(began.elapsed() < PATIENCE, || process.tail())?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    ends_saying(&mut keeper, "name the right server")?;
+    a.stop()?;
+    keeper.data.clone_from(&a.data);
+    ends_saying(&mut keeper, "holds a server's data")?;
+    // Whoever the peers' authority does not know gets nothing.
+    let stranger = Authority::new(dir, "strangers")?;
+    let mut other = Keeper::new("o", dir, keeper.server.clone(), &authority)?;
+    other.pair = stranger.sign("other")?;
+    other.run()?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let status = other.status().await?;
+    ensure(
+        status["following"] == false && status["revision"] == 0,
+        || status.to_string(),
+    )?;
+    other.kill();
+    b.stop()?;
+    Ok(())
+}
