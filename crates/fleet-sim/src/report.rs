@@ -6,6 +6,9 @@ use plots::{Line, escape, lines};
 
 use crate::{Outcome, Policy, Scenario};
 
+/// Of a line: x and y.
+type Points = Vec<(f64, f64)>;
+
 const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right }
@@ -226,14 +229,14 @@ pub fn html(scenario: &Scenario, outcomes: &[Outcome], all: &[Summary]) -> Strin
         }
     }
     page.push_str("</tr></table><div class=\"plots\">");
-    let line = |policy: Policy, points: Vec<(f64, f64)>| Line {
+    let line = |policy: Policy, points: Points| Line {
         name: policy.name().to_owned(),
         points,
         dashed: policy == Policy::Oracle,
     };
     let policies: Vec<Policy> = all.iter().map(|s| s.policy).collect();
     let first = |policy: Policy| outcomes.iter().find(|o| o.policy == policy);
-    let over_time = |value: &dyn Fn(&[crate::Sample]) -> Vec<(f64, f64)>| -> Vec<Line> {
+    let over_time = |value: &dyn Fn(&[crate::Sample]) -> Points| -> Vec<Line> {
         policies
             .iter()
             .map(|p| line(*p, first(*p).map_or_else(Vec::new, |o| value(&o.rounds))))

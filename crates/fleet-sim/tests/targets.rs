@@ -1,6 +1,8 @@
 //! The scenarios that come with the simulator, against what placement promises. All bounds are
 //! counts of simulated things: they do not depend on the machine.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! The store's command has no Kubernetes client in its dependency tree.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Packages below `root` by the workspace's lock file: development dependencies of the workspace's
