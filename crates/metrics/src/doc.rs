@@ -45,8 +45,18 @@ look at is in [the proxy's page](../operating/proxy.md).
 |---|---|---|---|
 ";
 
+const FORECAST: &str = "
+## Series of `orlop forecast run`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
+look at is in [its page](../operating/forecast.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 /// The page as markdown.
-pub(crate) fn markdown(families: &[Family], proxy: &[Family]) -> String {
+pub(crate) fn markdown(families: &[Family], proxy: &[Family], forecast: &[Family]) -> String {
     let mut out = HEAD.to_owned();
     for family in families {
         let origin = match family.origin {
@@ -58,6 +68,10 @@ pub(crate) fn markdown(families: &[Family], proxy: &[Family]) -> String {
     }
     out.push_str(PROXY);
     for family in proxy {
+        row(&mut out, family, None);
+    }
+    out.push_str(FORECAST);
+    for family in forecast {
         row(&mut out, family, None);
     }
     out

@@ -23,6 +23,7 @@
 mod cells;
 mod doc;
 mod fixed;
+pub mod forecast;
 mod grpc;
 mod labelled;
 mod process;
@@ -592,5 +593,9 @@ pub fn reference_markdown() -> String {
         orlop_version: String::new(),
         member_id: 0,
     };
-    doc::markdown(Metrics::new(&options).families(), &proxy::families())
+    doc::markdown(
+        Metrics::new(&options).families(),
+        &proxy::families(),
+        &forecast::families(),
+    )
 }

@@ -7,8 +7,11 @@ mod admin;
 mod bench;
 mod check;
 mod data_dir;
+mod etcd_cluster;
 mod export;
 mod failure;
+mod forecast;
+mod forecast_status;
 mod import;
 mod import_follow;
 mod import_members;
@@ -68,6 +71,8 @@ enum Command {
     Rules(rules::Args),
     /// Have every connection to an etcd cluster at the member that leads; any etcd, any client.
     Proxy(Box<proxy::Args>),
+    /// Say how well each member of an etcd cluster would lead it, and have the best one lead.
+    Forecast(Box<forecast::Args>),
     /// Start a Kubernetes control plane to play with, and hollow nodes.
     Playground(playground::cli::Args),
     /// Ends what a killed playground left; it starts this itself.
@@ -98,6 +103,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Rules(args) => rules::run(&args),
         Command::Proxy(args) => proxy::run(&args),
+        Command::Forecast(args) => forecast::run(&args),
         Command::Playground(args) => playground::cli::run(&args),
         Command::Guard => {
             playground::guard::run();
