@@ -55,8 +55,23 @@ On its `--metrics-addr`, with `process_*` as above. What to look at is in
 |---|---|---|---|
 ";
 
+const FORECAST: &str = "
+## Series of `orlop forecast run`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
+look at is in [its page](../operating/forecast.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 /// The page as markdown.
-pub(crate) fn markdown(families: &[Family], proxy: &[Family], keeper: &[Family]) -> String {
+pub(crate) fn markdown(
+    families: &[Family],
+    proxy: &[Family],
+    keeper: &[Family],
+    forecast: &[Family],
+) -> String {
     let mut out = HEAD.to_owned();
     for family in families {
         let origin = match family.origin {
@@ -72,6 +87,10 @@ pub(crate) fn markdown(families: &[Family], proxy: &[Family], keeper: &[Family])
     }
     out.push_str(KEEPER);
     for family in keeper {
+        row(&mut out, family, None);
+    }
+    out.push_str(FORECAST);
+    for family in forecast {
         row(&mut out, family, None);
     }
     out

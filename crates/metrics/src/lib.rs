@@ -23,6 +23,7 @@
 mod cells;
 mod doc;
 mod fixed;
+pub mod forecast;
 mod grpc;
 mod keeper;
 mod labelled;
@@ -598,5 +599,6 @@ pub fn reference_markdown() -> String {
         Metrics::new(&options).families(),
         &proxy::families(),
         &keeper::families(),
+        &forecast::families(),
     )
 }

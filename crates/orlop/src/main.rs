@@ -8,8 +8,11 @@ mod bench;
 mod certs;
 mod check;
 mod data_dir;
+mod etcd_cluster;
 mod export;
 mod failure;
+mod forecast;
+mod forecast_status;
 mod import;
 mod import_follow;
 mod import_members;
@@ -77,6 +80,8 @@ enum Command {
     Promote(promote::Args),
     /// Have every connection to an etcd cluster at the member that leads; any etcd, any client.
     Proxy(Box<proxy::Args>),
+    /// Say how well each member of an etcd cluster would lead it, and have the best one lead.
+    Forecast(Box<forecast::Args>),
     /// Start a Kubernetes control plane to play with, and hollow nodes.
     Playground(playground::cli::Args),
     /// Ends what a killed playground left; it starts this itself.
@@ -110,6 +115,7 @@ fn main() -> ExitCode {
         Command::Keeper(args) => keeper::run(&args),
         Command::Promote(args) => promote::run(&args),
         Command::Proxy(args) => proxy::run(&args),
+        Command::Forecast(args) => forecast::run(&args),
         Command::Playground(args) => playground::cli::run(&args),
         Command::Guard => {
             playground::guard::run();

@@ -1,5 +1,6 @@
 //! `orlop proxy`: every connection to the etcd member that leads.
 
+use crate::etcd_cluster::{Format, Level, Reached, log_options};
 use crate::proxy_status;
 use crate::stop_signals::StopSignals;
 use clap::{CommandFactory, Subcommand, ValueEnum, error::ErrorKind};
@@ -9,11 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use telemetry::Notify;
-use upstream::{Endpoint, User};
-use wire::ClientTlsConfig;
-
-/// Log lines wait in at most so many bytes of memory.
-const LOG_QUEUE_BYTES: usize = 1 << 20;
+use upstream::Endpoint;
 
 /// Signals that come sooner after the first one are part of it.
 const ONE_STOP: Duration = Duration::from_secs(1);
@@ -143,26 +140,6 @@ enum FallbackArg {
     Follower,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Level {
-    /// Every connection's end too.
-    Debug,
-    /// Changes of the leader, handovers.
-    Info,
-    /// What went wrong.
-    Warn,
-    /// What must not go wrong.
-    Error,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For programs.
-    Json,
-    /// For people.
-    Console,
-}
-
 /// Runs a proxy until a signal ends it, or asks one.
 pub(crate) fn run(args: &Args) -> ExitCode {
     if let Some(Command::Status(args)) = &args.command {
@@ -175,7 +152,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             .error(ErrorKind::ValueValidation, format!("orlop proxy: {text}"))
             .exit(),
     };
-    let log = match telemetry::init(&args.log_options()) {
+    let log = match telemetry::init(&log_options(args.log_level, args.log_format)) {
         Ok(guard) => guard,
         Err(error) => {
             eprintln!("orlop proxy: {error}");
@@ -196,32 +173,15 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 impl Serve {
     /// Whom to ask, and how.
     fn cluster(&self) -> Result<upstream::Settings, String> {
-        let Some(endpoints) = &self.endpoints else {
-            return Err(
-                "--endpoints must name the members of the etcd cluster, as in \
-                 --endpoints=https://a:2379,https://b:2379,https://c:2379"
-                    .to_owned(),
-            );
-        };
-        let mut settings =
-            upstream::Settings::new(Endpoint::list(endpoints).map_err(|e| e.to_string())?);
-        settings.tls = self.cacert.as_ref().map(|ca_file| ClientTlsConfig {
-            ca_file: ca_file.clone(),
-            identity: self.cert.clone().zip(self.key.clone()),
-            server_name: None,
-        });
-        if let Some(user) = &self.user {
-            let (name, password) = match (user.split_once(':'), &self.password) {
-                (Some((name, password)), None) => (name, password),
-                (None, Some(password)) => (user.as_str(), password.as_str()),
-                _ => return Err("give the password with --user or with --password".to_owned()),
-            };
-            settings.user = Some(User {
-                name: name.to_owned(),
-                password: password.to_owned(),
-            });
+        Reached {
+            endpoints: self.endpoints.as_deref(),
+            cacert: self.cacert.as_deref(),
+            cert: self.cert.as_deref(),
+            key: self.key.as_deref(),
+            user: self.user.as_deref(),
+            password: self.password.as_deref(),
         }
-        Ok(settings)
+        .settings()
     }
 
     fn settings(&self) -> Settings {
@@ -246,23 +206,6 @@ impl Serve {
             drain: ms(self.drain_ms),
             proxy_protocol: self.proxy_protocol,
             workers: self.workers.unwrap_or(default.workers),
-        }
-    }
-
-    fn log_options(&self) -> telemetry::Options {
-        telemetry::Options {
-            level: match self.log_level {
-                Level::Debug => telemetry::Level::Debug,
-                Level::Info => telemetry::Level::Info,
-                Level::Warn => telemetry::Level::Warn,
-                Level::Error => telemetry::Level::Error,
-            },
-            format: match self.log_format {
-                Format::Json => telemetry::Format::Json,
-                Format::Console => telemetry::Format::Human,
-            },
-            outputs: vec![telemetry::Output::Stderr],
-            queue_bytes: LOG_QUEUE_BYTES,
         }
     }
 }

@@ -1,0 +1,91 @@
+//! How a command reaches somebody's etcd, and how it logs.
+
+use clap::ValueEnum;
+use std::path::Path;
+use upstream::{Endpoint, Settings, User};
+use wire::ClientTlsConfig;
+
+/// Log lines wait in at most so many bytes of memory.
+const LOG_QUEUE_BYTES: usize = 1 << 20;
+
+/// What a command line says of a cluster.
+pub(crate) struct Reached<'a> {
+    pub(crate) endpoints: Option<&'a str>,
+    pub(crate) cacert: Option<&'a Path>,
+    pub(crate) cert: Option<&'a Path>,
+    pub(crate) key: Option<&'a Path>,
+    pub(crate) user: Option<&'a str>,
+    pub(crate) password: Option<&'a str>,
+}
+
+impl Reached<'_> {
+    /// Whom to ask, and how; or a sentence on what is wrong.
+    pub(crate) fn settings(&self) -> Result<Settings, String> {
+        let Some(endpoints) = self.endpoints else {
+            return Err(
+                "--endpoints must name the members of the etcd cluster, as in \
+                 --endpoints=https://a:2379,https://b:2379,https://c:2379"
+                    .to_owned(),
+            );
+        };
+        let mut settings = Settings::new(Endpoint::list(endpoints).map_err(|e| e.to_string())?);
+        let identity = self.cert.zip(self.key);
+        settings.tls = self.cacert.map(|ca_file| ClientTlsConfig {
+            ca_file: ca_file.to_owned(),
+            identity: identity.map(|(cert, key)| (cert.to_owned(), key.to_owned())),
+            server_name: None,
+        });
+        if let Some(user) = self.user {
+            let (name, password) = match (user.split_once(':'), self.password) {
+                (Some((name, password)), None) => (name, password),
+                (None, Some(password)) => (user, password),
+                _ => return Err("give the password with --user or with --password".to_owned()),
+            };
+            settings.user = Some(User {
+                name: name.to_owned(),
+                password: password.to_owned(),
+            });
+        }
+        Ok(settings)
+    }
+}
+
+/// The least severe lines that are logged.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Level {
+    /// Every connection's end too.
+    Debug,
+    /// Changes of the leader, and what comes of them.
+    Info,
+    /// What went wrong.
+    Warn,
+    /// What must not go wrong.
+    Error,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For programs.
+    Json,
+    /// For people.
+    Console,
+}
+
+/// A log on stderr.
+pub(crate) fn log_options(level: Level, format: Format) -> telemetry::Options {
+    telemetry::Options {
+        level: match level {
+            Level::Debug => telemetry::Level::Debug,
+            Level::Info => telemetry::Level::Info,
+            Level::Warn => telemetry::Level::Warn,
+            Level::Error => telemetry::Level::Error,
+        },
+        format: match format {
+            Format::Json => telemetry::Format::Json,
+            Format::Console => telemetry::Format::Human,
+        },
+        outputs: vec![telemetry::Output::Stderr],
+        queue_bytes: LOG_QUEUE_BYTES,
+    }
+}
