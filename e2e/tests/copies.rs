@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::hostile::node::Node;
+use e2e::hostile::node::{Node, put};
 use e2e::kube::http::Client;
 use e2e::kube::pki::{Authority, Pair};
 use e2e::kube::proc::{Process, conclude, free_port};
@@ -132,18 +132,6 @@ fn server(name: &str, dir: &Path, authority: &Authority, more: &[&str]) -> Resul
     let mut node = Node::new(name, dir, more)?;
     node.args.extend(peer_flags(authority, port)?);
     Ok((node, format!("https://127.0.0.1:{port}")))
-}
-
-async fn put(channel: &Channel, key: &str, value: &str) -> Result<i64> {
-    let request = pb::PutRequest {
-        key: bytes::Bytes::copy_from_slice(key.as_bytes()),
-        value: bytes::Bytes::copy_from_slice(value.as_bytes()),
-        ..Default::default()
-    };
-    match KvClient::new(channel.clone()).put(request).await {
-        Ok(answer) => Ok(answer.into_inner().header.unwrap_or_default().revision),
-        Err(status) => fail(format!("put {key}: {status}")),
-    }
 }
 
 /// All keys with values and revisions, and the store's revision.

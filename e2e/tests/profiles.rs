@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use e2e::hostile::node::Node;
+use e2e::hostile::node::{Node, put};
 use e2e::kube::http::Client;
 use e2e::kube::pki::{Authority, Pair};
 use e2e::kube::proc::{conclude, free_port};
@@ -69,18 +69,6 @@ fn rules_file(dir: &Path, text: &str) -> String {
     let path = dir.join("rules.toml");
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
-}
-
-async fn put(channel: &Channel, key: &str, value: &str) -> Result<i64> {
-    let request = pb::PutRequest {
-        key: bytes::Bytes::copy_from_slice(key.as_bytes()),
-        value: bytes::Bytes::copy_from_slice(value.as_bytes()),
-        ..Default::default()
-    };
-    match KvClient::new(channel.clone()).put(request).await {
-        Ok(answer) => Ok(answer.into_inner().header.unwrap_or_default().revision),
-        Err(status) => fail(format!("put {key}: {status}")),
-    }
 }
 
 /// Puts if the key is at that revision, as Kubernetes writes; the new revision.

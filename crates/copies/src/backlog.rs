@@ -53,6 +53,7 @@ pub struct Lag {
 #[derive(Debug)]
 pub struct Backlog<F> {
     limit_bytes: u64,
+    chunk_bytes: u64,
     chunks: VecDeque<Chunk<F>>,
     held_bytes: u64,
     total: Total,
@@ -60,10 +61,11 @@ pub struct Backlog<F> {
 
 impl<F> Backlog<F> {
     /// An empty one of a stream whose first entry comes after `after`. It keeps `limit_bytes` at
-    /// most, or one chunk if that is longer.
-    pub fn new(after: u64, limit_bytes: u64) -> Self {
+    /// most, or one chunk if that is longer; a chunk takes `chunk_bytes` beyond what is sent of it.
+    pub fn new(after: u64, limit_bytes: u64, chunk_bytes: u64) -> Self {
         Backlog {
             limit_bytes,
+            chunk_bytes,
             chunks: VecDeque::new(),
             held_bytes: 0,
             total: Total {
@@ -88,10 +90,10 @@ impl<F> Backlog<F> {
             records: self.total.records + records,
             bytes: self.total.bytes + bytes,
         };
-        self.held_bytes += bytes;
+        self.held_bytes += bytes + self.chunk_bytes;
         while self.held_bytes > self.limit_bytes && self.chunks.len() > 1 {
             if let Some(oldest) = self.chunks.pop_front() {
-                self.held_bytes -= oldest.bytes;
+                self.held_bytes -= oldest.bytes + self.chunk_bytes;
             }
         }
     }
@@ -101,7 +103,7 @@ impl<F> Backlog<F> {
         self.total.sequence
     }
 
-    /// Bytes that are kept.
+    /// Bytes that are kept, with what chunks take themselves.
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
     }
@@ -157,7 +159,7 @@ mod tests {
 
     #[test]
     fn everybody_gets_the_same_entries_until_they_are_too_far_behind() {
-        let mut backlog = Backlog::new(10, 100);
+        let mut backlog = Backlog::new(10, 100, 0);
         assert_eq!(backlog.after(10), Next::Nothing);
         assert_eq!(backlog.after(9), Next::Missed);
         // Of another stream, or from the future.
@@ -180,9 +182,20 @@ mod tests {
         assert_eq!(backlog.after(14), entries(15));
     }
 
+    /// Otherwise many small entries would take several times the limit.
+    #[test]
+    fn chunks_count_with_what_they_take_themselves() {
+        let mut backlog = Backlog::new(0, 1000, 90);
+        for entry in 1..=50 {
+            backlog.push(entry, 1, 10, 0, ());
+        }
+        assert_eq!((backlog.held_bytes(), backlog.chunks.len()), (1000, 10));
+        assert_eq!(backlog.lag(40, 0).bytes, 100);
+    }
+
     #[test]
     fn lag_is_told_in_records_bytes_and_time() {
-        let mut backlog = Backlog::new(0, 1000);
+        let mut backlog = Backlog::new(0, 1000, 0);
         backlog.push(2, 30, 100, 1000, ());
         backlog.push(3, 5, 10, 1500, ());
         let lag = |has| {

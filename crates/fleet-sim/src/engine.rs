@@ -14,7 +14,7 @@ use crate::outcome::{Outcome, Sample};
 use crate::place::place;
 use crate::route::route;
 use crate::scenario::{Policy, Scenario, Spacing, Spread, Topology, What};
-use crate::service::{RequestId, Service, TrueRate};
+use crate::service::{Pool, RequestId, Service, TrueRate};
 
 const SECOND_US: f64 = 1_000_000.0;
 /// How often nodes hear of each other's queues.
@@ -768,26 +768,28 @@ impl<'a> World<'a> {
         }
     }
 
-    fn room(&self) -> Room {
-        let mut free: Vec<Resources> = self
-            .nodes
-            .iter()
-            .map(|node| self.scenario.node[node.group].room())
-            .collect();
+    /// What pods leave free on each node, if there are `pods` of each pool.
+    fn free(&self, pods: impl Fn(&Pool) -> u32) -> Vec<Resources> {
+        let rooms = self.nodes.iter();
+        let rooms = rooms.map(|node| self.scenario.node[node.group].room());
+        let mut free: Vec<Resources> = rooms.collect();
         for service in &self.services {
             for (node, pool) in &service.pools {
-                let pods = match self.policy {
-                    // It takes no account of room; what does not fit stays in wait.
-                    Policy::Seed | Policy::Oracle => pool.created(),
-                    _ => pool.created().max(pool.wanted),
-                };
                 let free = &mut free[*node as usize];
-                for _ in 0..pods {
+                for _ in 0..pods(pool) {
                     *free = free.minus(&service.request);
                 }
             }
         }
-        Room::new(free)
+        free
+    }
+
+    fn room(&self) -> Room {
+        Room::new(self.free(|pool| match self.policy {
+            // It takes no account of room; what does not fit stays in wait.
+            Policy::Seed | Policy::Oracle => pool.created(),
+            _ => pool.created().max(pool.wanted),
+        }))
     }
 
     fn round(&mut self) {
@@ -840,19 +842,7 @@ impl<'a> World<'a> {
     /// Creates and ends pods as decided; returns how many have no room.
     fn apply(&mut self) -> u32 {
         let mut stuck = 0;
-        let mut free: Vec<Resources> = self
-            .nodes
-            .iter()
-            .map(|node| self.scenario.node[node.group].room())
-            .collect();
-        for service in &self.services {
-            for (node, pool) in &service.pools {
-                for _ in 0..pool.created() {
-                    let free = &mut free[*node as usize];
-                    *free = free.minus(&service.request);
-                }
-            }
-        }
+        let mut free = self.free(Pool::created);
         for service in 0..self.services.len() {
             let group = &self.scenario.service[self.services[service].group];
             let start_us = if self.policy == Policy::Oracle {

@@ -11,20 +11,16 @@ use crate::decide::{Move, Verdict, Why};
 use crate::error::Error;
 use crate::run::{Opinion, Thought};
 use crate::schema::State;
-use bytes::Bytes;
-use http::{Method, Response, StatusCode, header};
+use http::StatusCode;
 use metrics::forecast::{ForecastInput, ForecastMember};
 use serde_json::{Value, json};
-use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::watch;
-use wire::{
-    Call, Code, Frame, Handler, HttpRequest, Inbound, LocalFuture, Outbound, Reply, Status,
-};
+use wire::Page;
 
 /// A running admin endpoint. It ends when it is dropped.
 #[derive(Debug)]
-pub struct Admin(wire::Server);
+pub struct Admin(wire::Pages);
 
 impl Admin {
     /// Serves what is thought at these addresses, each a `host:port`. `dropped_lines` reads the
@@ -38,24 +34,18 @@ impl Admin {
         version: &'static str,
         dropped_lines: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<Admin, Error> {
-        let listeners = addresses.iter().map(|address| {
-            let address = wire::Address::Tcp(address.clone());
-            let mut listener = wire::ListenerConfig::new(address, None);
-            listener.serves = wire::Serves {
-                grpc: false,
-                http: true,
-            };
-            listener
-        });
-        let bound = wire::bind(listeners.collect())?;
-        let pages = Arc::new(Pages {
+        let pages = Pages {
             thoughts,
             version,
             dropped_lines: Box::new(dropped_lines),
-        });
-        let config = wire::Config::default();
-        let server = wire::Server::start(bound, config, &[], move |_| Page(Arc::clone(&pages)))?;
-        Ok(Admin(server))
+        };
+        let by_path = move |path: &str| pages.page(path);
+        Ok(Admin(wire::Pages::start(
+            "orlop forecast",
+            addresses,
+            None,
+            by_path,
+        )?))
     }
 
     /// Where it listens, as URLs.
@@ -71,75 +61,30 @@ struct Pages {
     dropped_lines: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
-/// The handler of the endpoint's one worker.
-struct Page(Arc<Pages>);
-
-impl Handler for Page {
-    fn unary(self: &Rc<Self>, _: Call, _: Bytes) -> Reply {
-        Reply::Now(Err::<Frame, _>(no_grpc()))
-    }
-
-    fn stream(
-        self: &Rc<Self>,
-        _: Call,
-        _: Inbound,
-        _: Outbound,
-    ) -> LocalFuture<Result<(), Status>> {
-        Box::pin(async { Err(no_grpc()) })
-    }
-
-    fn http(self: &Rc<Self>, request: HttpRequest) -> LocalFuture<Response<Bytes>> {
-        let answer = self.0.answer(&request.request);
-        Box::pin(std::future::ready(answer))
-    }
-}
-
-fn no_grpc() -> Status {
-    Status::new(
-        Code::Unimplemented,
-        "orlop forecast: this endpoint speaks HTTP",
-    )
-}
-
 impl Pages {
-    fn answer(&self, request: &http::Request<Bytes>) -> Response<Bytes> {
-        let plain = "text/plain; charset=utf-8";
-        if request.method() != Method::GET {
-            return answer(
-                StatusCode::METHOD_NOT_ALLOWED,
-                plain,
-                "Method Not Allowed\n".into(),
-            );
-        }
+    fn page(&self, path: &str) -> Option<Page> {
         let thought = self.thoughts.borrow().clone();
-        match request.uri().path() {
+        Some(match path {
             "/metrics" => {
                 let mut input = input(&thought);
                 input.log_lines_dropped = (self.dropped_lines)();
                 let page = metrics::forecast::encode(self.version, &input);
-                answer(StatusCode::OK, metrics::CONTENT_TYPE, page)
+                Page::new(metrics::CONTENT_TYPE, page)
             }
-            "/healthz" => answer(StatusCode::OK, plain, "ok\n".into()),
+            "/healthz" => Page::text(StatusCode::OK, "ok"),
             "/readyz" => {
-                let known = thought
-                    .members
-                    .iter()
-                    .any(|m| m.leads && m.cost.total_us.is_some());
-                match known {
-                    true => answer(StatusCode::OK, plain, "ok\n".into()),
-                    false => answer(
+                let mut members = thought.members.iter();
+                match members.any(|m| m.leads && m.cost.total_us.is_some()) {
+                    true => Page::text(StatusCode::OK, "ok"),
+                    false => Page::text(
                         StatusCode::SERVICE_UNAVAILABLE,
-                        plain,
-                        "what the leader's commits cost is not known\n".into(),
+                        "what the leader's commits cost is not known",
                     ),
                 }
             }
-            "/v1/status" => {
-                let status = format!("{}\n", status(&thought, self.version));
-                answer(StatusCode::OK, "application/json", status)
-            }
-            _ => answer(StatusCode::NOT_FOUND, plain, "404 page not found\n".into()),
-        }
+            "/v1/status" => Page::json(&status(&thought, self.version)),
+            _ => return None,
+        })
     }
 }
 
@@ -258,14 +203,6 @@ fn status(thought: &Thought, version: &str) -> Value {
         "would_gain_us": thought.would_gain_us.round() as u64,
         "futile_moves": thought.futile,
     })
-}
-
-fn answer(status: StatusCode, kind: &'static str, body: String) -> Response<Bytes> {
-    let mut answer = Response::new(Bytes::from(body));
-    *answer.status_mut() = status;
-    let kind = header::HeaderValue::from_static(kind);
-    answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-    answer
 }
 
 #[cfg(test)]

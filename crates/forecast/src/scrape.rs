@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use upstream::{Endpoint, Scheme};
+use upstream::{Endpoint, Scheme, with_causes};
 use wire::ClientTls;
 
 /// Scrapes one address. A connection that failed is made again by the next scrape.
@@ -49,7 +49,7 @@ impl Scraper {
             Some(open) => open,
             None => self.connect().await?,
         };
-        let told = |e: &dyn std::error::Error| whole(e);
+        let told = |e: &dyn std::error::Error| with_causes(e);
         sender.ready().await.map_err(|e| told(&e))?;
         let request = Request::get("/metrics")
             .header(header::HOST, self.at.authority())
@@ -70,7 +70,7 @@ impl Scraper {
     }
 
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, String> {
-        let told = |e: std::io::Error| whole(&e);
+        let told = |e: std::io::Error| with_causes(&e);
         let (host, port) = (self.at.host.as_str(), self.at.port);
         let stream = TcpStream::connect((host, port)).await.map_err(told)?;
         stream.set_nodelay(true).map_err(told)?;
@@ -90,22 +90,8 @@ where
 {
     let (sender, connection) = handshake(TokioIo::new(stream))
         .await
-        .map_err(|e| whole(&e))?;
+        .map_err(|e| with_causes(&e))?;
     // Ends when the sender is dropped, or the peer closes.
     tokio::spawn(connection);
     Ok(sender)
-}
-
-/// An error and what is below it, where TLS faults hide.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
 }

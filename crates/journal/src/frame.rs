@@ -31,7 +31,7 @@ pub(crate) const PAGE: u64 = 4096;
 /// Bytes of a frame header.
 pub(crate) const HEADER: usize = 64;
 /// A frame's payload is at most this long: 1 GiB.
-pub(crate) const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
+pub const MAX_PAYLOAD_BYTES: u64 = 1 << 30;
 const MAGIC: u32 = u32::from_le_bytes(*b"oFrm");
 /// The log was closed after this frame: nothing follows it in its segment.
 pub(crate) const FLAG_CLOSE: u32 = 1;

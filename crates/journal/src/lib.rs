@@ -47,6 +47,7 @@ pub use check::{CheckReport, check, read};
 pub use choice::{ChoiceError, RulesChoice, RulesKeeper};
 pub use dir::{DirState, FIRST_RAFT_TERM, Identity, NewDirectory, Role, inspect};
 pub use error::{CommitError, Damage, OpenError, SnapshotError};
+pub use frame::MAX_PAYLOAD_BYTES;
 pub use load::{decode_block_items, read_snapshot};
 pub use open::{Guards, OpenReport, Options};
 pub use record::{DecodeError, Followed, Proof, decode_record, decode_records, encode_records};

@@ -99,6 +99,8 @@ struct Open {
 struct Pending {
     records: Vec<Record>,
     bytes: usize,
+    /// Revisions that the records take: counted as they come, for each batch asks.
+    revisions: i64,
     last: Option<Followed>,
 }
 
@@ -357,14 +359,13 @@ impl Keeper {
         let (at, ()) = open.journal.snapshot_position(|| ())?;
         let mut reseed = Reseed::new(self.fs.clone(), &self.dir, at);
         journal::read_snapshot(Path::new("the server's snapshot"), input, &mut reseed)?;
-        let (store, info) = reseed.finish()?;
+        let store = reseed.finish()?;
         if store.revision() != welcome.revision {
             return Err(Error::OutOfOrder(
                 "the snapshot is of another revision than announced",
             ));
         }
         open.journal.restarted_at(store.revision());
-        let _: SnapshotInfo = info;
         *open.store.lock() = store;
         // The first frame after it: without that snapshot a start is refused.
         open.note(Followed {
@@ -409,25 +410,21 @@ impl Keeper {
                 expected: has + 1,
             });
         }
-        let mut revision = open.store.lock().revision();
-        revision += pending
-            .records
-            .iter()
-            .filter(|r| r.takes_revision())
-            .count() as i64;
+        let visible = open.store.lock().revision();
         for (sequence, entry) in (batch.first..).zip(&batch.entries) {
             if sequence <= has && contiguity {
                 continue;
             }
             let records = entry.decode()?;
-            if entry.revision_before != revision && contiguity {
+            let own = visible + pending.revisions;
+            if entry.revision_before != own && contiguity {
                 return Err(Error::Diverged {
                     lsn: entry.lsn,
                     expected: entry.revision_before,
-                    own: revision,
+                    own,
                 });
             }
-            revision += records.iter().filter(|r| r.takes_revision()).count() as i64;
+            pending.revisions += records.iter().filter(|r| r.takes_revision()).count() as i64;
             pending.bytes += entry.records.len();
             pending.records.extend(records);
             pending.last = Some(Followed {

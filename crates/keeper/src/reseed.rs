@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::kept::{Store, new_store};
 use engine::record::{Record, SnapshotItem, SnapshotMeta};
 use files::FileSystem;
-use journal::{Position, Replay, SnapshotInfo, SnapshotWriter};
+use journal::{Position, Replay, SnapshotWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -32,9 +32,12 @@ impl Reseed {
     }
 
     /// The store, now that all of it is on disk under its name.
-    pub(crate) fn finish(self) -> Result<(Store, SnapshotInfo), Error> {
+    pub(crate) fn finish(self) -> Result<Store, Error> {
         match self.out {
-            Some(out) if self.whole => Ok((self.store, out.finish()?)),
+            Some(out) if self.whole => {
+                out.finish()?;
+                Ok(self.store)
+            }
             _ => Err(Error::OutOfOrder("the snapshot has no end")),
         }
     }

@@ -87,7 +87,7 @@ impl Server {
         Server {
             fs: fs.clone(),
             volatile: journal.volatile(),
-            backlog: Backlog::new(follower.after(), 6 << 10),
+            backlog: Backlog::new(follower.after(), 6 << 10, 0),
             term: journal.identity().raft_term,
             store: Arc::new(Mutex::new(store)),
             journal,

@@ -66,9 +66,8 @@ pub(crate) fn declare_constants(r: &mut Registry, options: &Options) {
         ),
     ];
     for (name, kind, help) in zero {
-        let mut family = r.family(name, kind, &[], Origin::Equivalent, help);
-        family.sample(&[], Source::Constant(0.0));
-        family.done();
+        r.family(name, kind, &[], Origin::Equivalent, help)
+            .one(Source::Constant(0.0));
     }
     // Only a member that receives a database from its leader observes these.
     for (name, start, count, help) in [

@@ -192,9 +192,8 @@ fn at_scrape(r: &mut Registry, input: &ForecastInput) {
             input.log_lines_dropped as f64,
         ),
     ] {
-        let mut family = r.family(name, kind, &[], Orlop, help);
-        family.sample(&[], Source::Constant(value));
-        family.done();
+        r.family(name, kind, &[], Orlop, help)
+            .one(Source::Constant(value));
     }
 }
 

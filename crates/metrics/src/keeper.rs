@@ -120,9 +120,8 @@ fn at_scrape(input: &KeeperInput, version: &str) -> Vec<Family> {
     info.sample(&[version], Source::Constant(1.0));
     info.done();
     for (name, kind, help, read) in SERIES {
-        let mut family = r.family(name, kind, &[], Origin::Orlop, help);
-        family.sample(&[], Source::Constant(read(input)));
-        family.done();
+        r.family(name, kind, &[], Origin::Orlop, help)
+            .one(Source::Constant(read(input)));
     }
     registry.finish()
 }

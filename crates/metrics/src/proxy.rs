@@ -363,9 +363,8 @@ fn at_scrape(input: &ProxyInput) -> Vec<Family> {
             input.log_lines_dropped as f64,
         ),
     ] {
-        let mut family = r.family(name, kind, &[], Orlop, help);
-        family.sample(&[], Source::Constant(value));
-        family.done();
+        r.family(name, kind, &[], Orlop, help)
+            .one(Source::Constant(value));
     }
     registry.finish()
 }

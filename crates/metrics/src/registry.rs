@@ -275,7 +275,7 @@ impl Declare<'_> {
     }
 
     /// The family has one sample, without labels.
-    fn one(mut self, source: Source) {
+    pub(crate) fn one(mut self, source: Source) {
         self.sample(&[], source);
         self.done();
     }

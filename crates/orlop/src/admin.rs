@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use upstream::with_causes;
 
 /// An answer is some kilobytes.
 const LIMIT_BYTES: usize = 4 << 20;
@@ -229,25 +230,11 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(found)
 }
 
-/// An error and what is below it, where TLS faults hide.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text = format!("{text}: {part}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 async fn exchange<S>(stream: S, place: &str, ask: &Ask<'_>) -> Result<String, String>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let failed = |e: &dyn std::error::Error| format!("cannot talk to {place}: {}", whole(e));
+    let failed = |e: &dyn std::error::Error| format!("cannot talk to {place}: {}", with_causes(e));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failed(&e))?;

@@ -1,8 +1,9 @@
 //! `orlop forecast`: how well each member of an etcd cluster would lead it.
 
-use crate::etcd_cluster::{Format, Level, Reached, log_options};
+use crate::etcd_cluster::Reached;
 use crate::failure::say;
 use crate::forecast_status;
+use crate::log_flags::{Format, Level, log_options};
 use crate::stop_signals::StopSignals;
 use clap::{CommandFactory, Subcommand, error::ErrorKind};
 use forecast::admin::Admin;

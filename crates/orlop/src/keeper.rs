@@ -1,7 +1,8 @@
 //! `orlop keeper`: a copy of a server's data on this machine's disk.
 
+use crate::log_flags::{Format, Level, log_options};
 use crate::stop_signals::StopSignals;
-use clap::{CommandFactory, ValueEnum, error::ErrorKind};
+use clap::{CommandFactory, error::ErrorKind};
 use files::real::RealFs;
 use keeper::Options;
 use keeper::run::{Pages, Running, Settings};
@@ -15,8 +16,6 @@ use telemetry::Notify;
 use upstream::{Endpoint, Scheme};
 use wire::{ClientTls, ClientTlsConfig};
 
-/// Log lines wait in at most so many bytes of memory.
-const LOG_QUEUE_BYTES: usize = 1 << 20;
 /// As a server's.
 const SEGMENT_BYTES: u64 = 64 << 20;
 
@@ -64,26 +63,6 @@ pub(crate) struct Args {
     log_format: Format,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Level {
-    /// Everything.
-    Debug,
-    /// What it follows, and from where.
-    Info,
-    /// What went wrong.
-    Warn,
-    /// What must not go wrong.
-    Error,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// For programs.
-    Json,
-    /// For people.
-    Console,
-}
-
 /// What a copy that this command opens is kept with.
 pub(crate) fn options(name: &str) -> Options {
     Options {
@@ -105,7 +84,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
             .error(ErrorKind::ValueValidation, text)
             .exit();
     }
-    let log = match telemetry::init(&args.log_options()) {
+    let log = match telemetry::init(&log_options(args.log_level, args.log_format)) {
         Ok(guard) => guard,
         Err(error) => {
             eprintln!("orlop keeper: {error}");
@@ -126,23 +105,6 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 impl Args {
-    fn log_options(&self) -> telemetry::Options {
-        telemetry::Options {
-            level: match self.log_level {
-                Level::Debug => telemetry::Level::Debug,
-                Level::Info => telemetry::Level::Info,
-                Level::Warn => telemetry::Level::Warn,
-                Level::Error => telemetry::Level::Error,
-            },
-            format: match self.log_format {
-                Format::Json => telemetry::Format::Json,
-                Format::Console => telemetry::Format::Human,
-            },
-            outputs: vec![telemetry::Output::Stderr],
-            queue_bytes: LOG_QUEUE_BYTES,
-        }
-    }
-
     fn name(&self) -> String {
         let machine = || {
             let read = std::fs::read_to_string("/proc/sys/kernel/hostname");

@@ -18,6 +18,7 @@ mod import_follow;
 mod import_members;
 mod import_source;
 mod keeper;
+mod log_flags;
 mod profile;
 mod promote;
 mod proxy;

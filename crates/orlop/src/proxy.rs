@@ -1,6 +1,7 @@
 //! `orlop proxy`: every connection to the etcd member that leads.
 
-use crate::etcd_cluster::{Format, Level, Reached, log_options};
+use crate::etcd_cluster::Reached;
+use crate::log_flags::{Format, Level, log_options};
 use crate::proxy_status;
 use crate::stop_signals::StopSignals;
 use clap::{CommandFactory, Subcommand, ValueEnum, error::ErrorKind};

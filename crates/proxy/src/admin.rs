@@ -7,18 +7,14 @@
 //! | `/readyz` | 200 while new connections get a member |
 //! | `/v1/status` | members, leader, connections, as JSON |
 
-use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{Method, Response, StatusCode, header};
+use http::StatusCode;
 use metrics::{ProxyInput, ProxyMember};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use upstream::{Health, MemberView, View};
-use wire::{
-    Call, Code, Frame, Handler, HttpRequest, Inbound, LocalFuture, Outbound, Reply, Status,
-};
+use wire::Page;
 
 use crate::error::Error;
 use crate::route::{Service, why_nobody_leads};
@@ -27,7 +23,7 @@ use crate::settings::Fallback;
 
 /// A running admin endpoint. It ends when it is dropped.
 #[derive(Debug)]
-pub struct Admin(wire::Server);
+pub struct Admin(wire::Pages);
 
 impl Admin {
     /// Serves the pages of `proxy` at these addresses, each a `host:port`. `dropped_lines` reads
@@ -41,24 +37,18 @@ impl Admin {
         version: &'static str,
         dropped_lines: impl Fn() -> u64 + Send + Sync + 'static,
     ) -> Result<Admin, Error> {
-        let listeners = addresses.iter().map(|address| {
-            let address = wire::Address::Tcp(address.clone());
-            let mut listener = wire::ListenerConfig::new(address, None);
-            listener.serves = wire::Serves {
-                grpc: false,
-                http: true,
-            };
-            listener
-        });
-        let bound = wire::bind(listeners.collect())?;
-        let pages = Arc::new(Pages {
+        let pages = Pages {
             shared: proxy.shared(),
             version,
             dropped_lines: Box::new(dropped_lines),
-        });
-        let config = wire::Config::default();
-        let server = wire::Server::start(bound, config, &[], move |_| Page(Arc::clone(&pages)))?;
-        Ok(Admin(server))
+        };
+        let by_path = move |path: &str| pages.page(path);
+        Ok(Admin(wire::Pages::start(
+            "orlop proxy",
+            addresses,
+            None,
+            by_path,
+        )?))
     }
 
     /// Where it listens, as URLs.
@@ -73,64 +63,28 @@ struct Pages {
     dropped_lines: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
-/// The handler of the endpoint's one worker.
-struct Page(Arc<Pages>);
-
-impl Handler for Page {
-    fn unary(self: &Rc<Self>, _: Call, _: Bytes) -> Reply {
-        Reply::Now(Err::<Frame, _>(no_grpc()))
-    }
-
-    fn stream(
-        self: &Rc<Self>,
-        _: Call,
-        _: Inbound,
-        _: Outbound,
-    ) -> LocalFuture<Result<(), Status>> {
-        Box::pin(async { Err(no_grpc()) })
-    }
-
-    fn http(self: &Rc<Self>, request: HttpRequest) -> LocalFuture<Response<Bytes>> {
-        let answer = self.0.answer(&request.request);
-        Box::pin(std::future::ready(answer))
-    }
-}
-
-fn no_grpc() -> Status {
-    Status::new(
-        Code::Unimplemented,
-        "orlop proxy: this endpoint speaks HTTP",
-    )
-}
-
 impl Pages {
-    fn answer(&self, request: &http::Request<Bytes>) -> Response<Bytes> {
-        if request.method() != Method::GET {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
-        }
-        match request.uri().path() {
+    fn page(&self, path: &str) -> Option<Page> {
+        Some(match path {
             "/metrics" => {
                 let page = self.shared.book.metrics.encode(&self.input());
-                answer(StatusCode::OK, metrics::CONTENT_TYPE, page)
+                Page::new(metrics::CONTENT_TYPE, page)
             }
-            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/healthz" => Page::text(StatusCode::OK, "ok"),
             "/readyz" => self.ready(),
-            "/v1/status" => {
-                let status = format!("{}\n", self.status());
-                answer(StatusCode::OK, "application/json", status)
-            }
-            _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
-        }
+            "/v1/status" => Page::json(&self.status()),
+            _ => return None,
+        })
     }
 
-    fn ready(&self) -> Response<Bytes> {
+    fn ready(&self) -> Page {
         if matches!(*self.shared.service.borrow(), Service::DrainBy(_)) {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "the proxy stops\n");
+            return Page::text(StatusCode::SERVICE_UNAVAILABLE, "the proxy stops");
         }
         let view = self.shared.views.borrow();
         if let Some(leader) = &view.leader {
-            let said = format!("ok: {} leads in term {}\n", leader.endpoint, leader.term);
-            return text(StatusCode::OK, &said);
+            let said = format!("ok: {} leads in term {}", leader.endpoint, leader.term);
+            return Page::text(StatusCode::OK, &said);
         }
         let why = why_nobody_leads(&view);
         let follower = view
@@ -138,12 +92,11 @@ impl Pages {
             .iter()
             .any(|m| m.health.is_healthy() && !m.learner);
         if follower && self.shared.settings.fallback == Fallback::Follower {
-            let said =
-                format!("ok: nobody leads, new connections wait and go to followers: {why}\n");
-            return text(StatusCode::OK, &said);
+            let said = format!("ok: nobody leads, new connections wait and go to followers: {why}");
+            return Page::text(StatusCode::OK, &said);
         }
-        let said = format!("nobody leads: {why}\n");
-        text(StatusCode::SERVICE_UNAVAILABLE, &said)
+        let said = format!("nobody leads: {why}");
+        Page::text(StatusCode::SERVICE_UNAVAILABLE, &said)
     }
 
     /// Connections: at members, and of those leaving.
@@ -266,16 +219,4 @@ fn member(view: &View, m: &MemberView, (open, leaving): (usize, usize)) -> Value
         "connections": open,
         "leaving": leaving,
     })
-}
-
-fn text(status: StatusCode, body: &str) -> Response<Bytes> {
-    answer(status, "text/plain; charset=utf-8", body.to_owned())
-}
-
-fn answer(status: StatusCode, kind: &'static str, body: String) -> Response<Bytes> {
-    let mut answer = Response::new(Bytes::from(body));
-    *answer.status_mut() = status;
-    let kind = header::HeaderValue::from_static(kind);
-    answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-    answer
 }

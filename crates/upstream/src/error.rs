@@ -61,8 +61,18 @@ impl CallError {
 /// A status for an operator: code, text, and the causes below, where TLS faults hide.
 #[must_use]
 pub fn explain(status: &Status) -> String {
-    let mut text = format!("{:?}: {}", status.code(), status.message());
-    let mut cause = std::error::Error::source(status);
+    let text = format!("{:?}: {}", status.code(), status.message());
+    and_causes(text, status)
+}
+
+/// An error for an operator, with the causes below it, where TLS faults hide.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    and_causes(error.to_string(), error)
+}
+
+fn and_causes(mut text: String, of: &dyn std::error::Error) -> String {
+    let mut cause = of.source();
     while let Some(error) = cause {
         let error_text = error.to_string();
         if !text.contains(&error_text) {

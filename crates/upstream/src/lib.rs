@@ -19,7 +19,7 @@ mod view;
 pub use client::{Attempt, Client, Headed, Pinned, Policy, Routes, Watch, Work};
 pub use cluster::{Agreed, Answer, Cluster, Failure, Hint, Listed, Timing};
 pub use endpoint::{Endpoint, InvalidEndpoint, Scheme};
-pub use error::{CallError, Done, Error, explain};
+pub use error::{CallError, Done, Error, explain, with_causes};
 pub use line::{Dialer, Line};
 pub use prober::{Handle, watch};
 pub use settings::{Settings, User};

@@ -25,6 +25,7 @@ mod local;
 pub mod mailbox;
 mod memory;
 mod message;
+mod pages;
 mod pings;
 mod server;
 mod service;
@@ -45,6 +46,7 @@ pub use listener::{Address, BoundListener, ListenerConfig, Serves, bind};
 pub use local::Closing;
 pub use mailbox::{Mailboxes, Pending, SlotId, Slots};
 pub use memory::{Claim, Room, Unread};
+pub use pages::{Page, Pages};
 pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
 pub use tls::{

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use etcd_api::etcdserverpb as pb;
+use pb::kv_client::KvClient;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::kube::http::Client;
@@ -279,5 +281,21 @@ impl Node {
     /// SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         self.process = None;
+    }
+}
+
+/// Puts a key; the store's revision then.
+///
+/// # Errors
+/// If it is refused, or not answered.
+pub async fn put(channel: &Channel, key: &str, value: &str) -> Result<i64> {
+    let request = pb::PutRequest {
+        key: bytes::Bytes::copy_from_slice(key.as_bytes()),
+        value: bytes::Bytes::copy_from_slice(value.as_bytes()),
+        ..Default::default()
+    };
+    match KvClient::new(channel.clone()).put(request).await {
+        Ok(answer) => Ok(answer.into_inner().header.unwrap_or_default().revision),
+        Err(status) => fail(format!("put {key}: {status}")),
     }
 }

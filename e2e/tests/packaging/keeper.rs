@@ -4,30 +4,15 @@ use std::process::Command;
 
 use e2e::kube::store::Kind;
 
-use crate::unit::{EXPOSURE_TENTHS, settings, values};
-use crate::{repo, run};
+use crate::repo;
+use crate::unit::{settings, systemd_takes, values};
 
 const UNIT: &str = "packaging/systemd/orlop-keeper.service";
 const SETTINGS: &str = "packaging/systemd/keeper.env";
 
 #[test]
 fn systemd_takes_the_keepers_unit() {
-    let dir = tempfile::tempdir().unwrap();
-    let program = Kind::Orlop.program().unwrap();
-    let text = std::fs::read_to_string(repo(UNIT)).unwrap();
-    let text = text.replace("/usr/local/bin/orlop", &program.display().to_string());
-    let file = dir.path().join("orlop-keeper.service");
-    std::fs::write(&file, text).unwrap();
-    let verify = || run(Command::new("systemd-analyze").arg("verify").arg(&file)).unwrap();
-    assert_eq!(verify(), "");
-    let threshold = format!("--threshold={EXPOSURE_TENTHS}");
-    let security = ["security", "--no-pager", "--offline=true", &threshold];
-    run(Command::new("systemd-analyze").args(security).arg(&file)).unwrap();
-    let drop_in = dir.path().join("orlop-keeper.service.d");
-    std::fs::create_dir(&drop_in).unwrap();
-    let tls = repo("packaging/systemd/keeper-tls.conf");
-    std::fs::copy(tls, drop_in.join("tls.conf")).unwrap();
-    assert_eq!(verify(), "");
+    systemd_takes("orlop-keeper.service", "keeper-tls.conf").unwrap();
 }
 
 /// What the unit and its files say together is a command line that the keeper takes: it fails

@@ -15,7 +15,7 @@ use e2e::static_pod::read;
 use serde_yaml_ng::Value;
 
 use crate::rules::selectors;
-use crate::unit::{EXPOSURE_TENTHS, READY_TIMEOUT, Service, allowed, settings, values};
+use crate::unit::{READY_TIMEOUT, Service, allowed, settings, systemd_takes, values};
 use crate::{repo, run};
 
 const UNIT: &str = "packaging/systemd/orlop-proxy.service";
@@ -30,22 +30,7 @@ const EXAMPLES: [&str; 2] = [
 
 #[test]
 fn systemd_takes_the_proxys_unit() {
-    let dir = tempfile::tempdir().unwrap();
-    let program = Kind::Orlop.program().unwrap();
-    let text = std::fs::read_to_string(repo(UNIT)).unwrap();
-    let text = text.replace("/usr/local/bin/orlop", &program.display().to_string());
-    let file = dir.path().join("orlop-proxy.service");
-    std::fs::write(&file, text).unwrap();
-    let verify = || run(Command::new("systemd-analyze").arg("verify").arg(&file)).unwrap();
-    assert_eq!(verify(), "");
-    let threshold = format!("--threshold={EXPOSURE_TENTHS}");
-    let security = ["security", "--no-pager", "--offline=true", &threshold];
-    run(Command::new("systemd-analyze").args(security).arg(&file)).unwrap();
-    let drop_in = dir.path().join("orlop-proxy.service.d");
-    std::fs::create_dir(&drop_in).unwrap();
-    let tls = repo("packaging/systemd/proxy-tls.conf");
-    std::fs::copy(tls, drop_in.join("tls.conf")).unwrap();
-    assert_eq!(verify(), "");
+    systemd_takes("orlop-proxy.service", "proxy-tls.conf").unwrap();
 }
 
 /// Runs the proxy as the unit does, and compares each system call with its sandbox.

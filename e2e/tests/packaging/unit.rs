@@ -40,25 +40,32 @@ fn unit() -> Result<String> {
 
 #[test]
 fn systemd_takes_the_unit() {
-    let dir = tempfile::tempdir().unwrap();
-    let program = Kind::Orlop.program().unwrap();
+    systemd_takes("orlop.service", "tls.conf").unwrap();
+}
+
+/// The verifier finds nothing in a unit of `packaging/systemd`, alone and with its drop-in, and it
+/// is as closed as it should be.
+pub(crate) fn systemd_takes(unit: &str, drop_in: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let part = |name: &str| repo(&format!("packaging/systemd/{name}"));
+    let program = Kind::Orlop.program()?;
     // The verifier wants to see the program.
-    let text = unit()
-        .unwrap()
-        .replace("/usr/local/bin/orlop", &program.display().to_string());
-    let file = dir.path().join("orlop.service");
-    std::fs::write(&file, text).unwrap();
-    let verify = || run(Command::new("systemd-analyze").arg("verify").arg(&file)).unwrap();
-    assert_eq!(verify(), "");
+    let text = std::fs::read_to_string(part(unit))?;
+    let text = text.replace("/usr/local/bin/orlop", &program.display().to_string());
+    let file = dir.path().join(unit);
+    std::fs::write(&file, text)?;
+    let verify = || run(Command::new("systemd-analyze").arg("verify").arg(&file));
+    assert_eq!(verify()?, "");
 
     let threshold = format!("--threshold={EXPOSURE_TENTHS}");
     let security = ["security", "--no-pager", "--offline=true", &threshold];
-    run(Command::new("systemd-analyze").args(security).arg(&file)).unwrap();
+    run(Command::new("systemd-analyze").args(security).arg(&file))?;
 
-    let drop_in = dir.path().join("orlop.service.d");
-    std::fs::create_dir(&drop_in).unwrap();
-    std::fs::copy(repo("packaging/systemd/tls.conf"), drop_in.join("tls.conf")).unwrap();
-    assert_eq!(verify(), "");
+    let drop_ins = dir.path().join(format!("{unit}.d"));
+    std::fs::create_dir(&drop_ins)?;
+    std::fs::copy(part(drop_in), drop_ins.join("tls.conf"))?;
+    assert_eq!(verify()?, "");
+    Ok(())
 }
 
 /// Runs orlop as the unit does, with its environment, and compares each system call with

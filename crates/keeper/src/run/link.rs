@@ -19,6 +19,9 @@ use tonic::{Request, Status, Streaming};
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// A server says something every 250 ms; after so long without it is gone.
 const SILENCE: Duration = Duration::from_secs(10);
+/// A batch is 256 KiB of entries and one more, which is a frame of the server's log at most; a
+/// longer message is no server's of ours.
+const MAX_MESSAGE_BYTES: usize = journal::MAX_PAYLOAD_BYTES as usize + (1 << 20);
 /// What is said waits for the connection at most so often, and so long.
 const TOLD_AHEAD: usize = 16;
 
@@ -113,9 +116,9 @@ impl Link {
         let _ = told.try_send(hello.into_bytes());
         let call = async move {
             let mut client =
-                tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX);
+                tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
             let ready = client.ready().await;
-            ready.map_err(|error| Status::unavailable(upstream_text(&error)))?;
+            ready.map_err(|error| Status::unavailable(upstream::with_causes(&error)))?;
             let (service, method) = copies::METHOD;
             let path = format!("/{service}/{method}");
             let path = http::uri::PathAndQuery::try_from(path)
@@ -185,17 +188,6 @@ impl Link {
             Err(_) => Err(Broken::Silent),
         }
     }
-}
-
-fn upstream_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        source = inner.source();
-    }
-    text
 }
 
 fn known(message: Bytes) -> Result<Said, Broken> {

@@ -9,22 +9,17 @@
 //! | `/v1/status` | where the copy stands and how far it is behind, as JSON |
 
 use super::view::View;
-use bytes::Bytes;
-use http::{Method, Response, StatusCode, header};
+use http::StatusCode;
 use journal::Proof;
 use metrics::{KeeperInput, keeper_page};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
-use wire::{
-    Address, Call, Code, Frame, Handler, HttpRequest, Inbound, ListenerConfig, LocalFuture,
-    Outbound, Reply, Serves, Status,
-};
+use wire::Page;
 
 /// Served until it is dropped.
 #[derive(Debug)]
-pub struct Pages(wire::Server);
+pub struct Pages(wire::Pages);
 
 impl Pages {
     /// Serves the pages at these addresses, each a `host:port`, and on a Unix socket. `version` is
@@ -38,26 +33,14 @@ impl Pages {
         socket: Option<PathBuf>,
         version: &'static str,
     ) -> Result<Pages, wire::Error> {
-        let http = Serves {
-            grpc: false,
-            http: true,
-        };
-        let tcp = addresses.iter().map(|address| ListenerConfig {
-            serves: http,
-            ..ListenerConfig::new(Address::Tcp(address.clone()), None)
-        });
-        let unix = socket.into_iter().map(|path| ListenerConfig {
-            serves: http,
-            unix_mode: Some(0o600),
-            ..ListenerConfig::new(Address::Unix(path), None)
-        });
-        let bound = wire::bind(tcp.chain(unix).collect())?;
-        let factory = move |_| Page {
-            view: view.clone(),
-            version,
-        };
-        let config = wire::Config::default();
-        Ok(Pages(wire::Server::start(bound, config, &[], factory)?))
+        let shown = Shown { view, version };
+        let by_path = move |path: &str| shown.page(path);
+        Ok(Pages(wire::Pages::start(
+            "orlop keeper",
+            addresses,
+            socket,
+            by_path,
+        )?))
     }
 
     /// Where it listens, as URLs.
@@ -66,71 +49,30 @@ impl Pages {
     }
 }
 
-/// The handler of the one worker.
-struct Page {
+struct Shown {
     view: Arc<View>,
     version: &'static str,
 }
 
-impl Handler for Page {
-    fn unary(self: &Rc<Self>, _: Call, _: Bytes) -> Reply {
-        Reply::Now(Err::<Frame, _>(no_grpc()))
-    }
-
-    fn stream(
-        self: &Rc<Self>,
-        _: Call,
-        _: Inbound,
-        _: Outbound,
-    ) -> LocalFuture<Result<(), Status>> {
-        Box::pin(async { Err(no_grpc()) })
-    }
-
-    fn http(self: &Rc<Self>, request: HttpRequest) -> LocalFuture<Response<Bytes>> {
-        let answer = self.answer(&request.request);
-        Box::pin(std::future::ready(answer))
-    }
-}
-
-fn no_grpc() -> Status {
-    Status::new(
-        Code::Unimplemented,
-        "orlop keeper: this endpoint speaks HTTP",
-    )
-}
-
-impl Page {
-    fn answer(&self, request: &http::Request<Bytes>) -> Response<Bytes> {
-        const TEXT: &str = "text/plain; charset=utf-8";
-        if request.method() != Method::GET {
-            return answer(
-                StatusCode::METHOD_NOT_ALLOWED,
-                TEXT,
-                "Method Not Allowed\n".into(),
-            );
-        }
-        match request.uri().path() {
+impl Shown {
+    fn page(&self, path: &str) -> Option<Page> {
+        Some(match path {
             "/metrics" => {
                 let page = keeper_page(&self.input(), self.version);
-                answer(StatusCode::OK, metrics::CONTENT_TYPE, page)
+                Page::new(metrics::CONTENT_TYPE, page)
             }
-            "/healthz" => answer(StatusCode::OK, TEXT, "ok\n".into()),
+            "/healthz" => Page::text(StatusCode::OK, "ok"),
             "/readyz" => {
                 let seen = self.view.seen();
-                let why = seen
-                    .problem
-                    .unwrap_or_else(|| "it has not followed yet".to_owned());
+                let why = seen.problem.as_deref().unwrap_or("it has not followed yet");
                 match seen.following {
-                    true => answer(StatusCode::OK, TEXT, "ok\n".into()),
-                    false => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+                    true => Page::text(StatusCode::OK, "ok"),
+                    false => Page::text(StatusCode::SERVICE_UNAVAILABLE, why),
                 }
             }
-            "/v1/status" => {
-                let status = format!("{}\n", self.status());
-                answer(StatusCode::OK, "application/json", status)
-            }
-            _ => answer(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".into()),
-        }
+            "/v1/status" => Page::json(&self.status()),
+            _ => return None,
+        })
     }
 
     fn input(&self) -> KeeperInput {
@@ -180,12 +122,4 @@ impl Page {
             "log_bytes": seen.log_bytes,
         })
     }
-}
-
-fn answer(status: StatusCode, kind: &'static str, body: String) -> Response<Bytes> {
-    let mut answer = Response::new(Bytes::from(body));
-    *answer.status_mut() = status;
-    let kind = header::HeaderValue::from_static(kind);
-    answer.headers_mut().insert(header::CONTENT_TYPE, kind);
-    answer
 }

@@ -221,7 +221,11 @@ impl Committer {
         if let Err(error) = self.journal.set_identity(term, Role::Replaced) {
             tracing::error!(%error, "cannot note in the data directory that this server was replaced: see to it that nothing starts it again");
         }
-        self.log.die_of("a follower has seen a server of a later term: this one was replaced by it, and must not take writes beside it; the server ends, and nothing starts from its directory any more");
+        tracing::error!(
+            target: telemetry::FATAL,
+            "a follower has seen a server of a later term: this one was replaced by it, and must not take writes beside it; the server ends, and nothing starts from its directory any more"
+        );
+        std::process::exit(1);
     }
 
     fn close_epoch(&mut self) {

@@ -147,12 +147,6 @@ impl CommitLog {
         }
     }
 
-    /// Ends the process, for another reason than the journal.
-    fn die_of(&self, why: &str) -> ! {
-        tracing::error!(target: telemetry::FATAL, "{why}");
-        std::process::exit(1);
-    }
-
     /// Ends the process: the journal has failed, and nothing more may be acknowledged.
     fn die(&self, error: &str) -> ! {
         tracing::error!(

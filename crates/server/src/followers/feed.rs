@@ -15,6 +15,9 @@ use wire::Frame;
 
 /// Entries that came meanwhile are sent together, up to about so many bytes.
 const BATCH_BYTES: usize = 256 << 10;
+/// What a message that is kept takes beyond its bytes: its place in the backlog, and what the
+/// allocator and the count of its users add.
+const CHUNK_BYTES: u64 = 256;
 /// How often the thread looks whether anybody still follows.
 const LOOK: Duration = Duration::from_millis(500);
 /// When nobody has followed for so long, nothing is kept any more: whoever comes back later gets a
@@ -46,7 +49,7 @@ impl Followers {
         let id = RandomState::new().hash_one(Instant::now()).max(1);
         self.state.lock().stream = Some(Stream {
             id,
-            backlog: Backlog::new(follower.after(), self.limit_bytes),
+            backlog: Backlog::new(follower.after(), self.limit_bytes, CHUNK_BYTES),
             waiting_bytes: 0,
             end: None,
             idle_since: None,
