@@ -169,7 +169,7 @@ struct Run {
         env = "ORLOP_FORECAST_METRICS_ADDR",
         value_name = "HOST:PORT",
         value_delimiter = ',',
-        default_value = "127.0.0.1:2383"
+        default_value = "127.0.0.1:2384"
     )]
     metrics_addr: Vec<String>,
     #[command(flatten)]

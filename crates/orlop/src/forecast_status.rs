@@ -10,7 +10,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The forecast's --metrics-addr, as a URL.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:2383")]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:2384")]
     admin_url: Uri,
     /// The form of the answer.
     #[arg(short, long, value_enum, default_value_t = Form::Text)]
