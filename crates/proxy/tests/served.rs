@@ -292,7 +292,10 @@ async fn when_the_lead_moves_connections_end_in_a_gap_or_at_the_limit() {
         Member::start(Does::Nothing).await,
     );
     let new = Member::start(Does::Number(9)).await;
-    let world = World::start(settings());
+    let world = World::start(Settings {
+        handover_limit: 3_000 * MS,
+        ..settings()
+    });
     world.lead(&[&silent.endpoint(), &new.endpoint()]);
     let mut waits_for_answer = world.connect().await;
     // Not TLS: it may be a request, and cannot be sent again.
@@ -303,11 +306,11 @@ async fn when_the_lead_moves_connections_end_in_a_gap_or_at_the_limit() {
     assert_eq!(ask(&mut idle).await, Some(7));
     world.lead(&[&new.endpoint(), &old.endpoint(), &silent.endpoint()]);
     let (took, _) = rest(&mut idle).await;
-    assert!(took < 300 * MS, "not in the gap: {took:?}");
+    assert!(took < 2_000 * MS, "not in the gap: {took:?}");
     let (took, bytes) = rest(&mut waits_for_answer).await;
     assert!(bytes.is_empty());
     assert!(
-        (200 * MS..3_000 * MS).contains(&took),
+        (500 * MS..10_000 * MS).contains(&took),
         "not at the limit: {took:?}"
     );
     world.until_ended(ProxyEnd::Gap, 1).await;
@@ -320,7 +323,13 @@ async fn when_the_lead_moves_connections_end_in_a_gap_or_at_the_limit() {
 async fn an_answer_that_comes_late_comes_whole_before_the_handover() {
     let old = Member::start(Does::Echo).await;
     let new = Member::start(Does::Number(9)).await;
-    let world = World::start(settings());
+    // Wide: a machine that is busy may leave the member without its turn for a while, and that is a
+    // gap like any other.
+    let world = World::start(Settings {
+        handover_gap: 1_000 * MS,
+        handover_limit: 15_000 * MS,
+        ..settings()
+    });
     world.lead(&[&old.endpoint(), &new.endpoint()]);
     let mut stream = world.connect().await;
     assert_eq!(ask(&mut stream).await, Some(1));
@@ -334,17 +343,13 @@ async fn an_answer_that_comes_late_comes_whole_before_the_handover() {
     });
     world.lead(&[&new.endpoint(), &old.endpoint()]);
     let mut got = Vec::new();
-    let _ = timeout(PATIENCE, reader.read_to_end(&mut got))
-        .await
-        .unwrap();
-    let _ = timeout(PATIENCE, sending).await;
-    // Whatever had to be cut off: what came is what was sent.
+    let read = timeout(PATIENCE, reader.read_to_end(&mut got)).await;
+    read.unwrap().unwrap();
+    let writer = timeout(PATIENCE, sending).await.unwrap().unwrap();
+    assert_eq!(got.len(), expected);
     assert!(got.iter().all(|byte| *byte == 3));
-    assert!(
-        got.len() == expected || world.ended(ProxyEnd::Limit) == 1,
-        "{}",
-        got.len()
-    );
+    drop((reader, writer));
+    world.until_ended(ProxyEnd::Gap, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -375,7 +380,7 @@ async fn a_lost_member_is_left_at_once_and_first_bytes_of_tls_go_to_the_next() {
         .unwrap();
     assert_eq!(answer, [9; 9]);
     let (took, _) = rest(&mut request).await;
-    assert!(took < 1_000 * MS, "{took:?}");
+    assert!(took < 5_000 * MS, "{took:?}");
     world.until_ended(ProxyEnd::MemberLost, 1).await;
     assert_eq!(world.metrics.begun_again.get(), 1);
 }
