@@ -8,10 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use e2e::hostile::node::{Node, put};
+use e2e::kube::etcdctl::Etcdctl;
 use e2e::kube::http::Client;
 use e2e::kube::pki::{Authority, Pair};
 use e2e::kube::proc::{Process, conclude, free_port};
-use e2e::kube::store::Kind;
+use e2e::kube::store::{Kind, Tls};
 use e2e::kube::{Result, ensure, fail};
 use etcd_api::etcdserverpb as pb;
 use pb::kv_client::KvClient;
@@ -29,6 +30,7 @@ struct Keeper {
     pair: Pair,
     ca: PathBuf,
     port: u16,
+    more: Vec<String>,
     process: Option<Process>,
 }
 
@@ -41,6 +43,7 @@ impl Keeper {
             pair: authority.sign(name)?,
             ca: authority.cert.clone(),
             port: free_port()?,
+            more: Vec::new(),
             process: None,
         })
     }
@@ -55,7 +58,8 @@ impl Keeper {
             .arg(format!("--key-file={}", self.pair.key.display()))
             .arg(format!("--trusted-ca-file={}", self.ca.display()))
             .arg(format!("--metrics-addr=127.0.0.1:{}", self.port))
-            .arg(format!("--name={}", self.data.display()));
+            .arg(format!("--name={}", self.data.display()))
+            .args(&self.more);
         self.process = Some(Process::start("keeper", &self.dir, &mut command)?);
         Ok(())
     }
@@ -394,5 +398,110 @@ async fn refused(dir: &Path) -> Result<()> {
     )?;
     other.kill();
     b.stop()?;
+    Ok(())
+}
+
+/// While the server is gone its keeper gives snapshots: to etcdctl, to `orlop export`, and by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keeper_gives_snapshots_without_its_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = backed_up(dir.path()).await;
+    conclude(dir, result);
+}
+
+/// What `orlop snapshot status` says of a file that is whole: revision and keys.
+fn snapshot_says(file: &Path) -> Result<(i64, i64)> {
+    let file = file.display().to_string();
+    let told = orlop(&["snapshot", "status", &file, "-w", "json"])?.or_else(fail)?;
+    let told: Value = serde_json::from_str(&told)?;
+    let number = |name: &str| told[name].as_i64().unwrap_or_default();
+    Ok((number("revision"), number("totalKey")))
+}
+
+async fn backed_up(dir: &Path) -> Result<()> {
+    let authority = Authority::new(dir, "peers")?;
+    let clients = Authority::new(dir, "clients")?;
+    let (mut node, url) = server("a", dir, &authority, &[])?;
+    node.run().await?;
+    let mut keeper = Keeper::new("b", dir, url, &authority)?;
+    let (port, saved) = (free_port()?, dir.join("saved"));
+    std::fs::create_dir(&saved)?;
+    let shown = clients.sign("keeper-b")?;
+    keeper.more = vec![
+        format!("--listen-client-urls=https://127.0.0.1:{port}"),
+        format!("--server-cert-file={}", shown.cert.display()),
+        format!("--server-key-file={}", shown.key.display()),
+        format!("--client-trusted-ca-file={}", clients.cert.display()),
+        format!("--snapshot-dir={}", saved.display()),
+        "--snapshot-interval-s=1".to_owned(),
+        "--snapshot-keep=2".to_owned(),
+    ];
+    keeper.run()?;
+    let channel = node.channel()?;
+    let mut revision = 0;
+    for n in 0..200 {
+        revision = put(&channel, &format!("k/{n}"), &"v".repeat(n * 20)).await?;
+    }
+    keeper.has(revision).await?;
+    node.kill();
+
+    let url = format!("https://127.0.0.1:{port}");
+    let tls = |who: Option<Pair>| Tls {
+        server: shown.clone(),
+        ca: clients.cert.clone(),
+        client: who,
+    };
+    let etcdctl = Etcdctl::new(&url, Some(&tls(Some(clients.sign("operator")?))))?;
+    let file = dir.join("etcdctl.db");
+    etcdctl.ok(&["snapshot", "save", &file.display().to_string()])?;
+    ensure(snapshot_says(&file)? == (revision, 200), || {
+        format!("{:?}", snapshot_says(&file))
+    })?;
+    let told = etcdctl.ok(&["endpoint", "status", "-w", "json"])?;
+    ensure(told.contains("\"isLearner\":true"), || told.clone())?;
+    // It is no server.
+    let put = etcdctl.run(&["put", "key", "value", "--command-timeout=2s"])?;
+    ensure(put.code != 0, || put.out.clone())?;
+    // Nobody without a certificate, or with one that followers show.
+    for stranger in [None, Some(authority.sign("operator")?)] {
+        let other = Etcdctl::new(&url, Some(&tls(stranger)))?;
+        let answer = other.run(&["endpoint", "status", "--command-timeout=2s"])?;
+        ensure(answer.code != 0, || answer.out.clone())?;
+    }
+
+    let (exported, operator) = (dir.join("exported.db"), clients.sign("exporter")?);
+    let arguments = [
+        "export".to_owned(),
+        format!("--endpoint={url}"),
+        format!("--output={}", exported.display()),
+        format!("--cacert={}", clients.cert.display()),
+        format!("--cert={}", operator.cert.display()),
+        format!("--key={}", operator.key.display()),
+    ];
+    orlop(&arguments.each_ref().map(String::as_str))?.or_else(fail)?;
+    ensure(snapshot_says(&exported)? == (revision, 200), || {
+        "the exported file".to_owned()
+    })?;
+
+    // By itself, and no more of them than are to be kept.
+    let began = Instant::now();
+    loop {
+        let (_, page) = keeper.page("/metrics").await?;
+        let files = std::fs::read_dir(&saved)?.collect::<std::io::Result<Vec<_>>>()?;
+        let newest = files.iter().filter(|file| {
+            let name = file.file_name().to_string_lossy().into_owned();
+            name.ends_with(&format!("-r{revision}.db"))
+        });
+        if newest.count() > 0 && !page.contains("last_success_timestamp_seconds 0\n") {
+            ensure(files.len() <= 3, || format!("{files:?}"))?;
+            break;
+        }
+        ensure(began.elapsed() < PATIENCE, || keeper.tail())?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // The copy is as good as before.
+    keeper.stop()?;
+    let data = format!("--data-dir={}", keeper.data.display());
+    orlop(&["promote", &data, "--old-server-is-gone"])?.or_else(fail)?;
     Ok(())
 }

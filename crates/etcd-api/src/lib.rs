@@ -48,6 +48,14 @@ pub mod health {
     tonic::include_proto!("grpc.health.v1");
 }
 
+/// The release of etcd whose behaviour and version clients are shown:
+/// Kubernetes decides by it which features to use.
+pub const ETCD_VERSION: &str = "3.7.3";
+/// Its cluster version, as `/version` shows it.
+pub const CLUSTER_VERSION: &str = "3.7.0";
+/// The same as metrics and Downgrade show it.
+pub const CLUSTER_MINOR_VERSION: &str = "3.7";
+
 #[cfg(test)]
 mod tests {
     use super::etcdserverpb::request_op::Request;

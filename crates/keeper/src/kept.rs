@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// Records that are taken together come to about so many bytes at most.
 const MAX_COMMIT_BYTES: usize = 8 << 20;
 /// Versions taken from the store between two writes of a checkpoint.
-const VERSIONS_AT_ONCE: usize = 4096;
+pub(crate) const VERSIONS_AT_ONCE: usize = 4096;
 /// The log grows by at least so much between checkpoints.
 const MIN_CHECKPOINT_BYTES: u64 = 256 << 20;
 

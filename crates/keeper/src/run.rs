@@ -1,11 +1,13 @@
 //! A keeper as a process: one thread that follows a server, reconnecting for ever, and pages for
 //! operators.
 
+mod backups;
 mod follow;
 mod link;
 mod pages;
 mod view;
 
+pub use backups::{Clients, SaveSettings};
 pub use pages::Pages;
 pub use view::View;
 
@@ -31,6 +33,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// How to keep it.
     pub options: Options,
+    /// Snapshots that it saves by itself.
+    pub save: Option<SaveSettings>,
 }
 
 /// A keeper that runs.
@@ -38,6 +42,7 @@ pub struct Running {
     view: Arc<View>,
     stop: watch::Sender<bool>,
     thread: JoinHandle<()>,
+    saves: Option<JoinHandle<()>>,
     failed: watch::Receiver<bool>,
     /// Where connections live.
     _runtime: Runtime,
@@ -60,6 +65,16 @@ impl Running {
             .map_err(thread)?;
         let (stop, stopped) = watch::channel(false);
         let (fails, failed) = watch::channel(false);
+        let saves = match settings.save.clone() {
+            Some(save) => {
+                let dir = settings.data_dir.clone();
+                let segment_bytes = settings.options.segment_bytes;
+                let scheduled = backups::scheduled(fs.clone(), &view, dir, segment_bytes, save);
+                let run = move || scheduled.run();
+                Some(threads::spawn_vital("scheduled", run).map_err(thread)?)
+            }
+            None => None,
+        };
         let handle = runtime.handle().clone();
         let of_thread = view.clone();
         let body = move || {
@@ -74,6 +89,7 @@ impl Running {
             view,
             stop,
             thread,
+            saves,
             failed,
             _runtime: runtime,
         })
@@ -92,8 +108,10 @@ impl Running {
     /// Stops it: what came is on disk, and the log is closed.
     pub fn stop(self) {
         self.stop.send_replace(true);
-        // A panic of it has ended the process.
+        self.view.stops();
+        // A panic of theirs has ended the process.
         let _ = self.thread.join();
+        let _ = self.saves.map(JoinHandle::join);
     }
 }
 

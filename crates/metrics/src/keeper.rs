@@ -29,6 +29,13 @@ pub struct KeeperInput {
     pub records: u64,
     /// Bytes of the copy's log.
     pub log_bytes: u64,
+    /// When the newest snapshot that it saved by itself was begun, in Unix seconds; 0 if there is
+    /// none.
+    pub saved_last_unix_s: f64,
+    /// Bytes of the last of those.
+    pub saved_bytes: u64,
+    /// Those that could not be saved.
+    pub saved_failures: u64,
 }
 
 type Read = fn(&KeeperInput) -> f64;
@@ -37,7 +44,7 @@ fn number(flag: bool) -> f64 {
     f64::from(u8::from(flag))
 }
 
-const SERIES: [(&str, Kind, &str, Read); 11] = [
+const SERIES: [(&str, Kind, &str, Read); 14] = [
     (
         "orlop_keeper_following",
         Kind::Gauge,
@@ -104,6 +111,24 @@ const SERIES: [(&str, Kind, &str, Read); 11] = [
         "Bytes of all files of the copy's log.",
         |i| i.log_bytes as f64,
     ),
+    (
+        "orlop_scheduled_snapshot_last_success_timestamp_seconds",
+        Kind::Gauge,
+        "When the newest complete snapshot in --snapshot-dir was begun (the time in its name), in Unix seconds, also if an earlier process saved it; 0 if there is none.",
+        |i| i.saved_last_unix_s,
+    ),
+    (
+        "orlop_scheduled_snapshot_failures_total",
+        Kind::Counter,
+        "Snapshots for --snapshot-dir that could not be saved.",
+        |i| i.saved_failures as f64,
+    ),
+    (
+        "orlop_scheduled_snapshot_size_bytes",
+        Kind::Gauge,
+        "Bytes of the last snapshot that this process saved in --snapshot-dir.",
+        |i| i.saved_bytes as f64,
+    ),
 ];
 
 fn at_scrape(input: &KeeperInput, version: &str) -> Vec<Family> {
@@ -129,7 +154,10 @@ fn at_scrape(input: &KeeperInput, version: &str) -> Vec<Family> {
 /// All series of a keeper, for the documentation.
 pub(crate) fn families() -> Vec<Family> {
     let mut all = at_scrape(&KeeperInput::default(), "");
-    all.retain(|family| family.name.starts_with("orlop_keeper_"));
+    all.retain(|family| {
+        let name = &family.name;
+        name.starts_with("orlop_keeper_") || name.starts_with("orlop_scheduled_snapshot_")
+    });
     all
 }
 

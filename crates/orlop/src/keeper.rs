@@ -5,16 +5,16 @@ use crate::stop_signals::StopSignals;
 use clap::{CommandFactory, error::ErrorKind};
 use files::real::RealFs;
 use keeper::Options;
-use keeper::run::{Pages, Running, Settings};
+use keeper::run::{Clients, Pages, Running, SaveSettings, Settings};
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use telemetry::Notify;
 use upstream::{Endpoint, Scheme};
-use wire::{ClientTls, ClientTlsConfig};
+use wire::{ClientTls, ClientTlsConfig, TlsConfig};
 
 /// As a server's.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -55,12 +55,59 @@ pub(crate) struct Args {
         default_value = "127.0.0.1:2383"
     )]
     metrics_addr: Vec<String>,
+    /// Serve snapshots of the copy to clients, for `etcdctl snapshot save` and `orlop export`:
+    /// https://HOST:PORT, several separated by commas. Needs the three files below; a client shows a
+    /// certificate.
+    #[arg(
+        long,
+        env = "ORLOP_KEEPER_LISTEN_CLIENT_URLS",
+        value_name = "URLS",
+        value_delimiter = ',',
+        requires_all = ["server_cert_file", "server_key_file", "client_trusted_ca_file"]
+    )]
+    listen_client_urls: Vec<Endpoint>,
+    /// The certificate (PEM) that clients are shown.
+    #[arg(long, env = "ORLOP_KEEPER_SERVER_CERT_FILE", value_name = "FILE")]
+    server_cert_file: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, env = "ORLOP_KEEPER_SERVER_KEY_FILE", value_name = "FILE")]
+    server_key_file: Option<PathBuf>,
+    /// Clients are verified by this CA bundle (PEM): whoever it signs for can read everything.
+    #[arg(long, env = "ORLOP_KEEPER_CLIENT_TRUSTED_CA_FILE", value_name = "FILE")]
+    client_trusted_ca_file: Option<PathBuf>,
+    /// Save snapshots of the copy in this directory, by itself. It must exist.
+    #[arg(long, env = "ORLOP_KEEPER_SNAPSHOT_DIR", value_name = "DIR")]
+    snapshot_dir: Option<PathBuf>,
+    /// How much time lies between two of those snapshots, in seconds.
+    #[arg(
+        long,
+        env = "ORLOP_KEEPER_SNAPSHOT_INTERVAL_S",
+        value_name = "S",
+        default_value = "3600",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    snapshot_interval_s: u32,
+    /// How many of them are kept; older ones of this cluster are deleted after each new one.
+    #[arg(
+        long,
+        env = "ORLOP_KEEPER_SNAPSHOT_KEEP",
+        value_name = "N",
+        default_value = "24",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    snapshot_keep: u32,
     /// The least severe lines that are logged.
     #[arg(long, env = "ORLOP_KEEPER_LOG_LEVEL", value_enum, default_value_t = Level::Info)]
     log_level: Level,
     /// How a log line looks.
     #[arg(long, env = "ORLOP_KEEPER_LOG_FORMAT", value_enum, default_value_t = Format::Json)]
     log_format: Format,
+}
+
+fn refuse(text: String) -> ! {
+    crate::Cli::command()
+        .error(ErrorKind::ValueValidation, text)
+        .exit()
 }
 
 /// What a copy that this command opens is kept with.
@@ -76,13 +123,16 @@ pub(crate) fn options(name: &str) -> Options {
 /// Runs a keeper until a signal ends it, or it cannot go on.
 pub(crate) fn run(args: &Args) -> ExitCode {
     if args.server.scheme != Scheme::Https {
-        let text = format!(
+        refuse(format!(
             "orlop keeper: --server {}: a server lets followers in over https only",
             args.server
-        );
-        crate::Cli::command()
-            .error(ErrorKind::ValueValidation, text)
-            .exit();
+        ));
+    }
+    let plain = |url: &&Endpoint| url.scheme != Scheme::Https;
+    if let Some(url) = args.listen_client_urls.iter().find(plain) {
+        refuse(format!(
+            "orlop keeper: --listen-client-urls {url}: a snapshot holds every secret: https only"
+        ));
     }
     let log = match telemetry::init(&log_options(args.log_level, args.log_format)) {
         Ok(guard) => guard,
@@ -105,6 +155,15 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 impl Args {
+    fn save(&self) -> Option<SaveSettings> {
+        let dir = self.snapshot_dir.clone()?;
+        Some(SaveSettings {
+            dir,
+            interval: Duration::from_secs(self.snapshot_interval_s.into()),
+            keep: self.snapshot_keep as usize,
+        })
+    }
+
     fn name(&self) -> String {
         let machine = || {
             let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
@@ -117,6 +176,23 @@ impl Args {
         };
         self.name.clone().unwrap_or_else(machine)
     }
+}
+
+/// Who serves snapshots, if that is asked for.
+fn clients(args: &Args, keeper: &Running) -> Result<Option<Clients>, wire::Error> {
+    let files = (&args.server_cert_file, &args.server_key_file);
+    let (Some(cert), Some(key)) = files else {
+        return Ok(None);
+    };
+    if args.listen_client_urls.is_empty() {
+        return Ok(None);
+    }
+    let tls = TlsConfig {
+        client_ca_file: args.client_trusted_ca_file.clone(),
+        client_check: Some(|der| certs::may_be_client(der).map_err(|e| e.to_string())),
+        ..TlsConfig::new(cert, key)
+    };
+    Clients::start(&keeper.view(), &args.listen_client_urls, &tls).map(Some)
 }
 
 fn make_dir(dir: &Path) -> std::io::Result<()> {
@@ -162,9 +238,11 @@ fn serve(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
         tls: ClientTls::load(tls, b"h2")?,
         data_dir: args.data_dir.clone(),
         options: options(&name),
+        save: args.save(),
     };
     let keeper = Running::start(Arc::new(RealFs::new()), settings)?;
     let pages = pages(args, &keeper)?;
+    let clients = clients(args, &keeper)?;
     tracing::info!(
         name,
         server = %args.server,
@@ -173,6 +251,9 @@ fn serve(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     );
     for url in pages.urls() {
         tracing::info!(%url, "serving /metrics, /healthz, /readyz and /v1/status");
+    }
+    for url in clients.iter().flat_map(Clients::urls) {
+        tracing::info!(%url, "serving snapshots of the copy to clients with a certificate");
     }
     if let Err(error) = telemetry::notify(Notify::Ready) {
         tracing::warn!(%error, "cannot tell the service manager that the keeper is ready");
@@ -189,6 +270,6 @@ fn serve(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     }
     let _ = telemetry::notify(Notify::Stopping);
     keeper.stop();
-    drop(pages);
+    drop((pages, clients));
     Ok(stopped.is_some())
 }

@@ -231,10 +231,10 @@ fn print_version(personality: Personality) {
     let orlop = env!("CARGO_PKG_VERSION");
     match personality {
         Personality::Etcd => {
-            println!("etcd Version: {}", server::ETCD_VERSION);
+            println!("etcd Version: {}", etcd_api::ETCD_VERSION);
             println!("orlop Version: {orlop}");
         }
-        Personality::Orlop => println!("orlop {orlop} (etcd API {})", server::ETCD_VERSION),
+        Personality::Orlop => println!("orlop {orlop} (etcd API {})", etcd_api::ETCD_VERSION),
     }
 }
 

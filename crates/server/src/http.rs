@@ -3,8 +3,8 @@
 
 use crate::maintenance::{alarm_name, scrape_input};
 use crate::service::Service;
-use crate::shared::{CLUSTER_VERSION, ETCD_VERSION};
 use bytes::Bytes;
+use etcd_api::{CLUSTER_VERSION, ETCD_VERSION};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderMap, Method, Response, StatusCode, header};

@@ -1,9 +1,8 @@
 //! The Maintenance, Cluster, Auth and Health services: what makes sense for one member.
 
 use crate::encode;
-use crate::pace::Pace;
 use crate::service::Service;
-use crate::shared::{CLUSTER_MINOR_VERSION, CLUSTER_VERSION, ETCD_VERSION, Shared};
+use crate::shared::Shared;
 use crate::status;
 use crate::store::SLICE_KEYS;
 use bytes::Bytes;
@@ -14,11 +13,13 @@ use etcd_api::etcdserverpb::alarm_request::AlarmAction;
 use etcd_api::etcdserverpb::downgrade_request::DowngradeAction;
 use etcd_api::health;
 use etcd_api::health::health_check_response::ServingStatus;
+use etcd_api::{CLUSTER_MINOR_VERSION, CLUSTER_VERSION, ETCD_VERSION};
 use prost::Message;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use threads::Pace;
 use wire::{Call, Code, Frame, Outbound, Reply, Status};
 
 /// Longest that Defragment waits for the journal's snapshot.

@@ -13,14 +13,6 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The release of etcd whose behaviour and version the server shows to clients:
-/// Kubernetes decides by it which features to use.
-pub const ETCD_VERSION: &str = "3.7.3";
-/// Its cluster version, as `/version` shows it.
-pub(crate) const CLUSTER_VERSION: &str = "3.7.0";
-/// The same as metrics and Downgrade show it.
-pub(crate) const CLUSTER_MINOR_VERSION: &str = "3.7";
-
 /// Shared state.
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
@@ -34,7 +26,7 @@ pub(crate) struct Shared {
     /// What linearizable reads wait for, with a journal that others write to.
     pub(crate) read_gate: Option<Arc<dyn ReadGate>>,
     pub(crate) rates: crate::rates::Rates,
-    pub(crate) sending_snapshots: Arc<crate::backup::Sending>,
+    pub(crate) sending_snapshots: Arc<backups::Sending>,
     /// Who keeps copies.
     pub(crate) followers: crate::followers::Followers,
     pub(crate) health_told: crate::http::HealthTold,

@@ -1,6 +1,6 @@
 //! From a configuration to a running server, and back to nothing.
 
-use crate::backup::Sending;
+use crate::backup;
 use crate::commit_log::{self, Around};
 use crate::encode::Ids;
 use crate::engine_lock::EngineLock;
@@ -11,15 +11,16 @@ use crate::lifecycle::Lifecycle;
 use crate::memory;
 use crate::rates::Rates;
 use crate::read_gate::ReadGate;
-use crate::scheduled::Scheduled;
 use crate::service::{METHODS, Service};
 use crate::settings::Settings;
-use crate::shared::{CLUSTER_MINOR_VERSION, ETCD_VERSION, Member, Shared, Watches};
+use crate::shared::{Member, Shared, Watches};
 use crate::storage::Storage;
 use crate::store::{Store, Waiter};
 use crate::upkeep::Upkeep;
+use backups::Sending;
 use config::{Config, Url};
 use engine::{Engine, Limits};
+use etcd_api::{CLUSTER_MINOR_VERSION, ETCD_VERSION};
 use files::FileSystem;
 use files::real::RealFs;
 use ledger::{Account, Ledger};
@@ -231,7 +232,7 @@ impl Server {
         let upkeep = spawn_vital("upkeep", move || upkeep.run())?;
         shared.lifecycle.keep(upkeep);
         if let Some(scheduled) = &config.scheduled_snapshots {
-            let scheduled = Scheduled::new(shared.clone(), files, scheduled);
+            let scheduled = backup::scheduled(&shared, files, scheduled);
             let scheduled = spawn_vital("scheduled", move || scheduled.run())?;
             shared.lifecycle.keep(scheduled);
         }

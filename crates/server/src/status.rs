@@ -1,7 +1,8 @@
 //! etcd's answers to errors: code and text. Clients match on the texts.
 
+use backups::{NoPlace, SendError};
 use engine::Error;
-use wire::{Code, Status};
+use wire::{Code, Slow, Status};
 
 macro_rules! statuses {
     ($($(#[$doc:meta])* $name:ident = $code:ident, $text:literal;)*) => {
@@ -42,10 +43,6 @@ statuses! {
     one_member = Unimplemented, "orlop: this is one server without replicas, so members can be neither added nor removed; let further control plane nodes use it as an external etcd (kubeadm: etcd.external.endpoints)";
     /// Not etcd's: why users and roles are not offered.
     no_auth = Unimplemented, "orlop: users and roles are not offered; restrict access with client certificates (--client-cert-auth, --trusted-ca-file, --client-cert-allowed-cn)";
-    /// Not etcd's: each snapshot that is sent takes memory.
-    too_many_snapshots = ResourceExhausted, "orlop: as many snapshots as allowed are being sent already; try again when one is done";
-    /// Not etcd's: what is sent from one moment's state holds memory meanwhile.
-    slow_transfer = ResourceExhausted, "orlop: the client took less than 1 MiB a second after its first minute; what it is sent holds memory until it has it: read faster, or copy from a machine nearer by";
     /// Not etcd's: a Defragment that is not over is no success.
     slow_defragment = Unavailable, "orlop: the journal's snapshot takes longer than five minutes; it goes on";
     /// Not etcd's: its lock and election services are not offered.
@@ -72,12 +69,28 @@ pub(crate) fn of(error: Error) -> Status {
     }
 }
 
-/// The store cannot be written in etcd's format.
-pub(crate) fn no_snapshot(error: &snapshot::Error) -> Status {
-    Status::new(
-        Code::Internal,
-        format!("orlop: cannot make a snapshot: {error}"),
-    )
+/// Something large that a client does not take.
+pub(crate) fn of_slow(slow: Slow) -> Status {
+    match slow {
+        Slow::Gone => stopped(),
+        Slow::Stalled => timed_out(),
+        Slow::Trickles => Status::new(Code::ResourceExhausted, format!("orlop: {slow}")),
+    }
+}
+
+/// Each snapshot that is sent takes memory.
+pub(crate) fn too_many_snapshots(none: &NoPlace) -> Status {
+    Status::new(Code::ResourceExhausted, format!("orlop: {none}"))
+}
+
+/// A snapshot that a client did not get all of.
+pub(crate) fn of_snapshot(error: &SendError) -> Status {
+    match error {
+        SendError::Stopped => stopped(),
+        SendError::Slow(slow) => of_slow(*slow),
+        SendError::Panicked => failed(),
+        SendError::Encode(_) => Status::new(Code::Internal, format!("orlop: {error}")),
+    }
 }
 
 /// Defragment did nothing.

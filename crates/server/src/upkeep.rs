@@ -2,7 +2,6 @@
 //! budget, automatic compaction, time-outs, and snapshots of the journal.
 
 use crate::expiry::{self, Expiry};
-use crate::pace::Pace;
 use crate::shared::Shared;
 use crate::store::{Open, SLICE_KEYS, Waiter};
 use config::AutoCompaction;
@@ -16,7 +15,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use telemetry::Throttle;
-use threads::Panicked;
+use threads::{Pace, Panicked};
 
 /// How often upkeep looks around.
 const TICK: Duration = Duration::from_millis(50);

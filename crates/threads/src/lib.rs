@@ -12,11 +12,14 @@
 //! what is *contained* on a vital thread ([`contain`], [`Contained`]), a call say. Whoever
 //! started that gets [`Panicked`] and says so to whoever waits.
 //!
-//! It knows nothing of what the threads do.
+//! Long background work gives way to others by a [`Pace`]. It knows nothing of what the threads
+//! do.
 
 mod fault;
+mod pace;
 
 pub use fault::fault_point;
+pub use pace::Pace;
 
 use std::any::Any;
 use std::cell::Cell;

@@ -32,6 +32,7 @@ mod service;
 mod shed;
 mod stream;
 mod tls;
+mod transfer;
 mod turn;
 mod unary;
 mod worker;
@@ -53,6 +54,7 @@ pub use tls::{
     Certificate, ClientCheck, ClientTls, ClientTlsConfig, TlsConfig, TlsVersion,
     check_client_certificate, check_client_certificate_at, names_issuer,
 };
+pub use transfer::{Slow, Transfer};
 pub use turn::timed;
 pub use worker::current_worker;
 

@@ -89,6 +89,9 @@ impl Shown {
             snapshots: seen.snapshots,
             records: seen.records,
             log_bytes: seen.log_bytes,
+            saved_last_unix_s: seen.saved.last_unix_s as f64,
+            saved_bytes: seen.saved.bytes,
+            saved_failures: seen.saved.failures,
         }
     }
 
@@ -120,6 +123,8 @@ impl Shown {
             "snapshots": seen.snapshots,
             "records": seen.records,
             "log_bytes": seen.log_bytes,
+            "saved_snapshot_unix_s": seen.saved.last_unix_s,
+            "saved_snapshot_failures": seen.saved.failures,
         })
     }
 }

@@ -1,19 +1,36 @@
 //! What a keeper knows of itself, for pages and metrics.
 
-use crate::kept::{Keeper, Standing};
+use super::backups::Copy;
+use crate::kept::{Keeper, Standing, Store};
 use copies::message::Heartbeat;
 use journal::{Identity, Proof};
 use parking_lot::Mutex;
+use snapshot::Origin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Shared by the thread that follows and whoever looks.
 pub struct View {
     server: String,
+    stopping: AtomicBool,
     now: Mutex<Now>,
 }
 
-#[derive(Clone, Debug, Default)]
+/// Snapshots that the keeper saved by itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Saved {
+    /// When the newest was made, in Unix seconds; 0 if there is none.
+    pub(crate) last_unix_s: i64,
+    /// Bytes of the last.
+    pub(crate) bytes: u64,
+    pub(crate) failures: u64,
+}
+
+#[derive(Clone, Default)]
 struct Now {
+    store: Option<Arc<Mutex<Store>>>,
+    saved: Saved,
     standing: Standing,
     identity: Option<Identity>,
     following_since: Option<Instant>,
@@ -45,6 +62,7 @@ pub(crate) struct Seen {
     pub(crate) snapshots: u64,
     pub(crate) records: u64,
     pub(crate) log_bytes: u64,
+    pub(crate) saved: Saved,
 }
 
 fn unix_ms() -> u64 {
@@ -57,17 +75,53 @@ impl View {
     pub(crate) fn new(server: &str) -> Self {
         View {
             server: server.to_owned(),
+            stopping: AtomicBool::new(false),
             now: Mutex::default(),
         }
     }
 
     pub(crate) fn stands(&self, keeper: &Keeper) {
         let (standing, identity) = (keeper.standing(), keeper.identity().cloned());
-        let log_bytes = keeper.log_bytes();
+        let (log_bytes, store) = (keeper.log_bytes(), keeper.store());
         let mut now = self.now.lock();
+        now.store = store;
         now.standing = standing;
         now.identity = identity;
         now.log_bytes = log_bytes;
+    }
+
+    /// The copy as it is on disk; `None` before there is a whole one.
+    pub(crate) fn copy(self: &Arc<Self>) -> Option<Copy> {
+        let now = self.now.lock();
+        let (store, identity) = (now.store.clone()?, now.identity.as_ref()?);
+        let followed = now.standing.followed?;
+        let origin = Origin {
+            member_id: identity.member_id,
+            raft_term: identity.raft_term,
+            raft_index: followed.lsn.max(1),
+            storage_version: backups::STORAGE_VERSION,
+        };
+        let cluster_id = identity.cluster_id;
+        Some(Copy {
+            store,
+            origin,
+            cluster_id,
+        })
+    }
+
+    /// Notes how saving snapshots goes.
+    pub(crate) fn saved(&self, note: impl FnOnce(&mut Saved)) {
+        note(&mut self.now.lock().saved);
+    }
+
+    /// The keeper stops.
+    pub(crate) fn stops(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// True once it does.
+    pub(crate) fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
     }
 
     pub(crate) fn connects(&self) {
@@ -130,6 +184,7 @@ impl View {
             snapshots: now.snapshots,
             records: now.records,
             log_bytes: now.log_bytes,
+            saved: now.saved,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Checkpoints: snapshots of the journal, so that replay stays short and old segments go.
 
 use super::CommitLog;
-use crate::pace::Pace;
 use crate::store::SLICE_KEYS;
 use engine::record::SnapshotItem;
 use engine::snapshot::SnapshotCursor;
@@ -9,7 +8,7 @@ use journal::{Position, SnapshotError, SnapshotInfo, SnapshotWriter};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use threads::Panicked;
+use threads::{Pace, Panicked};
 
 /// The log grows by at least this much between checkpoints, in bytes.
 const MIN_BYTES: u64 = 256 << 20;

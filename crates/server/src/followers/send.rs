@@ -2,9 +2,7 @@
 //! snapshot, with history down to the compact revision.
 
 use super::feed::frame;
-use crate::backup;
 use crate::commit_log::AtPoint;
-use crate::pace::Pace;
 use crate::shared::Shared;
 use crate::store::SLICE_KEYS;
 use bytes::Bytes;
@@ -12,7 +10,7 @@ use copies::message::Said;
 use journal::SnapshotEncoder;
 use std::io::{self, Write};
 use std::sync::Arc;
-use threads::Panicked;
+use threads::{Pace, Panicked};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use wire::Frame;
 
@@ -33,7 +31,7 @@ pub(super) enum Piece {
 /// snapshot cannot be made.
 pub(super) fn begin(
     shared: &Arc<Shared>,
-    place: backup::Place,
+    place: backups::Place,
     at: AtPoint,
 ) -> io::Result<Receiver<Piece>> {
     let (pieces, ready) = channel(PIECES_AHEAD);

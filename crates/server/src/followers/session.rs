@@ -6,7 +6,6 @@ use super::{Give, Place};
 use crate::commit_log::{AtPoint, Errand};
 use crate::shared::{Shared, unix_ms};
 use crate::storage::Source;
-use crate::transfer::Transfer;
 use copies::admission::{self, Guards, Host, Start};
 use copies::message::{Heartbeat, Hello, Reason, Refused, Rules, Said, Told, Welcome};
 use ledger::Account;
@@ -14,7 +13,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 use tokio::sync::mpsc::Receiver;
-use wire::{Call, Code, Inbound, Outbound, Status};
+use wire::{Call, Code, Inbound, Outbound, Status, Transfer};
 
 /// A follower says who it is within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -172,7 +171,7 @@ impl Session {
             }
             Beginning::Snapshot { stream, at } => {
                 let bytes = self.shared.store.lock().sizes().data_bytes as u64;
-                let Some(place) = self.shared.sending_snapshots.begin(bytes) else {
+                let Ok(place) = self.shared.sending_snapshots.begin(bytes) else {
                     self.shared.ledger.count_refused(Account::Snapshots);
                     self.outbound.push(frame(Said::Refused(later(
                         "as many snapshots as allowed are being sent",
@@ -244,7 +243,9 @@ impl Session {
             };
             tokio::select! {
                 () = closing.wait() => return Err(crate::status::stopped()),
-                sent = transfer.send(&self.outbound, frame) => sent?,
+                sent = transfer.send(&self.outbound, frame) => {
+                    sent.map_err(crate::status::of_slow)?;
+                }
             }
             self.note_queued();
             if last {

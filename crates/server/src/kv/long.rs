@@ -2,7 +2,6 @@
 
 use crate::encode::{self, Ids};
 use crate::offload::Offload;
-use crate::pace::Pace;
 use crate::read::{self, Sliced};
 use crate::status;
 use crate::store::Store;
@@ -11,6 +10,7 @@ use engine::op::{Outcome, Reply};
 use engine::tail::KeyValue;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use threads::Pace;
 use wire::{Frame, MAX_MESSAGE_BYTES, Status, Unread};
 
 /// An answer above this is made beside the worker.

@@ -11,7 +11,6 @@ use crate::read::{Read, Sliced};
 use crate::service::Service;
 use crate::status;
 use crate::store::Store;
-use crate::transfer::Transfer;
 use bytes::Bytes;
 use engine::op::{RangeOp, RangeReply, Reply, SortOrder, SortTarget};
 use engine::pin::Strength;
@@ -19,7 +18,7 @@ use engine::tail::KeyValue;
 use etcd_api::etcdserverpb as pb;
 use prost::Message;
 use std::rc::Rc;
-use wire::{LocalFuture, Outbound, Status};
+use wire::{LocalFuture, Outbound, Status, Transfer};
 
 /// A piece is sent when it holds about so many bytes.
 const PIECE_BYTES: usize = 64 << 10;
@@ -169,6 +168,7 @@ impl<'a> Pieces<'a> {
 
     async fn send(&mut self, header: Option<(&Ids, i64)>, piece: RangeReply) -> Result<(), Status> {
         let frame = encode::stream_piece(header, &piece);
-        self.transfer.send(self.outbound, frame).await
+        let sent = self.transfer.send(self.outbound, frame).await;
+        sent.map_err(status::of_slow)
     }
 }

@@ -1,20 +1,18 @@
-//! Snapshots that the server saves by itself: `--snapshot-dir`, its interval, how many.
+//! Snapshots that a process saves by itself: into which directory, at which interval, how many.
 //!
 //! A file is written under another name, synced and renamed: one with its name is whole.
 //! Old ones go only after a good new one, and only those whose name says that they are of
 //! this cluster. Whatever goes wrong is said in the log and counted; serving goes on.
 
-use crate::backup::{self, Failure};
-use crate::pace::Pace;
-use crate::shared::{Shared, unix_ms};
-use config::ScheduledSnapshots;
+use crate::{Failure, Source, encoder};
 use files::{FileSystem, Kind};
 use snapshot::{Encoder, human_bytes};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use telemetry::GoDuration;
+use threads::Pace;
 
 /// How often it is looked whether one is due.
 const TICK: Duration = Duration::from_millis(100);
@@ -22,8 +20,6 @@ const TICK: Duration = Duration::from_millis(100);
 const PIECE_BYTES: usize = 256 << 10;
 /// Bytes written between syncs: a commit of the journal never waits behind a long queue.
 const SYNC_EVERY_BYTES: u64 = 4 << 20;
-/// On the journal's own disk so many of its segments are left room for.
-const SEGMENTS_LEFT: u64 = 4;
 /// What a file has behind its name until it is whole.
 const PARTIAL: &str = ".partial";
 
@@ -99,7 +95,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
 /// Why none was saved.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("the server stops")]
+    #[error("the process ends")]
     Stopped,
     #[error("{} is not a directory: create it, or mount it", .0.display())]
     NoDirectory(PathBuf),
@@ -137,52 +133,88 @@ impl From<Failure> for Error {
     }
 }
 
+/// What to save where, and how often.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the files go. It is not made.
+    pub dir: PathBuf,
+    /// From one to the next.
+    pub interval: Duration,
+    /// How many are kept.
+    pub keep: usize,
+    /// Where the log is that must not run out of room for them.
+    pub log_dir: PathBuf,
+    /// If that is on the same file system, so many bytes are left to it.
+    pub leave_bytes: u64,
+}
+
+/// Who is told how it goes, for metrics.
+pub trait Told: Send {
+    /// One is there that was made then, in Unix seconds: this process's, or an earlier one's.
+    fn last(&self, unix_s: i64);
+    /// One of so many bytes was saved in that time.
+    fn saved(&self, bytes: u64, took: Duration);
+    /// One was not.
+    fn failed(&self);
+}
+
+/// The store to save; `None` while there is none.
+type Current = Box<dyn Fn() -> Option<Arc<dyn Source>> + Send>;
+/// True once the process ends.
+type Stopping = Box<dyn Fn() -> bool + Send>;
+
 /// The thread that saves them.
-pub(crate) struct Scheduled {
-    shared: Arc<Shared>,
-    directory: Directory,
-    interval: Duration,
-    keep: usize,
+pub struct Scheduled {
+    fs: Arc<dyn FileSystem>,
+    settings: Settings,
+    current: Current,
+    stopping: Stopping,
+    told: Box<dyn Told>,
 }
 
 impl Scheduled {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        files: Arc<dyn FileSystem>,
-        config: &ScheduledSnapshots,
+    /// `current` says whose snapshot to save: asked each time.
+    pub fn new(
+        fs: Arc<dyn FileSystem>,
+        settings: Settings,
+        current: impl Fn() -> Option<Arc<dyn Source>> + Send + 'static,
+        stopping: impl Fn() -> bool + Send + 'static,
+        told: impl Told + 'static,
     ) -> Self {
-        let directory = Directory {
-            fs: files,
-            dir: config.dir.clone(),
-            cluster_id: shared.ids.cluster_id,
-        };
         Scheduled {
-            directory,
-            shared,
-            interval: config.interval,
-            keep: config.keep,
+            fs,
+            settings,
+            current: Box::new(current),
+            stopping: Box::new(stopping),
+            told: Box::new(told),
         }
     }
 
-    /// Runs until the server stops. The first one is due an interval after the newest that
+    /// Runs until the process ends. The first one is due an interval after the newest that
     /// is there, at once if there is none.
-    pub(crate) fn run(self) {
-        self.directory.remove_partial();
-        let names = self.directory.names().unwrap_or_default();
-        let now_s = (unix_ms() / 1000) as i64;
+    pub fn run(self) {
+        let Some(first) = self.first_source() else {
+            return;
+        };
+        let directory = self.directory(&*first);
+        drop(first);
+        directory.remove_partial();
+        let names = directory.names().unwrap_or_default();
+        let now_s = unix_s();
         let mut wait = Duration::ZERO;
         if let Some(newest) = names.iter().map(|n| n.unix_s).filter(|&s| s <= now_s).max() {
-            let metrics = &self.shared.metrics;
-            metrics.scheduled_snapshot_last_unix_s.set(newest);
+            self.told.last(newest);
             let age = Duration::from_secs((now_s - newest) as u64);
-            wait = self.interval.saturating_sub(age);
+            wait = self.settings.interval.saturating_sub(age);
         }
         let mut due = Instant::now() + wait;
-        while !self.shared.stopping() {
+        while !(self.stopping)() {
             let now = Instant::now();
-            if now >= due {
-                due = now + self.interval;
-                if let Err(error) = threads::contain(|| self.save()) {
+            if now >= due
+                && let Some(source) = (self.current)()
+            {
+                due = now + self.settings.interval;
+                if let Err(error) = threads::contain(|| self.save(&directory, &*source)) {
                     self.failed(&error);
                 }
             }
@@ -190,25 +222,41 @@ impl Scheduled {
         }
     }
 
-    fn save(&self) {
+    fn first_source(&self) -> Option<Arc<dyn Source>> {
+        while !(self.stopping)() {
+            if let Some(source) = (self.current)() {
+                return Some(source);
+            }
+            std::thread::sleep(TICK);
+        }
+        None
+    }
+
+    fn directory(&self, source: &dyn Source) -> Directory {
+        Directory {
+            fs: self.fs.clone(),
+            dir: self.settings.dir.clone(),
+            cluster_id: source.cluster_id(),
+        }
+    }
+
+    fn save(&self, directory: &Directory, source: &dyn Source) {
         threads::fault_point("save");
         let started = Instant::now();
-        let m = &self.shared.metrics;
-        match self.try_save() {
+        match self.try_save(directory, source) {
             Ok((name, bytes)) => {
                 let took = started.elapsed();
-                m.scheduled_snapshot.observe(took);
-                m.scheduled_snapshot_bytes.set(bytes as i64);
-                m.scheduled_snapshot_last_unix_s.set(name.unix_s);
+                self.told.saved(bytes, took);
+                self.told.last(name.unix_s);
                 tracing::info!(
-                    path = %self.directory.dir.join(name.text()).display(),
+                    path = %directory.dir.join(name.text()).display(),
                     bytes,
                     size = %human_bytes(bytes),
                     revision = name.revision,
                     took = %GoDuration(took),
                     "saved a scheduled snapshot"
                 );
-                if let Err(error) = self.directory.prune(self.keep, &name) {
+                if let Err(error) = directory.prune(self.settings.keep, &name) {
                     tracing::warn!(%error, "cannot delete old scheduled snapshots; they take space until the next one is saved");
                 }
             }
@@ -218,41 +266,45 @@ impl Scheduled {
     }
 
     fn failed(&self, error: &dyn std::error::Error) {
-        self.shared.metrics.scheduled_snapshot_failures.inc();
+        self.told.failed();
         tracing::warn!(
             %error,
-            "snapshot-dir" = %self.directory.dir.display(),
-            "next-try-in" = %GoDuration(self.interval),
+            "snapshot-dir" = %self.settings.dir.display(),
+            "next-try-in" = %GoDuration(self.settings.interval),
             "failed to save a scheduled snapshot; those saved before are kept"
         );
     }
 
-    fn try_save(&self) -> Result<(Name, u64), Error> {
-        let shared = &self.shared;
+    fn try_save(&self, directory: &Directory, source: &dyn Source) -> Result<(Name, u64), Error> {
         // Before the work of collecting.
-        self.directory.check()?;
+        directory.check()?;
         let mut pace = Pace::start();
-        let (mut encoder, revision) = backup::encoder(shared, &mut pace, || shared.stopping())?;
+        let (mut encoder, revision) = encoder(source, &mut pace, || (self.stopping)())?;
         let needed = encoder.bytes() + 32;
-        if let Some(room) = room_beside(&self.directory.dir, shared.log.dir()) {
-            let left = SEGMENTS_LEFT * shared.log.segment_bytes();
+        if let Some(room) = room_beside(&directory.dir, &self.settings.log_dir) {
+            let left = self.settings.leave_bytes;
             if room < needed.saturating_add(left) {
                 return Err(Error::NoRoom { needed, room, left });
             }
         }
         let name = Name {
             revision,
-            unix_s: (unix_ms() / 1000) as i64,
-            cluster_id: shared.ids.cluster_id,
+            unix_s: unix_s(),
+            cluster_id: directory.cluster_id,
         };
         let mut rest = || {
             pace.rest();
-            !shared.stopping()
+            !(self.stopping)()
         };
-        let bytes = self.directory.write(&name, &mut encoder, &mut rest)?;
+        let bytes = directory.write(&name, &mut encoder, &mut rest)?;
         encoder.free(&mut || pace.rest());
         Ok((name, bytes))
     }
+}
+
+fn unix_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs() as i64)
 }
 
 /// Bytes free for `dir` if it is on the same file system as `data_dir`.

@@ -3,10 +3,11 @@
 //! What is sent from one moment's state holds that state's memory until the client has it. A
 //! client that reads at a trickle, or not at all, must not hold it for as long as it likes.
 
-use crate::status;
 use std::time::Duration;
+
 use tokio::time::Instant;
-use wire::{Frame, Outbound, Status};
+
+use crate::{Frame, Outbound};
 
 /// A client may take its time at first.
 const GRACE: Duration = Duration::from_secs(60);
@@ -17,8 +18,26 @@ const MIN_BYTES_A_S: u64 = 1 << 20;
 /// Longest that it may take nothing.
 const STALL: Duration = Duration::from_secs(60);
 
+/// Why a client gets no more of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Slow {
+    /// It is gone.
+    #[error("the client is gone")]
+    Gone,
+    /// It has taken nothing for a minute.
+    #[error("the client has taken nothing for a minute")]
+    Stalled,
+    /// It takes some, and too little.
+    #[error(
+        "the client took less than 1 MiB a second after its first minute; what it is sent holds \
+         memory until it has it: read faster, or copy from a machine nearer by"
+    )]
+    Trickles,
+}
+
 /// What a client has taken so far.
-pub(crate) struct Transfer {
+#[derive(Debug)]
+pub struct Transfer {
     /// Since when it is to keep up; `None` if it only may not stop.
     since: Option<Instant>,
     bytes: u64,
@@ -26,7 +45,8 @@ pub(crate) struct Transfer {
 
 impl Transfer {
     /// One that holds memory in proportion to its size, from now on.
-    pub(crate) fn bounded() -> Self {
+    #[must_use]
+    pub fn bounded() -> Self {
         Transfer {
             since: Some(Instant::now()),
             bytes: 0,
@@ -34,7 +54,8 @@ impl Transfer {
     }
 
     /// One that holds little.
-    pub(crate) fn unbounded() -> Self {
+    #[must_use]
+    pub fn unbounded() -> Self {
         Transfer {
             since: None,
             bytes: 0,
@@ -54,17 +75,16 @@ impl Transfer {
     /// Sends a frame when there is room for it.
     ///
     /// # Errors
-    /// Unavailable if the client is gone or has taken nothing for a minute, ResourceExhausted if
-    /// it is too slow.
-    pub(crate) async fn send(&mut self, outbound: &Outbound, frame: Frame) -> Result<(), Status> {
+    /// [`Slow`]: nothing more should be sent.
+    pub async fn send(&mut self, outbound: &Outbound, frame: Frame) -> Result<(), Slow> {
         let bytes = frame.len() as u64;
         let began = Instant::now();
         let sent = tokio::time::timeout_at(self.deadline(began, bytes), outbound.send(frame)).await;
         self.bytes += bytes;
         match sent {
-            Ok(sent) => sent.map_err(|_| status::stopped()),
-            Err(_) if began.elapsed() >= STALL => Err(status::timed_out()),
-            Err(_) => Err(status::slow_transfer()),
+            Ok(sent) => sent.map_err(|_| Slow::Gone),
+            Err(_) if began.elapsed() >= STALL => Err(Slow::Stalled),
+            Err(_) => Err(Slow::Trickles),
         }
     }
 }

@@ -10,24 +10,26 @@ const LONGEST_REST: Duration = Duration::from_millis(2);
 
 /// Rests as long as it works: a background thread takes half a processor at most.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     since: Instant,
 }
 
 impl Pace {
-    pub(crate) fn start() -> Self {
+    /// Counts work from now on.
+    #[must_use]
+    pub fn start() -> Self {
         Pace {
             since: Instant::now(),
         }
     }
 
     /// Counts work from now on: what came before was waiting.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.since = Instant::now();
     }
 
     /// Rests if there has been enough work. To be called without a lock held.
-    pub(crate) fn rest(&mut self) {
+    pub fn rest(&mut self) {
         let worked = self.since.elapsed();
         if worked >= WORK {
             std::thread::sleep(worked.min(LONGEST_REST));
