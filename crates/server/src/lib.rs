@@ -31,6 +31,7 @@ mod read_gate;
 mod scheduled;
 mod service;
 mod settings;
+mod shards;
 mod shared;
 mod start;
 mod status;
