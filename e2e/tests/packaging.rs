@@ -14,6 +14,8 @@ mod keeper;
 mod proxy;
 #[path = "packaging/rules.rs"]
 mod rules;
+#[path = "packaging/shard.rs"]
+mod shard;
 #[path = "packaging/static_pod.rs"]
 mod static_pod;
 #[path = "packaging/unit.rs"]

@@ -27,7 +27,10 @@ pub use check::{Finding, Level, Other, Purpose, check_directory, check_other, ch
 pub use moment::Moment;
 pub use names::{Name, of_this_host};
 pub use pki::{Done, Pki, Renewal, Request, What};
-pub use role::{Identity, Role, RoleError, may_administer, may_be_client, may_follow, role_of};
+pub use role::{
+    Identity, Role, RoleError, may_administer, may_be_client, may_connect_to_peer, may_follow,
+    may_hold, role_of,
+};
 pub use rotate::{Phase, Step};
 
 /// Why something was not made, renewed or read. The text is for the operator.

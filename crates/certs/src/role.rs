@@ -242,9 +242,30 @@ pub fn may_follow(der: &[u8]) -> Result<(), RoleError> {
     is_one_of(der, &[Role::Keeper])
 }
 
+/// Whether the holder of a verified certificate may hold a server's newest records in memory, as a
+/// shard: it names no role, or that one.
+///
+/// # Errors
+/// Why not.
+pub fn may_hold(der: &[u8]) -> Result<(), RoleError> {
+    is_one_of(der, &[Role::Shard])
+}
+
+/// Whether the holder of a verified certificate has any business at a peer port: to follow or to
+/// hold. Which of them, each call asks.
+///
+/// # Errors
+/// Why not.
+pub fn may_connect_to_peer(der: &[u8]) -> Result<(), RoleError> {
+    is_one_of(der, &[Role::Keeper, Role::Shard])
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Identity, Role, RoleError, may_administer, may_be_client, may_follow, role_of};
+    use super::{
+        Identity, Role, RoleError, may_administer, may_be_client, may_connect_to_peer, may_follow,
+        may_hold, role_of,
+    };
     use rcgen::{CertificateParams, KeyPair, SanType};
 
     fn with_uris(uris: &[&str]) -> Vec<u8> {
@@ -284,6 +305,8 @@ mod tests {
             assert!(may_be_client(&der).is_err(), "{uri}");
             assert!(may_administer(&der).is_err(), "{uri}");
             assert!(may_follow(&der).is_err(), "{uri}");
+            assert!(may_hold(&der).is_err(), "{uri}");
+            assert!(may_connect_to_peer(&der).is_err(), "{uri}");
         }
         let two = with_uris(&["orlop://client/a", "orlop://shard/a"]);
         assert_eq!(role_of(&two), Err(RoleError::Several));
@@ -298,10 +321,14 @@ mod tests {
             assert_eq!(may_be_client(&der).is_ok(), client, "{role}");
             assert_eq!(may_administer(&der).is_ok(), role == Role::Admin, "{role}");
             assert_eq!(may_follow(&der).is_ok(), role == Role::Keeper, "{role}");
+            assert_eq!(may_hold(&der).is_ok(), role == Role::Shard, "{role}");
+            let peer = matches!(role, Role::Keeper | Role::Shard);
+            assert_eq!(may_connect_to_peer(&der).is_ok(), peer, "{role}");
         }
         assert!(may_be_client(&with_uris(&[])).is_ok());
         assert!(may_administer(&with_uris(&[])).is_ok());
         assert!(may_follow(&with_uris(&[])).is_ok());
+        assert!(may_hold(&with_uris(&[])).is_ok());
     }
 
     #[test]

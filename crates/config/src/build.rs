@@ -93,6 +93,7 @@ pub(crate) fn build(personality: Personality, mut settings: Settings) -> Result<
         socket_reuse_port: settings.bool("socket-reuse-port"),
         socket_mode: socket_mode(&settings)?,
         unsafe_no_fsync: settings.bool("unsafe-no-fsync"),
+        recover_without_shards: settings.bool("recover-without-shards"),
         log_level,
         log_format,
         log_outputs,

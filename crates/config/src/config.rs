@@ -160,10 +160,23 @@ pub struct Followers {
     pub allowed_cns: Vec<String>,
     /// `--peer-cert-allowed-hostname`; empty for any. Not both this and the common names.
     pub allowed_hostnames: Vec<String>,
-    /// `--max-followers`, at least 1.
+    /// `--max-followers`; 0 if only shards may connect.
     pub max: usize,
     /// `--followers-backlog-bytes`. 0: the server decides.
     pub backlog_bytes: u64,
+    /// `--max-shards` and what goes with it; `None` if none may connect.
+    pub shards: Option<Shards>,
+}
+
+/// Those who hold the newest records in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shards {
+    /// `--max-shards`, at least 1.
+    pub max: usize,
+    /// `--shard-health-timeout`: a shard that acknowledges nothing for so long is lost.
+    pub health_timeout: Duration,
+    /// `--shard-recovery-timeout`: how long a start after a power loss waits for one.
+    pub recovery_timeout: Duration,
 }
 
 /// Snapshots in etcd's format that the server saves by itself.
@@ -233,6 +246,8 @@ pub struct Config {
     pub socket_mode: u32,
     /// Whether syncing is left out; a crash of the machine then loses data.
     pub unsafe_no_fsync: bool,
+    /// `--recover-without-shards`: a start after a power loss does not ask shards.
+    pub recover_without_shards: bool,
     /// From which level on lines are logged.
     pub log_level: LogLevel,
     /// What log lines look like.

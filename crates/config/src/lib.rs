@@ -36,7 +36,7 @@ mod value;
 pub use cipher::CipherSuite;
 pub use config::{
     AdminTls, AutoCompaction, ClientTls, ClusterState, Config, Followers, LogFormat, LogLevel,
-    LogOutput, Metrics, ScheduledSnapshots, Storage, TlsVersion,
+    LogOutput, Metrics, ScheduledSnapshots, Shards, Storage, TlsVersion,
 };
 pub use error::Error;
 pub use removed::{REMOVED, Removed, Successor, removed_flag_names};

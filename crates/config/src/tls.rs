@@ -1,9 +1,10 @@
 //! TLS towards clients: what belongs together, and what has no use.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::build::invalid;
-use crate::config::{AdminTls, ClientTls, Followers, TlsVersion};
+use crate::config::{AdminTls, ClientTls, Followers, Shards, TlsVersion};
 use crate::golang::quote;
 use crate::listen::Listen;
 use crate::settings::Settings;
@@ -193,23 +194,31 @@ pub(crate) fn admin_tls(settings: &Settings, urls: &Listen) -> Result<Option<Adm
 
 /// Followers at once; each costs a connection and its queue.
 const MAX_FOLLOWERS: u64 = 64;
+/// A shorter wait would take a busy shard for a lost one.
+const MIN_HEALTH_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Who may follow. The peer flags mean something here only: a server that nobody may follow opens
 /// no peer port, whatever they say.
 pub(crate) fn followers(settings: &Settings, urls: &Listen) -> Result<Option<Followers>, Error> {
-    let max = settings.uint("max-followers");
-    if max == 0 {
+    let [max, max_shards] = ["max-followers", "max-shards"].map(|name| settings.uint(name));
+    if max == 0 && max_shards == 0 {
         return Ok(None);
     }
-    if max > MAX_FOLLOWERS {
-        return invalid(format!(
-            "--max-followers is {max}: it may be {MAX_FOLLOWERS} at most"
-        ));
+    let opens = match max {
+        0 => "--max-shards",
+        _ => "--max-followers",
+    };
+    for (name, max) in [("max-followers", max), ("max-shards", max_shards)] {
+        if max > MAX_FOLLOWERS {
+            return invalid(format!(
+                "--{name} is {max}: it may be {MAX_FOLLOWERS} at most"
+            ));
+        }
     }
     let wrong = |url: &&Url| !url.is_tls() || url.unix_path().is_some();
     if let Some(url) = urls.peer.iter().find(wrong) {
         return invalid(format!(
-            "--max-followers serves the data to followers at --listen-peer-urls, which must be \
+            "{opens} serves the data to followers at --listen-peer-urls, which must be \
              https URLs, and {url} is none"
         ));
     }
@@ -221,11 +230,11 @@ pub(crate) fn followers(settings: &Settings, urls: &Listen) -> Result<Option<Fol
     ]
     .map(|name| settings.text(name));
     if urls.peer.is_empty() || [&cert, &key, &ca].iter().any(|file| file.is_empty()) {
-        return invalid(
-            "--max-followers needs --listen-peer-urls, --peer-cert-file, --peer-key-file and \
+        return invalid(format!(
+            "{opens} needs --listen-peer-urls, --peer-cert-file, --peer-key-file and \
              --peer-trusted-ca-file: where may followers connect, and whose certificates may they \
              show?",
-        );
+        ));
     }
     let allowed_cns = allowed(settings, "peer-cert-allowed-cn")?;
     let allowed_hostnames = allowed(settings, "peer-cert-allowed-hostname")?;
@@ -244,5 +253,28 @@ pub(crate) fn followers(settings: &Settings, urls: &Listen) -> Result<Option<Fol
         allowed_hostnames,
         max: max as usize,
         backlog_bytes: settings.uint("followers-backlog-bytes"),
+        shards: shards(settings, max_shards)?,
+    }))
+}
+
+/// Who may hold the newest records in memory.
+fn shards(settings: &Settings, max: u64) -> Result<Option<Shards>, Error> {
+    if max == 0 {
+        return Ok(None);
+    }
+    if settings.bool("unsafe-no-fsync") {
+        return invalid(
+            "--max-shards has no use with --unsafe-no-fsync: nothing gets to the disk by itself, so shards would have to hold everything",
+        );
+    }
+    let [health_timeout, recovery_timeout] = ["shard-health-timeout", "shard-recovery-timeout"]
+        .map(|name| Duration::from_nanos(settings.duration_ns(name).max(0) as u64));
+    if health_timeout < MIN_HEALTH_TIMEOUT {
+        return invalid("--shard-health-timeout is at least 50ms");
+    }
+    Ok(Some(Shards {
+        max: max as usize,
+        health_timeout,
+        recovery_timeout,
     }))
 }

@@ -1,5 +1,8 @@
 //! The stream of a server's records to those who keep copies of them.
 //!
+//! Two kinds of followers: keepers, whose stream this is, and shards ([`shards`]), which hold the
+//! log's newest frames in memory.
+//!
 //! Pure: what the two sides say ([`message`]), what a server keeps of the stream for all who
 //! follow ([`backlog`]), and how it receives one who wants to follow ([`admission`]). It may not
 //! open a connection, read a clock, or touch a file.
@@ -14,6 +17,7 @@
 pub mod admission;
 pub mod backlog;
 pub mod message;
+pub mod shards;
 
 /// The one version of the protocol that this release speaks.
 pub const VERSION: u32 = 1;

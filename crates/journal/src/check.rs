@@ -3,7 +3,9 @@
 use crate::Lsn;
 use crate::dir::{self, FIRST_RAFT_TERM, Identity, Role};
 use crate::error::OpenError;
+use crate::holders::{Holder, HolderSet, HoldersNote};
 use crate::open::Guards;
+use crate::recover::names;
 use crate::recovery;
 use crate::replay::Replay;
 use crate::settle::{self, EpochReport};
@@ -43,6 +45,8 @@ pub struct CheckReport {
     pub unproven_frames: u64,
     /// What a start would make of an open epoch of volatile writes.
     pub epoch: Option<EpochReport>,
+    /// Shards that hold, or may hold, what is missing: a start asks them first.
+    pub holders: Option<Vec<Holder>>,
     /// A torn end, if there is one, as a sentence.
     pub cut_short: Option<String>,
     /// Faults without harm, in sentences.
@@ -107,6 +111,16 @@ impl fmt::Display for CheckReport {
             (None, true) => writeln!(f, "  the last process closed the log")?,
             (None, false) => writeln!(f, "  the last process did not close the log")?,
         }
+        if let Some(holders) = &self.holders {
+            writeln!(
+                f,
+                "  the machine lost power, and shards held the newest writes in memory: {}. A start \
+                 asks them, and with what any one of them has it goes on where the last process \
+                 ended; without any it is refused. What follows is what --recover-without-shards \
+                 would come to",
+                names(holders)
+            )?;
+        }
         if let Some(epoch) = &self.epoch {
             fmt_epoch(f, epoch)?;
             writeln!(
@@ -153,8 +167,8 @@ fn fmt_epoch(f: &mut fmt::Formatter<'_>, epoch: &EpochReport) -> fmt::Result {
 }
 
 /// Follows the revision; keeps nothing else.
-struct Counter {
-    revision: i64,
+pub(crate) struct Counter {
+    pub(crate) revision: i64,
 }
 
 impl Replay for Counter {
@@ -214,15 +228,19 @@ pub fn read(
         ));
     };
     let guards = Guards::default();
+    let note = HoldersNote::read(&*fs, dir)?;
     let mut found = recovery::read(&*fs, &opened.layout, format, guards, store)?;
+    let set = note.of_epoch(found.order.epoch);
+    let complete = set.as_ref().and_then(HolderSet::nobody);
     let settled = settle::settle(
         &*fs,
         &opened.layout,
         format,
-        (marker_dir, guards),
+        (marker_dir, guards, complete.as_ref()),
         &mut found,
         store,
     )?;
+    let untrusted = settled.as_ref().is_some_and(|s| !s.report.trusted);
     drop(opened.lock);
     Ok(CheckReport {
         dir: dir.to_owned(),
@@ -238,6 +256,7 @@ pub fn read(
         closed: found.closed,
         unproven_frames: found.tail.len() as u64,
         epoch: settled.map(|settled| settled.report),
+        holders: set.filter(|_| untrusted).map(|set| set.holders),
         cut_short: found.cut_short,
         warnings: found.warnings,
     })

@@ -6,6 +6,7 @@
 //! DIR/format    version, ids, name, salt; written last when a directory is made
 //! DIR/lock      locked while a server runs; says whose it is
 //! DIR/restoring there while a restore fills the directory: every start refuses it
+//! DIR/holders   who holds the log's newest frames in memory, if anybody ever did
 //! DIR/log/      ID.seg (segments), ID.spare (retired, to be used again), reserve (room for a
 //!               start on a full disk)
 //! DIR/snap/     LSN.snap

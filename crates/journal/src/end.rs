@@ -5,6 +5,7 @@ use crate::dir::Format;
 use crate::epochs::Epochs;
 use crate::error::CommitError;
 use crate::frame::{self, FLAG_CLOSE, FLAG_VOLATILE, FrameHeader, HEADER, PAGE};
+use crate::hold::Hold;
 use crate::marker::{Failed, Marker};
 use crate::record::{self, Note};
 use crate::segment::{self, SegmentHeader};
@@ -142,6 +143,12 @@ pub(crate) struct End {
     pub(crate) in_flight: InFlight,
     pub(crate) tap: Tap,
     marker: Option<Marker>,
+    /// Frames are held elsewhere too until they are on disk: while it is there, what is not
+    /// durable becomes visible when it is safe ([`Hold`]).
+    pub(crate) hold: Option<Arc<Hold>>,
+    /// A frame that is ordered and not visible yet, since it is not safe. There is one at most:
+    /// nothing else is ordered before it is visible.
+    pub(crate) unreleased: Option<Lsn>,
     pub(crate) closed: bool,
     /// The frame that closed the log, if none came after it.
     pub(crate) closed_at: Option<Lsn>,
@@ -195,6 +202,8 @@ impl End {
             in_flight: InFlight::default(),
             tap: Tap::default(),
             marker: None,
+            hold: None,
+            unreleased: None,
             closed: false,
             closed_at: None,
             taking_back: 0,
@@ -274,6 +283,12 @@ impl End {
             return Err(Hindrance::Full { path, taken_back });
         }
         let write_us = micros(began);
+        if let Some(hold) = &self.hold {
+            if from == 0 {
+                hold.began_segment(&self.buffer[..segment::HEADER]);
+            }
+            hold.wrote(header.lsn, &self.buffer[page..frame_end]);
+        }
         current.offset = current.offset.max(PAGE) + frame_bytes;
         let id = current.id;
         self.marks.wrote_next();
@@ -330,6 +345,10 @@ impl End {
     /// A note is in the log.
     fn take_note(&mut self, note: &Note) {
         if self.epochs.noted(note, self.marks.written()) {
+            if let Some(hold) = &self.hold {
+                // A set is of its epoch.
+                hold.disk_only();
+            }
             self.set_marker(None);
         }
     }
@@ -367,6 +386,9 @@ impl End {
         self.marks.synced_up_to(target);
         self.unsynced.sync_ended(took);
         let synced = self.marks.synced();
+        if let Some(hold) = &self.hold {
+            hold.note_synced(synced);
+        }
         for behind in &mut self.behind {
             behind.unsynced.take_if(|(_, until)| *until <= synced);
         }
@@ -379,6 +401,15 @@ impl End {
             self.shared.add_closed(self.behind.remove(0).closed);
         }
         self.publish();
+    }
+
+    /// The revision that the next frame is written at. `told` is the store's; a frame that is
+    /// ordered and not visible yet has taken those after it.
+    pub(crate) fn revision_now(&self, told: i64) -> i64 {
+        match self.unreleased {
+            Some(_) => self.revision,
+            None => told,
+        }
     }
 
     /// Leaves for others what they may know.
@@ -457,6 +488,9 @@ impl End {
         let mut page = vec![0; PAGE as usize];
         current.header.encode(self.salt, &mut page);
         let written = current.file.write_at(&page, 0);
+        if let Some(hold) = self.hold.as_ref().filter(|_| written.is_ok()) {
+            hold.began_segment(&page[..segment::HEADER]);
+        }
         // There is no frame in it: it can be written again.
         written.map_err(|error| CommitError::unprepared(&current.path, error).into())
     }

@@ -69,6 +69,23 @@ pub enum OpenError {
         /// What does not fit, and what to do.
         reason: String,
     },
+    /// Others held the newest frames in memory, and none of them gave them back.
+    #[error(
+        "{path}: the machine lost power, and the newest writes of the class `replicated` may be in \
+         the memory of shards: {holders}. {told} Nothing was changed. Any one of these shards is \
+         enough: see that one runs that was not restarted since, and that it reaches this server \
+         (--max-shards, --listen-peer-urls), and start again. If they are gone for good, start once \
+         with --recover-without-shards: acknowledged writes of the last moments may be missing \
+         then, revisions jump, and every watcher lists again"
+    )]
+    Holders {
+        /// The directory.
+        path: PathBuf,
+        /// Whom to ask.
+        holders: String,
+        /// What came of it, in sentences.
+        told: String,
+    },
     /// Bytes that were on disk are gone or changed.
     #[error(transparent)]
     Damaged(Box<Damage>),

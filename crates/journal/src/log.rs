@@ -7,12 +7,16 @@ use crate::dir::Format;
 use crate::end::{self, End, Hindrance};
 use crate::epochs::Settled;
 use crate::error::CommitError;
+use crate::hold::Waited;
 use crate::marker::{self, Failed, Marker};
 use crate::open::Guards;
 use crate::status::Status;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Who waits for what others do looks again after so long, whatever it was told.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What the journal and its volatile writers share.
 pub(crate) struct Log {
@@ -60,6 +64,33 @@ impl Log {
     /// The end, unless someone is at it.
     pub(crate) fn try_end(&self) -> Option<MutexGuard<'_, End>> {
         self.end.try_lock().ok()
+    }
+
+    /// The end, once nothing is ordered and not visible. Only for the committer: what only a sync
+    /// makes safe is synced here.
+    pub(crate) fn at_rest(&self) -> Result<MutexGuard<'_, End>, CommitError> {
+        loop {
+            let mut end = self.end();
+            let Some((lsn, hold)) = end.unreleased.zip(end.hold.clone()) else {
+                return Ok(end);
+            };
+            drop(end);
+            self.shared.poison().map_or(Ok(()), Err)?;
+            match hold.wait(lsn, LOOK_AGAIN) {
+                Waited::NotYet => {}
+                Waited::DiskOnly => {
+                    self.sync()?;
+                }
+                Waited::Safe => {
+                    end = self.end();
+                    if end.unreleased == Some(lsn) {
+                        // Its writer has been told, and needs the end.
+                        let woken = self.changed.wait_timeout(end, LOOK_AGAIN);
+                        drop(woken);
+                    }
+                }
+            }
+        }
     }
 
     pub(crate) fn wake(&self) {

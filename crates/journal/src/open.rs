@@ -8,7 +8,9 @@ use crate::end::{Behind, Content};
 use crate::epochs::Epochs;
 use crate::error::{CommitError, OpenError};
 use crate::frame::{FLAG_PLACED, HEADER, PAGE};
+use crate::holders::{HolderSet, HoldersNote};
 use crate::marker;
+use crate::recover::{Complete, names};
 use crate::recovery::{self, Recovered};
 use crate::replay::Replay;
 use crate::settle::{self, EpochReport, Settled};
@@ -37,6 +39,24 @@ pub struct Guards {
     pub epoch: bool,
     /// A log that ends before what the marker in memory says is not trusted.
     pub marker: bool,
+    /// While frames are held elsewhere, what is not durable becomes visible when it is safe.
+    pub held: bool,
+    /// Holders count when their set is noted in the directory.
+    pub noted_set: bool,
+    /// What a holder gives back has to follow what is on disk.
+    pub contiguity: bool,
+}
+
+/// What a start knows of holders, if the last process had any and the machine lost power.
+#[derive(Clone, Debug, Default)]
+pub enum Holders {
+    /// They were not asked: if they have to be, the start is refused.
+    #[default]
+    NotAsked,
+    /// What [`recover`](crate::recover()) came to.
+    Complete(Complete),
+    /// They are gone: what they held is given up, and revisions jump.
+    GivenUp,
 }
 
 impl Default for Guards {
@@ -47,6 +67,9 @@ impl Default for Guards {
             stamp: true,
             epoch: true,
             marker: true,
+            held: true,
+            noted_set: true,
+            contiguity: true,
         }
     }
 }
@@ -68,6 +91,8 @@ pub struct Options {
     /// [`files::real::memory_dir`]. Without one a start within an epoch cannot tell
     /// a killed process from a power loss. Default none.
     pub marker_dir: Option<PathBuf>,
+    /// What came of asking those who hold the newest frames in memory. Default: not asked.
+    pub holders: Holders,
     #[doc(hidden)]
     pub guards: Guards,
 }
@@ -81,6 +106,7 @@ impl Options {
             spare_segments: 2,
             no_fsync: false,
             marker_dir: None,
+            holders: Holders::NotAsked,
             guards: Guards::default(),
         }
     }
@@ -140,19 +166,56 @@ impl Journal {
             Some(format) => {
                 let mut found =
                     recovery::read(&*fs, &opened.layout, &format, options.guards, store)?;
+                let set = HoldersNote::read(&*fs, dir)?.of_epoch(found.order.epoch);
+                let complete = match &options.holders {
+                    Holders::Complete(complete) => Some(complete.clone()),
+                    _ => set.as_ref().and_then(HolderSet::nobody),
+                };
                 let settled = settle::settle(
                     &*fs,
                     &opened.layout,
                     &format,
-                    (options.marker_dir.as_deref(), options.guards),
+                    (
+                        options.marker_dir.as_deref(),
+                        options.guards,
+                        complete.as_ref(),
+                    ),
                     &mut found,
                     store,
                 )?;
+                refuse_unasked(dir, set.as_ref(), settled.as_ref(), &options.holders)?;
                 resume(fs, opened, format, options, found, settled)?
             }
         };
-        journal.log.end().revision = store.revision();
+        let left_open = {
+            let mut end = journal.log.end();
+            end.revision = store.revision();
+            end.epochs.open().is_some()
+        };
+        if !left_open {
+            // The set was of an epoch that is over: nobody has to be asked any more.
+            journal.forget_set()?;
+        }
         Ok((journal, report))
+    }
+}
+
+/// What others hold of the newest writes is not passed over in silence.
+fn refuse_unasked(
+    dir: &Path,
+    set: Option<&HolderSet>,
+    settled: Option<&Settled>,
+    holders: &Holders,
+) -> Result<(), OpenError> {
+    let untrusted = settled.is_some_and(|settled| !settled.report.trusted);
+    let set = set.filter(|set| untrusted && !set.holders.is_empty());
+    match (set, holders) {
+        (Some(set), Holders::NotAsked | Holders::Complete(_)) => Err(OpenError::Holders {
+            path: dir.to_owned(),
+            holders: names(&set.holders),
+            told: "They were not asked.".to_owned(),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::marker::{self, Verdict};
 use crate::open::Guards;
 use crate::order::{Held, Refusal};
 use crate::record::Note;
+use crate::recover::Complete;
 use crate::recovery::Recovered;
 use crate::replay::Replay;
 use files::FileSystem;
@@ -42,7 +43,7 @@ pub(crate) fn settle(
     fs: &dyn FileSystem,
     layout: &Layout,
     format: &Format,
-    (marker_dir, guards): (Option<&Path>, Guards),
+    (marker_dir, guards, complete): (Option<&Path>, Guards, Option<&Complete>),
     found: &mut Recovered,
     store: &mut dyn Replay,
 ) -> Result<Option<Settled>, OpenError> {
@@ -59,6 +60,11 @@ pub(crate) fn settle(
         guards.marker,
     );
     let end = found.end.lsn;
+    let complete = complete.filter(|complete| !trusted && complete.lsn <= end);
+    let (trusted, reason) = match complete {
+        Some(complete) => (true, format!("{reason}; {}", complete.reason)),
+        None => (trusted, reason),
+    };
     let path = layout.log.clone();
     let refused = |Refusal(reason)| OpenError::Replay {
         path,

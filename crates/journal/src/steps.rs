@@ -130,7 +130,7 @@ pub(crate) fn append<R: AsRef<[Record]>>(
     let taken = end::revisions(records.as_ref());
     loop {
         let mut end = log.end();
-        let before = revision();
+        let before = end.revision_now(revision());
         let in_flight = end.in_flight.revisions();
         let note = end.note_due(before + in_flight + taken);
         let opens = matches!(note, Some(Note::Epoch { .. }));
@@ -187,12 +187,17 @@ pub(crate) fn order<R: AsRef<[Record]>>(
 ) -> Result<Ordered<'_, R>, NotOrdered<R>> {
     let lsn = appended.lsn();
     loop {
-        let mut end = log.end();
+        let mut end = match log.at_rest() {
+            Ok(end) => end,
+            Err(reason) => return Err(NotOrdered::new(appended, reason)),
+        };
         if let Some(reason) = log.shared.poison() {
             return Err(NotOrdered::new(appended, reason));
         }
         let first = end.in_flight.first() == Some(lsn);
-        if (end.marks.synced() < lsn && !log.no_fsync) || (appended.placed && !first) {
+        // A holder's copy may end before a stamp: its order has to be the log's.
+        let in_order = appended.placed || end.hold.is_some();
+        if (end.marks.synced() < lsn && !log.no_fsync) || (in_order && !first) {
             return Err(NotOrdered::new(appended, CommitError::Unordered { lsn }));
         }
         let revision_before = revision();
@@ -222,7 +227,10 @@ pub(crate) fn order<R: AsRef<[Record]>>(
             // Without a stamp its revisions follow from the log's order, as long as all of the log
             // is there: only a power loss makes a difference, and gives it new ones.
             (Err(reason), Place::Passed) if reason.is_no_room() => {
-                let end = log.end();
+                let end = match log.at_rest() {
+                    Ok(end) => end,
+                    Err(reason) => return Err(NotOrdered::new(appended, reason)),
+                };
                 return Ok(fed(log, end, appended, revision(), false));
             }
             (Err(reason), _) => return Err(NotOrdered::new(appended, reason)),

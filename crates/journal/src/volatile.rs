@@ -4,7 +4,8 @@ use crate::Lsn;
 use crate::end::{self, Content, End, Hindrance, Written};
 use crate::error::CommitError;
 use crate::frame::{FLAG_PLACED, FLAG_VOLATILE, MAX_PAYLOAD_BYTES, PAGE};
-use crate::log::Log;
+use crate::hold::Hold;
+use crate::log::{LOOK_AGAIN, Log};
 use crate::status::VolatileStatus;
 use crate::tap::Lane;
 use engine::record::Record;
@@ -13,8 +14,6 @@ use std::time::{Duration, Instant};
 
 /// The shortest and longest time that records may be promised to be on disk within.
 const WITHIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(30));
-/// A waiting writer looks again after so long, whatever it was told.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A [`Turn`] is for so many revisions at most.
 const TURN_REVISIONS: i64 = 100_000;
 /// And for so many bytes of the log: there is room for them when it is given.
@@ -47,6 +46,8 @@ impl VolatileWriter {
     ///
     /// It waits only until the journal's thread has opened or renewed the epoch, and while
     /// the disk is late: when records are not synced that were to be, nothing more is promised.
+    /// While frames are held elsewhere too ([`Journal::hold`](crate::Journal::hold)), it waits
+    /// until these are safe, and then nobody loses them with the power either.
     ///
     /// # Errors
     /// [`CommitError::NoSpace`], [`CommitError::TooLarge`], [`CommitError::Strict`] and
@@ -67,6 +68,14 @@ impl VolatileWriter {
         let refusals = end.epochs.refusals();
         let mut waited = false;
         loop {
+            if end.unreleased.is_some() {
+                end = log
+                    .changed
+                    .wait_timeout(end, LOOK_AGAIN)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                continue;
+            }
             if let Some(error) = log.shared.poison() {
                 return Err(error);
             }
@@ -86,7 +95,13 @@ impl VolatileWriter {
                 match turn.append(records) {
                     Ok(written) => {
                         let waited_us = if waited { end::micros(began) } else { 0 };
-                        let (info, published) = written.show(records, sync_within, publish);
+                        let (info, published) = match written.place(records, sync_within) {
+                            Ok(placed) => {
+                                placed.wait(log)?;
+                                placed.release(log, records, publish)
+                            }
+                            Err(written) => written.show(records, sync_within, publish),
+                        };
                         return Ok((VolatileInfo { waited_us, ..info }, published));
                     }
                     Err(hindrance) => {
@@ -125,7 +140,7 @@ impl VolatileWriter {
     pub fn turn(&self, revision: impl Fn() -> i64) -> Option<Turn<'_>> {
         let log = &*self.log;
         let mut end = log.try_end()?;
-        if refuses(log, &end) {
+        if refuses(log, &end) || end.hold.is_some() {
             return None;
         }
         let revision_before = revision();
@@ -140,6 +155,58 @@ impl VolatileWriter {
             end,
             revision_before,
         })
+    }
+
+    /// The first half of [`write`](VolatileWriter::write) while frames are held elsewhere too, for
+    /// a test that has no second thread: puts records into the log's file. They become visible by
+    /// [`Placed::release`], once they are safe.
+    ///
+    /// # Errors
+    /// As [`write`](VolatileWriter::write); it never waits, and gives
+    /// [`CommitError::Unordered`] where that would.
+    #[doc(hidden)]
+    pub fn place(
+        &self,
+        records: &[Record],
+        sync_within: Duration,
+        revision: impl Fn() -> i64,
+    ) -> Result<Placed, CommitError> {
+        let log = &*self.log;
+        loop {
+            let mut end = log.end();
+            let lsn = end.marks.written() + 1;
+            let revision_before = revision();
+            let taken = end::revisions(records);
+            if end.unreleased.is_some()
+                || refuses(log, &end)
+                || !may_go(log, &mut end, revision_before + taken)
+            {
+                return Err(CommitError::Unordered { lsn });
+            }
+            let turn = Turn {
+                log,
+                end,
+                revision_before,
+            };
+            match turn.append(records) {
+                Ok(written) => {
+                    let placed = written.place(records, sync_within);
+                    return placed.map_err(|_| CommitError::Unordered { lsn });
+                }
+                Err(hindrance) => log.clear(hindrance)?,
+            }
+        }
+    }
+
+    /// The second half, once the records are safe.
+    #[doc(hidden)]
+    pub fn release<T>(
+        &self,
+        placed: Placed,
+        records: &[Record],
+        publish: impl FnOnce() -> T,
+    ) -> (VolatileInfo, T) {
+        placed.release(&self.log, records, publish)
     }
 
     /// Whether a write of these records would wait. For tests.
@@ -226,6 +293,38 @@ struct InFile<'a> {
 }
 
 impl InFile<'_> {
+    /// Fixes their place and revisions, where they become visible only when they are safe; gives
+    /// itself back where that is at once.
+    fn place(mut self, records: &[Record], sync_within: Duration) -> Result<Placed, Self> {
+        let Some(hold) = self.turn.end.hold.clone() else {
+            return Err(self);
+        };
+        let (lsn, taken) = (self.written.position.lsn, end::revisions(records));
+        let within = sync_within.clamp(WITHIN.0, WITHIN.1);
+        let Turn {
+            log,
+            end,
+            revision_before,
+        } = &mut self.turn;
+        let wake = end.unsynced.add(self.written.bytes, self.marked, within);
+        end.show(*revision_before, taken);
+        end.unreleased = Some(lsn);
+        hold.set_waiting(Some(lsn));
+        end.publish();
+        let (log, revision_before) = (*log, *revision_before);
+        let (written, write_us) = (self.written, self.write_us);
+        drop(self);
+        if wake || hold.wants_sync() {
+            log.wake();
+        }
+        Ok(Placed {
+            hold,
+            written,
+            revision_before,
+            write_us,
+        })
+    }
+
     /// Makes them visible.
     fn show<T>(
         self,
@@ -254,6 +353,66 @@ impl InFile<'_> {
         }
         let info = VolatileInfo {
             lsn: self.written.position.lsn,
+            bytes: self.written.bytes,
+            write_us: self.write_us,
+            waited_us: 0,
+        };
+        (info, published)
+    }
+}
+
+/// Records whose place and revisions are fixed, and that become visible when they are safe. Until
+/// then nothing else is ordered.
+#[must_use = "nothing else becomes visible before it"]
+pub struct Placed {
+    hold: Arc<Hold>,
+    written: Written,
+    revision_before: i64,
+    write_us: u64,
+}
+
+impl Placed {
+    /// Their frame.
+    pub fn lsn(&self) -> Lsn {
+        self.written.position.lsn
+    }
+
+    /// Waits until they are safe.
+    fn wait(&self, log: &Log) -> Result<(), CommitError> {
+        let lsn = self.lsn();
+        while log.guards.held && !self.hold.wait_safe(lsn, LOOK_AGAIN) {
+            log.shared.poison().map_or(Ok(()), Err)?;
+            if self.hold.wants_sync() {
+                log.wake();
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes them visible.
+    fn release<T>(
+        self,
+        log: &Log,
+        records: &[Record],
+        publish: impl FnOnce() -> T,
+    ) -> (VolatileInfo, T) {
+        let lsn = self.lsn();
+        debug_assert!(self.hold.is_safe(lsn) || !log.guards.held);
+        let mut end = log.end();
+        end.feed(&self.written, self.revision_before, Lane::Volatile, records);
+        let published = publish();
+        let revision = end.revision;
+        let wake = log.guards.epoch && end.epochs.want_in_time(revision);
+        end.unreleased = None;
+        self.hold.set_waiting(None);
+        end.publish();
+        drop(end);
+        log.changed.notify_all();
+        if wake {
+            log.wake();
+        }
+        let info = VolatileInfo {
+            lsn,
             bytes: self.written.bytes,
             write_us: self.write_us,
             waited_us: 0,

@@ -229,14 +229,14 @@ impl Journal {
     /// called while nothing is written or becomes visible: what it sees, and what the follower
     /// is given, is all there is. At most `limit_bytes` of records wait for the follower.
     pub fn follow<T>(&self, limit_bytes: u64, open: impl FnOnce() -> T) -> (Follower, T) {
-        let mut end = self.log.end();
+        let mut end = self.end_at_rest();
         (end.tap.follow(limit_bytes), open())
     }
 
     /// The point at which the tap is, and what `open` sees there. `None` while a frame is in the
     /// log and not visible.
     pub fn point<T>(&self, open: impl FnOnce() -> T) -> Option<(Point, T)> {
-        let end = self.log.end();
+        let end = self.log.at_rest().ok()?;
         end.nothing_in_flight().ok()?;
         let point = Point {
             sequence: end.tap.fed(),
@@ -249,7 +249,8 @@ impl Journal {
     /// write calls the waker.
     pub fn due(&self) -> Option<Instant> {
         let end = self.log.end();
-        if end.epochs.is_wanted() {
+        let wanted = end.hold.as_ref().is_some_and(|hold| hold.wants_sync());
+        if end.epochs.is_wanted() || wanted {
             return Some(Instant::now());
         }
         end.unsynced.due()
@@ -266,7 +267,8 @@ impl Journal {
             let noted = self.note_epoch(revision)?;
             let end = log.end();
             let due = end.unsynced.due().is_some_and(|due| due <= Instant::now());
-            (noted || due, noted)
+            let wanted = end.hold.as_ref().is_some_and(|hold| hold.wants_sync());
+            (noted || due || wanted, noted)
         };
         let synced = if sync { log.sync()? } else { None };
         if noted {
@@ -283,7 +285,7 @@ impl Journal {
             if !end.epochs.is_wanted() {
                 return Ok(false);
             }
-            let revision_before = revision();
+            let revision_before = end.revision_now(revision());
             let Some(note @ Note::Epoch { .. }) = end.epochs.note_due(revision_before) else {
                 return Ok(end.epochs.is_noted());
             };
@@ -327,6 +329,18 @@ impl Journal {
         end.epochs.allow();
     }
 
+    fn end_at_rest(&self) -> std::sync::MutexGuard<'_, crate::end::End> {
+        // A poisoned log has nothing more to show.
+        self.log.at_rest().unwrap_or_else(|_| self.log.end())
+    }
+
+    /// Whether nothing is ordered and not visible yet, so that a call that needs that does not
+    /// wait. For tests.
+    #[doc(hidden)]
+    pub fn is_at_rest(&self) -> bool {
+        self.log.end().unreleased.is_none()
+    }
+
     /// Ends volatile writing: refuses further volatile writes, puts all that was written on
     /// disk, and closes the epoch, so that a power loss is not noticed any more.
     ///
@@ -338,6 +352,7 @@ impl Journal {
         self.log.sync()?;
         self.log.changed.notify_all();
         if result.is_ok() {
+            self.forget_set_of_past();
             self.log.remove_marker();
         }
         result
@@ -346,7 +361,7 @@ impl Journal {
     /// Refuses volatile writes and writes the note that ends the epoch, if one is open.
     fn end_epoch(&self, revision: impl Fn() -> i64) -> Result<(), CommitError> {
         loop {
-            let mut end = self.log.end();
+            let mut end = self.log.at_rest()?;
             end.epochs.refuse();
             if end.epochs.open().is_none() {
                 return Ok(());
@@ -380,8 +395,9 @@ impl Journal {
         if !room || end.marks.marked() >= end.marks.synced() || !end.marks.is_synced() {
             return self.log.shared.poison().map_or(Ok(()), Err);
         }
+        let revision_before = end.revision_now(revision());
         let appended = end.append(Content {
-            revision_before: revision(),
+            revision_before,
             ..Content::default()
         });
         drop(end);
@@ -407,7 +423,7 @@ impl Journal {
         open: impl FnOnce() -> T,
     ) -> Result<(Position, T), CommitError> {
         let (position, opened) = {
-            let end = self.log.end();
+            let end = self.log.at_rest()?;
             // It would be taken for a part of the snapshot.
             end.nothing_in_flight()?;
             (end.position(), open())
@@ -485,6 +501,7 @@ impl Journal {
         let ended = self.end_epoch(|| revision);
         self.log.sync()?;
         if ended.is_ok() {
+            self.forget_set_of_past();
             self.log.remove_marker();
         }
         while ended.is_ok() {

@@ -55,6 +55,16 @@ On its `--metrics-addr`, with `process_*` as above. What to look at is in
 |---|---|---|---|
 ";
 
+const SHARD: &str = "
+## Series of `orlop shard`
+
+On its `--metrics-addr`, with `process_*` as above. What to look at is in
+[the page on shards](../start/shards.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 const FORECAST: &str = "
 ## Series of `orlop forecast run`
 
@@ -70,6 +80,7 @@ pub(crate) fn markdown(
     families: &[Family],
     proxy: &[Family],
     keeper: &[Family],
+    shard: &[Family],
     forecast: &[Family],
 ) -> String {
     let mut out = HEAD.to_owned();
@@ -87,6 +98,10 @@ pub(crate) fn markdown(
     }
     out.push_str(KEEPER);
     for family in keeper {
+        row(&mut out, family, None);
+    }
+    out.push_str(SHARD);
+    for family in shard {
         row(&mut out, family, None);
     }
     out.push_str(FORECAST);

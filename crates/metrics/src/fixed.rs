@@ -417,7 +417,42 @@ pub(crate) fn declare_input(r: &mut Registry, member_id: u64) {
         |i| i.followers_lag_s,
         "For how long the oldest of those records has waited.",
     );
+    r.input(
+        "orlop_shards_max",
+        Orlop,
+        |i| i.shards_max as f64,
+        "Shards that may connect at once; 0 if none may.",
+    );
+    r.input(
+        "orlop_shards",
+        Orlop,
+        |i| i.shards as f64,
+        "Shards that are connected.",
+    );
+    r.input(
+        "orlop_shards_copies",
+        Orlop,
+        |i| i.shards_copies as f64,
+        "How many shards are to hold each replicated write, by the storage rules in force; 0 if no rule asks for any.",
+    );
+    r.input(
+        "orlop_shards_counting",
+        Orlop,
+        |i| f64::from(u8::from(i.shards_counting)),
+        "1 while replicated writes are answered when shards have them; 0 while they wait for the disk.",
+    );
+    r.input(
+        "orlop_shards_kept_bytes",
+        Orlop,
+        |i| i.shards_kept_bytes as f64,
+        "Bytes of records that are not on the disk yet, kept for shards.",
+    );
     for (name, source, help) in [
+        (
+            "orlop_shards_lost_total",
+            Source::Input(|i| i.shards_lost as f64),
+            "How often a shard of those that count was lost, left, or was replaced by one in another failure domain; writes waited for the disk until the next ones counted.",
+        ),
         (
             "orlop_followers_cut_off_total",
             Source::Input(|i| i.followers_cut_off as f64),

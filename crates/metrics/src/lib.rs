@@ -31,6 +31,7 @@ mod process;
 mod proxy;
 mod registry;
 mod scrape;
+mod shard;
 
 use std::sync::Arc;
 
@@ -44,6 +45,7 @@ pub use labelled::{
 pub use proxy::{ProxyEnd, ProxyInput, ProxyMember, ProxyMetrics, ProxyRefusal};
 pub use registry::{Family, Kind, Origin};
 pub use scrape::{AccountInput, ScrapeInput};
+pub use shard::{ShardInput, shard_page};
 
 use cells::Shape;
 use exponential::{MILLIS, NANOS, WHOLE};
@@ -599,6 +601,7 @@ pub fn reference_markdown() -> String {
         Metrics::new(&options).families(),
         &proxy::families(),
         &keeper::families(),
+        &shard::families(),
         &forecast::families(),
     )
 }

@@ -86,6 +86,18 @@ pub struct ScrapeInput {
     pub followers_cut_off: u64,
     /// Snapshots that followers were sent, since the start.
     pub followers_snapshots: u64,
+    /// Shards that may connect at once.
+    pub shards_max: u64,
+    /// Shards that are connected.
+    pub shards: u64,
+    /// How many shards are to hold each write, by the rules in force; 0 if none.
+    pub shards_copies: u64,
+    /// Writes are answered when shards have them.
+    pub shards_counting: bool,
+    /// Bytes of frames that are kept for shards.
+    pub shards_kept_bytes: u64,
+    /// How often a set of shards was lost, since the start.
+    pub shards_lost: u64,
     /// Watches that are behind the store's revision.
     pub watchers_behind: u64,
     /// Every write is durable under the storage rules in force.

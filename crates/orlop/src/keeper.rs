@@ -165,16 +165,7 @@ impl Args {
     }
 
     fn name(&self) -> String {
-        let machine = || {
-            let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
-            let read = read.unwrap_or_default().trim().to_owned();
-            if read.is_empty() {
-                "keeper".to_owned()
-            } else {
-                read
-            }
-        };
-        self.name.clone().unwrap_or_else(machine)
+        name_or_hosts(self.name.as_deref())
     }
 }
 
@@ -193,6 +184,19 @@ fn clients(args: &Args, keeper: &Running) -> Result<Option<Clients>, wire::Error
         ..TlsConfig::new(cert, key)
     };
     Clients::start(&keeper.view(), &args.listen_client_urls, &tls).map(Some)
+}
+
+/// The name that was given, or the machine's.
+pub(crate) fn name_or_hosts(given: Option<&str>) -> String {
+    let machine = || {
+        let read = std::fs::read_to_string("/proc/sys/kernel/hostname");
+        let read = read.unwrap_or_default().trim().to_owned();
+        match read.is_empty() {
+            true => "localhost".to_owned(),
+            false => read,
+        }
+    };
+    given.map_or_else(machine, str::to_owned)
 }
 
 fn make_dir(dir: &Path) -> std::io::Result<()> {

@@ -25,6 +25,7 @@ mod proxy;
 mod proxy_status;
 mod rules;
 mod serve;
+mod shard;
 mod snapshot;
 mod snapshot_feed;
 mod snapshot_restore;
@@ -77,6 +78,8 @@ enum Command {
     Rules(rules::Args),
     /// Keep a copy of a server's data on this machine's disk, to be promoted when that is gone.
     Keeper(Box<keeper::Args>),
+    /// Hold a server's newest writes in memory until they are on its disk, on another machine.
+    Shard(Box<shard::Args>),
     /// Make a server's directory of a keeper's copy.
     Promote(promote::Args),
     /// Have every connection to an etcd cluster at the member that leads; any etcd, any client.
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         Command::Rules(args) => rules::run(&args),
         Command::Keeper(args) => keeper::run(&args),
+        Command::Shard(args) => shard::run(&args),
         Command::Promote(args) => promote::run(&args),
         Command::Proxy(args) => proxy::run(&args),
         Command::Forecast(args) => forecast::run(&args),

@@ -285,7 +285,7 @@ mod tests {
             Profile::Balanced.text()
         );
         let list = said(&["show"]).unwrap();
-        assert_eq!(list.lines().count(), 4, "{list}");
+        assert_eq!(list.lines().count(), 5, "{list}");
         assert!(
             said(&["show", "--profile", "lax"])
                 .unwrap_err()
@@ -301,11 +301,11 @@ mod tests {
     fn a_wrong_file_is_told_with_its_line() {
         let (_dir, path) = file(
             "wrong.toml",
-            b"[[rule]]\nprefix = \"/a/\"\ndurability = \"replicated\"\n",
+            b"[[rule]]\nprefix = \"/a/\"\ndurability = \"shared\"\n",
         );
         let told = said(&["check", &path]).unwrap_err();
         assert!(
-            told.contains("wrong.toml:3:14: ") && told.contains("needs shards"),
+            told.contains("wrong.toml:3:14: ") && told.contains("does not exist"),
             "{told}"
         );
         assert!(

@@ -122,6 +122,9 @@ pub(crate) fn for_a_person(v: &Value) -> String {
     for value in followers(v) {
         line("copies", value);
     }
+    for value in shards(v) {
+        line("shards", value);
+    }
     if let Some(profiles) = v.pointer("/spared/profiles").and_then(Value::as_array) {
         let sampled = number(v, "/spared/sampled_writes");
         if sampled == 0.0 {
@@ -180,6 +183,38 @@ fn followers(v: &Value) -> Vec<String> {
     if lines.is_empty() {
         lines.push("NOBODY follows: if this machine is lost, so is what its disk holds".to_owned());
     }
+    lines
+}
+
+/// Who holds the newest writes in memory, after whether that counts. None on a server that lets no
+/// shard in.
+fn shards(v: &Value) -> Vec<String> {
+    if number(v, "/shards/max") == 0.0 {
+        return Vec::new();
+    }
+    let copies = number(v, "/shards/copies");
+    let mut lines = vec![match (copies, is(v, "/shards/counting")) {
+        (0.0, _) => "the storage rules ask for none".to_owned(),
+        (_, true) => format!("replicated writes are answered when {copies:.0} shards have them"),
+        (_, false) => format!(
+            "DEGRADED: replicated writes wait for the disk, since {copies:.0} shards are not there"
+        ),
+    }];
+    let all = v.pointer("/shards/shards").and_then(Value::as_array);
+    lines.extend(all.into_iter().flatten().map(|shard| {
+        let (name, address) = (text(shard, "/name"), text(shard, "/address"));
+        let zone = match text(shard, "/zone") {
+            "" => String::new(),
+            zone => format!(", zone {zone}"),
+        };
+        match is(shard, "/holds") {
+            true => format!(
+                "{name} ({address}{zone}) holds {}",
+                bytes(number(shard, "/bytes"))
+            ),
+            false => format!("{name} ({address}{zone}) is there"),
+        }
+    }));
     lines
 }
 
@@ -389,6 +424,24 @@ mod tests {
         ] {
             assert!(with_followers.contains(part), "{with_followers}");
         }
+        v["shards"] = json!({"max": 3, "copies": 2, "counting": false, "shards": [
+            {"name": "n1", "address": "10.0.0.4:4", "zone": "r1", "holds": true, "bytes": 4000},
+        ]});
+        let degraded = for_a_person(&v);
+        assert!(
+            degraded.contains("DEGRADED: replicated writes wait for the disk"),
+            "{degraded}"
+        );
+        assert!(
+            degraded.contains("n1 (10.0.0.4:4, zone r1) holds 4.0 kB"),
+            "{degraded}"
+        );
+        v["shards"]["counting"] = json!(true);
+        let counting = for_a_person(&v);
+        assert!(
+            counting.contains("answered when 2 shards have them"),
+            "{counting}"
+        );
         assert!(
             text.contains("balanced would make 30 % of writes volatile, and spare up to 20 %"),
             "{text}"

@@ -7,6 +7,8 @@ pub(crate) const MAX_SYNC_WITHIN_MS: u32 = 30_000;
 
 /// What a volatile rule that does not say gets.
 pub(crate) const DEFAULT_SYNC_WITHIN_MS: u32 = 100;
+/// Where shards hold the write meanwhile.
+pub(crate) const DEFAULT_REPLICATED_SYNC_WITHIN_MS: u32 = 1000;
 
 /// Prints milliseconds as a rule file would write them.
 pub(crate) struct Ms(pub(crate) u32);

@@ -2,7 +2,7 @@
 
 use crate::change::{ChangeKind, ChangeKinds};
 use crate::class::Class;
-use crate::duration::{self, DEFAULT_SYNC_WITHIN_MS};
+use crate::duration::{self, DEFAULT_REPLICATED_SYNC_WITHIN_MS, DEFAULT_SYNC_WITHIN_MS};
 use crate::error::{RuleError, RuleErrors};
 use crate::pattern::{Pattern, normal_prefix};
 use crate::rule::{OwnerKind, Rule};
@@ -15,9 +15,13 @@ const MAX_BYTES: usize = 1 << 20;
 /// Rules, and items of any list in one, at most.
 const MAX_ITEMS: usize = 1000;
 
+/// How many shards have a replicated write, unless its rule says otherwise.
+const DEFAULT_COPIES: u8 = 2;
+/// And at most.
+const MAX_COPIES: u8 = 8;
+
 const FILE_KEYS: &str = "etcd_prefix, power_loss and [[rule]]";
-const RULE_KEYS: &str =
-    "name, prefix, key, change, owner, labels, finalizers, claims, durability and sync_within";
+const RULE_KEYS: &str = "name, prefix, key, change, owner, labels, finalizers, claims, durability, sync_within and copies";
 
 /// A rule file's content.
 pub(crate) struct File {
@@ -155,6 +159,7 @@ impl<'t> Reader<'t> {
         };
         let mut durability = None;
         let mut sync_within = None;
+        let mut copies = None;
         for (key, value) in table {
             match key.get_ref().as_ref() {
                 "name" => rule.name = self.string(value, "name"),
@@ -187,6 +192,9 @@ impl<'t> Reader<'t> {
                         }
                     }
                 }
+                "copies" => {
+                    copies = self.copies(value).map(|copies| (copies, key.span()));
+                }
                 other => {
                     self.error(
                         key.span(),
@@ -204,20 +212,32 @@ impl<'t> Reader<'t> {
                 "the rule has neither prefix nor key, so it would take nothing",
             );
         }
+        if let (Some((_, at)), Some(Durability::Durable | Durability::Volatile)) =
+            (&copies, durability)
+        {
+            let at = at.clone();
+            self.error(at, "copies goes with durability = \"replicated\" only");
+        }
         match (durability, sync_within) {
             (None, _) => {
                 self.error(
                     span,
-                    "the rule has no durability; write durability = \"durable\" or \"volatile\"",
+                    "the rule has no durability; write durability = \"durable\", \"replicated\" or \"volatile\"",
                 );
             }
             (Some(Durability::Durable), Some((_, at))) => {
-                self.error(at, "sync_within goes with durability = \"volatile\" only; a durable write is synced before it is answered");
+                self.error(at, "sync_within goes with durability = \"volatile\" or \"replicated\" only; a durable write is synced before it is answered");
             }
             (Some(Durability::Durable), None) => {}
             (Some(Durability::Volatile), ms) => {
                 let sync_within_ms = ms.map_or(DEFAULT_SYNC_WITHIN_MS, |(ms, _)| ms);
                 rule.class = Class::Volatile { sync_within_ms };
+            }
+            (Some(Durability::Replicated), ms) => {
+                rule.class = Class::Replicated {
+                    copies: copies.map_or(DEFAULT_COPIES, |(copies, _)| copies),
+                    sync_within_ms: ms.map_or(DEFAULT_REPLICATED_SYNC_WITHIN_MS, |(ms, _)| ms),
+                };
             }
         }
         (self.errors.len() == before).then_some(rule)
@@ -228,16 +248,26 @@ impl<'t> Reader<'t> {
         match text.as_str() {
             "durable" => return Some(Durability::Durable),
             "volatile" => return Some(Durability::Volatile),
-            "replicated" => self.error(
-                value.span(),
-                "durability = \"replicated\" needs shards, which this version does not have; use \"durable\" or \"volatile\"",
-            ),
+            "replicated" => return Some(Durability::Replicated),
             _ => self.error(
                 value.span(),
-                format!("durability {text:?} does not exist; it is \"durable\" or \"volatile\""),
+                format!("durability {text:?} does not exist; it is \"durable\", \"replicated\" or \"volatile\""),
             ),
         }
         None
+    }
+
+    fn copies(&mut self, value: &Value<'t>) -> Option<u8> {
+        let copies = match value.get_ref() {
+            DeValue::Integer(copies) => copies.as_str().parse().ok(),
+            _ => None,
+        };
+        let copies = copies.filter(|copies| (1..=MAX_COPIES).contains(copies));
+        if copies.is_none() {
+            let reason = format!("copies is a number from 1 to {MAX_COPIES}");
+            self.error(value.span(), reason);
+        }
+        copies
     }
 
     fn changes(&mut self, value: &Value<'t>) -> ChangeKinds {
@@ -339,5 +369,6 @@ impl<'t> Reader<'t> {
 #[derive(Clone, Copy)]
 enum Durability {
     Durable,
+    Replicated,
     Volatile,
 }

@@ -216,17 +216,25 @@ impl Policy {
             .max()
     }
 
-    /// What a power loss may take, in one sentence; `None` if strict.
+    /// How many shards are to hold what is not on disk: the most that a rule asks for; `None` if no
+    /// rule does.
+    pub fn copies(&self) -> Option<u8> {
+        let copies = self.rules.iter().filter_map(|rule| rule.class.copies());
+        copies.max()
+    }
+
+    /// What a power loss may take, in one sentence; `None` if nothing, as long as the shards that
+    /// rules ask for do not lose power too.
     pub fn power_loss(&self) -> Option<String> {
-        let max_ms = self.max_sync_within_ms()?;
+        let is_volatile = |rule: &&Rule| matches!(rule.class, Class::Volatile { .. });
+        let volatile_ms = self.rules.iter().filter(is_volatile);
+        let max_ms = volatile_ms
+            .filter_map(|rule| rule.class.sync_within_ms())
+            .max()?;
         if let Some(sentence) = &self.power_loss {
             return Some(sentence.clone());
         }
-        let volatile = self
-            .rules
-            .iter()
-            .filter(|rule| !rule.class.is_durable())
-            .count();
+        let volatile = self.rules.iter().filter(is_volatile).count();
         Some(format!(
             "A power loss may take the newest acknowledged writes of {volatile} rules of {}: each rule's sync_within, at most {}.",
             self.name,

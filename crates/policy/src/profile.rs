@@ -14,14 +14,17 @@ pub enum Profile {
     Balanced,
     /// What controllers derive from a durable owner is volatile too.
     Ephemeral,
+    /// `Ephemeral`, with shards to hold what is not on the disk yet.
+    Shared,
     /// `Ephemeral`, and the pods of common CI systems.
     Ci,
 }
 
 impl Profile {
     /// All of them, from the strictest on.
-    pub const ALL: [Profile; 4] = [
+    pub const ALL: [Profile; 5] = [
         Profile::Strict,
+        Profile::Shared,
         Profile::Balanced,
         Profile::Ephemeral,
         Profile::Ci,
@@ -33,6 +36,7 @@ impl Profile {
             Profile::Strict => "strict",
             Profile::Balanced => "balanced",
             Profile::Ephemeral => "ephemeral",
+            Profile::Shared => "shared",
             Profile::Ci => "ci",
         }
     }
@@ -43,6 +47,7 @@ impl Profile {
             Profile::Strict => include_str!("../profiles/strict.toml"),
             Profile::Balanced => include_str!("../profiles/balanced.toml"),
             Profile::Ephemeral => include_str!("../profiles/ephemeral.toml"),
+            Profile::Shared => include_str!("../profiles/shared.toml"),
             Profile::Ci => include_str!("../profiles/ci.toml"),
         }
     }

@@ -255,11 +255,39 @@ fn status(shared: &Shared) -> Value {
         },
         "memory": memory(shared),
         "followers": followers(shared),
+        "shards": shards(shared),
         "spared": if storage.is_strict() { spared(shared) } else { Value::Null },
     })
 }
 
 /// Who keeps copies, and how far each is behind.
+fn shards(shared: &Shared) -> Value {
+    let Some(shards) = &shared.shards else {
+        return json!({ "max": 0, "copies": 0, "counting": false, "shards": [] });
+    };
+    let status = shards.status();
+    let one = |shard: &crate::shards::ShardStatus| {
+        json!({
+            "name": shard.name,
+            "zone": shard.zone,
+            "address": shard.address,
+            "connected_s": shard.connected_s,
+            "holds": shard.holds,
+            "bytes": shard.bytes,
+            "behind_frames": shard.behind_frames,
+        })
+    };
+    json!({
+        "max": status.max,
+        "copies": status.copies,
+        "counting": status.counting,
+        "set": status.set,
+        "kept_bytes": status.kept_bytes,
+        "lost": status.lost,
+        "shards": status.shards.iter().map(one).collect::<Vec<_>>(),
+    })
+}
+
 fn followers(shared: &Shared) -> Value {
     let status = shared.followers.status();
     let one = |follower: &crate::followers::FollowerStatus| {

@@ -15,6 +15,9 @@ pub enum Error {
     /// The storage rules cannot be used.
     #[error(transparent)]
     Rules(#[from] crate::storage::RulesError),
+    /// The log fails at once.
+    #[error(transparent)]
+    Log(#[from] journal::CommitError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}; raise the limit on processes (ulimit -u, pids.max)")]
     Thread(#[from] std::io::Error),

@@ -29,6 +29,7 @@ mod read;
 mod read_gate;
 mod service;
 mod settings;
+mod shards;
 mod shared;
 mod start;
 mod status;

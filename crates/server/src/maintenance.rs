@@ -364,6 +364,8 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
     let log = shared.log.status();
     let (connections, connections_refused) = shared.connections();
     let volatile = &log.volatile;
+    let shards = shared.shards.as_ref().map(|shards| shards.status());
+    let shards = shards.unwrap_or_default();
     let followers = shared.followers.status();
     let lag = followers.worst();
     metrics::ScrapeInput {
@@ -399,6 +401,12 @@ pub(crate) fn scrape_input(shared: &Arc<Shared>) -> metrics::ScrapeInput {
         followers_lag_s: lag.ms as f64 / 1000.0,
         followers_cut_off: followers.cut_off,
         followers_snapshots: followers.snapshots,
+        shards_max: shards.max as u64,
+        shards: shards.shards.len() as u64,
+        shards_copies: shards.copies as u64,
+        shards_counting: shards.counting,
+        shards_kept_bytes: shards.kept_bytes,
+        shards_lost: shards.lost,
         snapshots_sending: shared.sending_snapshots.count() as u64,
         snapshots_held_bytes: shared.sending_snapshots.held_bytes(),
         data_bytes: sizes.data_bytes as u64,

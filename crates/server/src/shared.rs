@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) sending_snapshots: Arc<backups::Sending>,
     /// Who keeps copies.
     pub(crate) followers: crate::followers::Followers,
+    /// Who holds the newest frames in memory; `None` if nobody may.
+    pub(crate) shards: Option<Arc<crate::shards::Shards>>,
     pub(crate) health_told: crate::http::HealthTold,
     /// Of the listeners for clients and metrics.
     pub(crate) certificates: Vec<wire::Certificate>,

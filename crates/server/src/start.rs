@@ -5,7 +5,7 @@ use crate::commit_log::{self, Around};
 use crate::encode::Ids;
 use crate::engine_lock::EngineLock;
 use crate::error::Error;
-use crate::followers::{self, Followers};
+use crate::followers::{self, Followers, PeerHost};
 use crate::http::HealthTold;
 use crate::lifecycle::Lifecycle;
 use crate::memory;
@@ -13,6 +13,7 @@ use crate::rates::Rates;
 use crate::read_gate::ReadGate;
 use crate::service::{METHODS, Service};
 use crate::settings::Settings;
+use crate::shards::Shards;
 use crate::shared::{Member, Shared, Watches};
 use crate::storage::Storage;
 use crate::store::{Store, Waiter};
@@ -35,6 +36,8 @@ use wire::{Address, BoundListener, ListenerConfig, Mailboxes, Serves};
 const GRACE: Duration = Duration::from_secs(2);
 /// How long a stop waits for followers to have everything.
 const FOLLOWERS_GRACE: Duration = Duration::from_secs(5);
+/// What is kept for shards at most, about: what is not on the disk yet.
+const KEPT_FOR_SHARDS_BYTES: u64 = 64 << 20;
 /// Few people administer at once.
 const MAX_ADMIN_CONNECTIONS: usize = 64;
 const HTTP_ONLY: Serves = Serves {
@@ -131,7 +134,17 @@ impl Server {
             ..Limits::default()
         };
         let mut engine: Engine<Waiter> = Engine::new(limits);
-        let opened = commit_log::open(config, files.clone(), &mut engine)?;
+        let of_shards = config.followers.as_ref().and_then(|of| of.shards);
+        let shards = of_shards.map(|settings| Arc::new(Shards::new(settings)));
+        let may_follow = config.followers.as_ref().map_or(0, |of| of.max);
+        let may_hold = of_shards.map_or(0, |of| of.max);
+        let peer_host = PeerHost::new(shards.clone(), may_follow + may_hold);
+        // Before replay: it may need what shards hold.
+        let peers = match peers.is_empty() {
+            true => None,
+            false => Some(followers::listen(&peer_host, peers)?),
+        };
+        let opened = commit_log::open(config, files.clone(), &mut engine, shards.as_deref())?;
         // After the journal: whose directory it is, is known now, and that nobody else uses it.
         let storage = Storage::open(config, opened.rules_keeper())?;
         let rules = storage.current();
@@ -182,6 +195,7 @@ impl Server {
             lifecycle: lifecycle.clone(),
             quota: settings.quota,
             warning_apply: settings.warning_apply,
+            shards: shards.clone(),
         })?;
         let sending_snapshots = Arc::new(Sending::new(budget.snapshots_bytes));
         let (max_followers, backlog_bytes) = match &config.followers {
@@ -191,12 +205,14 @@ impl Server {
             ),
             None => (0, 0),
         };
-        let queues_bytes = (max_followers * wire::Config::default().stream_queue_bytes) as u64;
+        let queues = max_followers + may_hold;
+        let queues_bytes = (queues * wire::Config::default().stream_queue_bytes) as u64;
+        let kept_bytes = shards.as_ref().map_or(0, |_| KEPT_FOR_SHARDS_BYTES);
         let ledger = ledger(
             &budget,
             &store,
             &sending_snapshots,
-            backlog_bytes + queues_bytes,
+            backlog_bytes + queues_bytes + kept_bytes,
         );
         let followers = Followers::new(max_followers, backlog_bytes);
         let shared = Arc::new(Shared {
@@ -212,6 +228,7 @@ impl Server {
             rates: Rates::default(),
             sending_snapshots,
             followers,
+            shards,
             health_told: HealthTold::default(),
             certificates,
             ledger,
@@ -222,9 +239,10 @@ impl Server {
 
         let of_ledger = Arc::downgrade(&shared);
         shared.ledger.counted_by(Account::Followers, move || {
-            let held = of_ledger
-                .upgrade()
-                .map(|shared| shared.followers.held_bytes());
+            let held = of_ledger.upgrade().map(|shared| {
+                let shards = shared.shards.as_ref();
+                shared.followers.held_bytes() + shards.map_or(0, |of| of.kept_bytes())
+            });
             usize::try_from(held.unwrap_or(0)).unwrap_or(usize::MAX)
         });
 
@@ -264,10 +282,13 @@ impl Server {
         // Set once: a server starts once.
         let _ = shared.connections.set(wire.counts());
         let admin = admin(config, &shared)?;
-        let peers = match peers.is_empty() {
-            true => None,
-            false => Some(followers::listen(&shared, peers)?),
-        };
+        peer_host.follow(&shared);
+        if let Some(shards) = &shared.shards {
+            let (shared, shards) = (shared.clone(), shards.clone());
+            let of_thread = shared.clone();
+            let watch = move || crate::shards::watch(&of_thread, &shards);
+            shared.lifecycle.keep(spawn_vital("shards", watch)?);
+        }
         let started = Started {
             client_urls,
             metrics_urls,

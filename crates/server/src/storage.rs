@@ -66,11 +66,19 @@ pub(crate) struct InForce {
     pub(crate) policy: Policy,
     pub(crate) source: Source,
     generation: u64,
+    /// Shards may connect.
+    shards: bool,
 }
 
 impl InForce {
     /// Says what a power loss may take, unless that is nothing.
     pub(crate) fn warn(&self) {
+        if self.policy.copies().is_some() && !self.shards {
+            tracing::warn!(
+                profile = self.policy.name(),
+                "the rules ask for shards, and none may connect (--max-shards is 0): what is to be replicated is durable"
+            );
+        }
         if let Some(sentence) = self.policy.power_loss() {
             tracing::warn!(
                 profile = self.policy.name(),
@@ -112,6 +120,8 @@ pub(crate) struct Storage {
     /// Held through a switch.
     pub(crate) switching: Mutex<()>,
     what_if: WhatIf,
+    /// Shards may hold what is not on the disk; without them what is to be replicated is durable.
+    shards: bool,
     pub(crate) spared: Spared,
 }
 
@@ -164,6 +174,10 @@ impl Storage {
             None => of_flag,
         };
         let what_if = WhatIf::new(prefix).map_err(|e| RulesError::Rules(e.to_string()))?;
+        let shards = config
+            .followers
+            .as_ref()
+            .is_some_and(|of| of.shards.is_some());
         Ok(Storage {
             keeper,
             kube_prefix,
@@ -173,9 +187,11 @@ impl Storage {
                 policy,
                 source,
                 generation: 0,
+                shards,
             })),
             switching: Mutex::new(()),
             what_if,
+            shards,
             spared: Spared::default(),
         })
     }
@@ -188,6 +204,17 @@ impl Storage {
     /// Whether everything is durable.
     pub(crate) fn is_strict(&self) -> bool {
         self.strict.load(Ordering::Acquire)
+    }
+
+    /// How many shards are to hold what is not on the disk, by the rules in force; `None` if they
+    /// ask for none, or there are no shards.
+    pub(crate) fn copies(&self) -> Option<usize> {
+        self.copies_of(&self.current().policy)
+    }
+
+    /// The same of other rules.
+    pub(crate) fn copies_of(&self, policy: &Policy) -> Option<usize> {
+        policy.copies().filter(|_| self.shards).map(usize::from)
     }
 
     /// What the command line chose, by name.
@@ -225,6 +252,7 @@ impl Storage {
             policy,
             source,
             generation,
+            shards: self.shards,
         });
         *current = next.clone();
         self.strict.store(strict, Ordering::Release);
@@ -243,7 +271,11 @@ impl Storage {
         let current = self.current();
         let mut old = Olds::new(store);
         match found(&current.policy, &mut old, write) {
-            Some(policy::Class::Volatile { sync_within_ms }) => Class {
+            Some(policy::Class::Replicated { .. }) if !self.shards => Class::DURABLE,
+            Some(
+                policy::Class::Volatile { sync_within_ms }
+                | policy::Class::Replicated { sync_within_ms, .. },
+            ) => Class {
                 lane: Lane::Volatile,
                 sync_within_ms,
                 rules: current.generation,

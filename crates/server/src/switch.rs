@@ -6,6 +6,7 @@ use crate::storage::{InForce, RulesError, Source, profile_text};
 use engine::Lane;
 use policy::Policy;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// How often a switch looks whether earlier volatile writes are through.
@@ -64,6 +65,14 @@ pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, Sw
     if !strict {
         shared.log.order(Errand::AllowVolatile)?;
     }
+    let copies = storage.copies_of(&policy);
+    if let (Some(shards), Some(copies)) = (&shared.shards, copies)
+        && shards.copies() != Some(copies)
+    {
+        let (to, hold) = channel();
+        shared.log.order(Errand::Hold(to))?;
+        shards.begin(hold.try_recv().map_err(|_| Stopping)?, copies);
+    }
     let before = storage.current();
     let now = storage.enforce(store, policy, source);
     // What was admitted by the rules before goes through as volatile, and is synced then.
@@ -73,6 +82,10 @@ pub(crate) fn switch(shared: &Shared, choice: Choice) -> Result<Arc<InForce>, Sw
             return Err(SwitchError::Stopping);
         }
         std::thread::sleep(LOOK);
+    }
+    if let Some(shards) = shared.shards.as_ref().filter(|_| copies.is_none()) {
+        shards.end();
+        shared.log.order(Errand::HoldNoMore)?;
     }
     let errand = if strict {
         Errand::EndVolatile

@@ -191,4 +191,7 @@ pub struct Peer {
 pub struct PeerTls {
     /// Common name of the verified client certificate, if there is one.
     pub common_name: Option<String>,
+    /// That certificate (DER), where the listener keeps it
+    /// ([`TlsConfig::keep_certificate`](crate::TlsConfig::keep_certificate)).
+    pub certificate: Option<Bytes>,
 }

@@ -63,6 +63,9 @@ pub struct TlsConfig {
     pub allowed_hostnames: Vec<String>,
     /// One more check of a client's certificate (DER) after it was verified; the error is for the log.
     pub client_check: Option<ClientCheck>,
+    /// A handler sees the client's certificate ([`PeerTls::certificate`]): for ports where what a
+    /// client may call depends on it.
+    pub keep_certificate: bool,
     /// Oldest version offered.
     pub min_version: TlsVersion,
     /// Newest version offered.
@@ -83,6 +86,7 @@ impl TlsConfig {
             allowed_common_names: Vec::new(),
             allowed_hostnames: Vec::new(),
             client_check: None,
+            keep_certificate: false,
             min_version: TlsVersion::V12,
             max_version: TlsVersion::V13,
             cipher_suites: Vec::new(),
@@ -210,7 +214,14 @@ impl TlsSource {
                 }
             }
         }
-        Ok(PeerTls { common_name })
+        let certificate = self
+            .config
+            .keep_certificate
+            .then(|| chain[0].to_vec().into());
+        Ok(PeerTls {
+            common_name,
+            certificate,
+        })
     }
 
     fn check_name(

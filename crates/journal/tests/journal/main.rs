@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod followed;
 mod fuzz;
+mod held;
 mod real;
 mod seed;
 mod steps;

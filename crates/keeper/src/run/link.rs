@@ -1,6 +1,6 @@
 //! The connection to a server: messages as bytes, there and back.
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, Bytes};
 use copies::message::{MessageError, Refused, Said, Told};
 use std::future::poll_fn;
 use std::io::{self, Read};
@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
+use upstream::Plain;
 
 /// How long a server may take to answer at all.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -54,44 +54,6 @@ pub(crate) enum Broken {
 impl From<Status> for Broken {
     fn from(status: Status) -> Self {
         Broken::Status(Box::new(status))
-    }
-}
-
-/// Bytes as they are: what they mean is the stream's own.
-#[derive(Clone, Copy, Debug, Default)]
-struct Plain;
-
-impl Codec for Plain {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Plain;
-    type Decoder = Plain;
-
-    fn encoder(&mut self) -> Plain {
-        Plain
-    }
-
-    fn decoder(&mut self) -> Plain {
-        Plain
-    }
-}
-
-impl Encoder for Plain {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Plain {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
     }
 }
 

@@ -15,8 +15,12 @@ fn mistakes_are_told_with_line_column_and_reason() {
     let rule = |body: &str| format!("\n[[rule]]\nprefix = \"/a/\"\n{body}\n");
     for (text, expected) in [
         (
-            rule("durability = \"replicated\""),
-            "r.toml:4:14: durability = \"replicated\" needs shards",
+            rule("durability = \"replicated\"\ncopies = 9"),
+            "r.toml:5:10: copies is a number from 1 to 8",
+        ),
+        (
+            rule("durability = \"volatile\"\ncopies = 2"),
+            "r.toml:5:1: copies goes with durability = \"replicated\" only",
         ),
         (
             rule("durability = \"none\""),
@@ -358,6 +362,33 @@ fn a_durable_rule_takes_what_either_side_asks_for() {
     }
 }
 
+/// `shared` is `ephemeral` with another class, so that its rules are as safe.
+#[test]
+fn shared_is_ephemeral_with_copies() {
+    let [shared, ephemeral] = [Profile::Shared, Profile::Ephemeral].map(|of| {
+        let rules = of.text().split_once("\n[[rule]]").unwrap().1;
+        rules.replace("\"replicated\"", "\"volatile\"")
+    });
+    assert_eq!(shared, ephemeral);
+    let policy = rules("[[rule]]\nprefix = \"/a/\"\ndurability = \"replicated\"\ncopies = 3\n");
+    let class = policy.class(
+        b"/a/1",
+        Change {
+            old: None,
+            new: Some(b"v"),
+        },
+    );
+    let expected = Class::Replicated {
+        copies: 3,
+        sync_within_ms: 1000,
+    };
+    assert_eq!(class, expected);
+    assert_eq!(
+        class.to_string(),
+        "replicated to 3 shards, synced within 1s"
+    );
+}
+
 #[test]
 fn profiles_say_what_a_power_loss_may_take() {
     assert_eq!(Policy::strict().power_loss(), None);
@@ -374,6 +405,10 @@ fn profiles_say_what_a_power_loss_may_take() {
         assert_eq!(policy.source(), weak.text());
         assert_eq!(weak.name().parse::<Profile>(), Ok(weak));
     }
+    // Shards hold what is not on the disk.
+    let shared = profile(Profile::Shared);
+    assert_eq!((shared.power_loss(), shared.copies()), (None, Some(2)));
+    assert_eq!("shared".parse::<Profile>(), Ok(Profile::Shared));
     let own = rules("[[rule]]\nprefix = \"/a/\"\ndurability = \"volatile\"\n");
     let sentence = own.power_loss().expect("a sentence");
     assert!(

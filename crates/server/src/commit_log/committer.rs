@@ -7,7 +7,7 @@ use super::errands::{AtPoint, Errand, Pending};
 use super::{CommitLog, MAX_BATCH_BYTES};
 use engine::sequencer::{Answers, Batch};
 use engine::{Error, Lane};
-use journal::{CommitError, Journal, Role};
+use journal::{CommitError, CountError, Holder, HolderSet, Journal, Role};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -194,11 +194,46 @@ impl Committer {
                     let _ = to.send(follower);
                 }
                 Errand::Point(to) => self.tell_point(&to),
+                Errand::Hold(to) => {
+                    let hold = self.journal.hold();
+                    if let Ok(hold) = &hold {
+                        let _ = to.send(hold.clone());
+                    }
+                    self.check(hold);
+                }
+                Errand::Count { holders, to } => {
+                    // Who asked may have gone.
+                    let _ = to.send(self.count(holders));
+                }
+                Errand::HoldNoMore => {
+                    let ended = self.journal.hold_no_more();
+                    self.check_note(ended);
+                }
                 Errand::Replaced => self.replaced(),
             }
             // Who asked may have gone.
             let _ = done.send(());
         }
+    }
+
+    fn count(&mut self, holders: Vec<Holder>) -> Option<HolderSet> {
+        let log = self.log.clone();
+        let revision = || log.store.lock().revision();
+        let counted = self.journal.count(holders, revision);
+        self.check_note(counted).flatten()
+    }
+
+    /// What came of a call that notes holders in the directory. Without the note nobody counts,
+    /// which loses nothing.
+    fn check_note<T>(&self, result: Result<T, CountError>) -> Option<T> {
+        match result {
+            Ok(value) => return Some(value),
+            Err(CountError::Commit(error)) => self.check::<()>(Err(error)),
+            Err(CountError::Note(error)) => {
+                tracing::error!(%error, "cannot note which shards hold the newest writes: these wait for the disk");
+            }
+        }
+        None
     }
 
     /// Between commits nothing is in the log and not visible, but for what the volatile lane has

@@ -3,8 +3,9 @@
 use super::CommitLog;
 use engine::record::SnapshotItem;
 use engine::snapshot::SnapshotCursor;
-use journal::{Follower, Point};
+use journal::{Follower, Hold, Holder, HolderSet, Point};
 use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -29,6 +30,17 @@ pub(crate) enum Errand {
     },
     /// The store as it is at a point of the tap.
     Point(Sender<AtPoint>),
+    /// Frames are held elsewhere too from now on.
+    Hold(Sender<Arc<Hold>>),
+    /// These count from now on, once that is noted.
+    Count {
+        /// They; none if nobody does.
+        holders: Vec<Holder>,
+        /// Where the set goes that counts.
+        to: Sender<Option<HolderSet>>,
+    },
+    /// Frames are held nowhere else any more.
+    HoldNoMore,
     /// Another server has taken this one's place: no start from this directory any more.
     Replaced,
 }

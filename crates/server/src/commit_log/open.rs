@@ -6,14 +6,18 @@ use super::errands::Errands;
 use super::rounds::Rounds;
 use super::volatile::{self, WorkerWrites};
 use super::{CommitLog, Committed, Sizes};
+use crate::error::Error;
 use crate::lifecycle::Lifecycle;
 use crate::memory::Quota;
+use crate::shards::Shards;
 use crate::store::{Store, Waiter};
 use config::Config;
+use copies::shards::Fence;
 use engine::Engine;
 use files::FileSystem;
 use journal::{
-    CommitError, Identity, Journal, NewDirectory, OpenError, OpenReport, Options, RulesKeeper,
+    Asked, Begun, CommitError, Holders, Identity, Journal, NewDirectory, OpenError, OpenReport,
+    Options, RulesKeeper,
 };
 use metrics::Metrics;
 use std::hash::{BuildHasher, RandomState};
@@ -44,6 +48,8 @@ pub(crate) struct Around {
     pub(crate) quota: Quota,
     /// A batch that takes longer to become visible is told in the log.
     pub(crate) warning_apply: Duration,
+    /// Who holds the newest frames in memory, if anybody may.
+    pub(crate) shards: Option<Arc<Shards>>,
 }
 
 /// Opens the data directory, and brings `engine` to what is in it.
@@ -54,9 +60,34 @@ pub(crate) fn open(
     config: &Config,
     files: Arc<dyn FileSystem>,
     engine: &mut Engine<Waiter>,
+    shards: Option<&Shards>,
 ) -> Result<Opened, OpenError> {
     let data_dir = config.data_dir.clone();
-    let (journal, report) = Journal::open(files.clone(), &data_dir, options(config), engine)?;
+    let mut options = options(config);
+    let mut generation = None;
+    if config.recover_without_shards {
+        options.holders = Holders::GivenUp;
+    } else if let Some(shards) = shards {
+        let begun = recover(&files, config, &options, shards)?;
+        generation = begun.generation;
+        if let Some(complete) = begun.complete {
+            options.holders = Holders::Complete(complete);
+        }
+    }
+    let opened = Journal::open(files.clone(), &data_dir, options, engine);
+    let (mut journal, report) = opened?;
+    if let Some(shards) = shards {
+        let identity = journal.identity().clone();
+        let generation = match generation {
+            Some(generation) => generation,
+            None => journal.next_generation()?,
+        };
+        let fence = Fence {
+            raft_term: identity.raft_term,
+            generation,
+        };
+        shards.open(identity.cluster_id, fence, &config.name);
+    }
     for w in &report.warnings {
         tracing::warn!(warning = %w, "while opening the data directory");
     }
@@ -74,6 +105,33 @@ pub(crate) fn open(
         data_dir,
         segment_bytes: config.segment_bytes,
     })
+}
+
+/// Begins the start of a server that has shards: they are asked if they have to be.
+fn recover(
+    files: &Arc<dyn FileSystem>,
+    config: &Config,
+    options: &Options,
+    shards: &Shards,
+) -> Result<Begun, OpenError> {
+    let began = Instant::now();
+    let mut ask = |asked: &Asked| shards.ask(asked, &config.name);
+    let begun = journal::recover(
+        &**files,
+        &config.data_dir,
+        options.marker_dir.as_deref(),
+        options.guards,
+        &mut ask,
+    )?;
+    if let Some(complete) = &begun.complete {
+        tracing::info!(
+            reason = complete.reason,
+            frames = complete.frames,
+            took = %telemetry::GoDuration(began.elapsed()),
+            "nothing was lost with the power: what a shard held is back on the disk"
+        );
+    }
+    Ok(begun)
 }
 
 impl Opened {
@@ -95,8 +153,8 @@ impl Opened {
     /// Starts the threads. The log takes writes from now on, until the server stops.
     ///
     /// # Errors
-    /// The system has no thread.
-    pub(crate) fn run(self, around: Around) -> Result<Arc<CommitLog>, std::io::Error> {
+    /// The system has no thread, or the log fails at once.
+    pub(crate) fn run(self, around: Around) -> Result<Arc<CommitLog>, Error> {
         let Opened {
             mut journal,
             report,
@@ -110,11 +168,15 @@ impl Opened {
             lifecycle,
             quota,
             warning_apply,
+            shards,
         } = around;
         let strict = store.storage.is_strict();
         report_epoch(&report, strict);
         let volatile_lane = if !strict {
             journal.allow_volatile();
+            if let Some((shards, copies)) = shards.zip(store.storage.copies()) {
+                shards.begin(journal.hold()?, copies);
+            }
             VolatileLane::On
         } else if report.epoch.is_none() {
             VolatileLane::Off

@@ -2,12 +2,13 @@
 
 use super::session;
 use crate::error::Error;
+use crate::shards::{self, Shards};
 use crate::shared::Shared;
 use bytes::Bytes;
 use config::{Followers, Url};
 use http::{Response, StatusCode};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use wire::{
     Address, Call, Code, Frame, Handler, HttpRequest, Inbound, Kind, ListenerConfig, LocalFuture,
@@ -21,15 +22,69 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_
 const SPARE_CONNECTIONS: usize = 16;
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
-static METHODS: [Method; 1] = [Method {
-    service: copies::METHOD.0,
-    name: copies::METHOD.1,
-    kind: Kind::Stream,
-    id: 0,
-}];
+/// What a shard gives back to a start comes in messages with a frame of the log and some more.
+const MAX_MESSAGE_BYTES_OF_SHARDS: usize = 64 << 20;
+const FOLLOW: u16 = 0;
+const HOLD: u16 = 1;
+
+static METHODS: [Method; 2] = [
+    Method {
+        service: copies::METHOD.0,
+        name: copies::METHOD.1,
+        kind: Kind::Stream,
+        id: FOLLOW,
+    },
+    Method {
+        service: copies::shards::METHOD.0,
+        name: copies::shards::METHOD.1,
+        kind: Kind::Stream,
+        id: HOLD,
+    },
+];
+
+/// What is served at the peer URLs. Shards come in before the log is open, keepers when there is
+/// something to follow.
+pub(crate) struct PeerHost {
+    shards: Option<Arc<Shards>>,
+    max_connections: usize,
+    shared: OnceLock<Arc<Shared>>,
+}
+
+impl PeerHost {
+    /// With these shards, if any may connect, and so many followers of any kind.
+    pub(crate) fn new(shards: Option<Arc<Shards>>, followers: usize) -> Arc<Self> {
+        Arc::new(PeerHost {
+            shards,
+            max_connections: followers + SPARE_CONNECTIONS,
+            shared: OnceLock::new(),
+        })
+    }
+
+    /// There is something to follow.
+    pub(crate) fn follow(&self, shared: &Arc<Shared>) {
+        // A server starts once.
+        let _ = self.shared.set(shared.clone());
+    }
+}
+
+type Served = LocalFuture<Result<(), Status>>;
+
+fn refused(code: Code, text: &'static str) -> Served {
+    Box::pin(std::future::ready(Err(Status::new(code, text))))
+}
+
+/// Whether the certificate of whoever calls is one for that.
+fn may(call: &Call, check: fn(&[u8]) -> Result<(), certs::RoleError>) -> bool {
+    let certificate = call
+        .peer
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.certificate.as_ref());
+    certificate.is_some_and(|der| check(der).is_ok())
+}
 
 /// The handler of the one worker.
-struct Peers(Arc<Shared>);
+struct Peers(Arc<PeerHost>);
 
 impl Handler for Peers {
     fn unary(self: &Rc<Self>, _: Call, _: Bytes) -> Reply {
@@ -45,7 +100,25 @@ impl Handler for Peers {
         inbound: Inbound,
         outbound: Outbound,
     ) -> LocalFuture<Result<(), Status>> {
-        session::boxed(self.0.clone(), call, inbound, outbound)
+        let of_role = "orlop: the certificate is for something else";
+        match (call.method.id, &self.0.shards, self.0.shared.get()) {
+            (HOLD, _, _) if !may(&call, certs::may_hold) => {
+                refused(Code::PermissionDenied, of_role)
+            }
+            (HOLD, Some(shards), _) => Box::pin(shards::session::serve(
+                shards.clone(),
+                call,
+                inbound,
+                outbound,
+            )),
+            (HOLD, None, _) => refused(
+                Code::FailedPrecondition,
+                "orlop: no shard may connect (--max-shards)",
+            ),
+            _ if !may(&call, certs::may_follow) => refused(Code::PermissionDenied, of_role),
+            (_, _, None) => refused(Code::Unavailable, "orlop: the server is starting"),
+            (_, _, Some(shared)) => session::boxed(shared.clone(), call, inbound, outbound),
+        }
     }
 
     fn http(self: &Rc<Self>, _: HttpRequest) -> LocalFuture<Response<Bytes>> {
@@ -66,7 +139,8 @@ pub(crate) fn bind(followers: &Followers) -> Result<Vec<wire::BoundListener>, Er
             crl_file: followers.crl_file.clone(),
             allowed_common_names: followers.allowed_cns.clone(),
             allowed_hostnames: followers.allowed_hostnames.clone(),
-            client_check: Some(|der| certs::may_follow(der).map_err(|e| e.to_string())),
+            client_check: Some(|der| certs::may_connect_to_peer(der).map_err(|e| e.to_string())),
+            keep_certificate: true,
             ..wire::TlsConfig::new(&followers.cert_file, &followers.key_file)
         };
         let address = match url.socket_addr() {
@@ -91,20 +165,23 @@ pub(crate) fn bind(followers: &Followers) -> Result<Vec<wire::BoundListener>, Er
 /// # Errors
 /// No thread.
 pub(crate) fn listen(
-    shared: &Arc<Shared>,
+    host: &Arc<PeerHost>,
     listeners: Vec<wire::BoundListener>,
 ) -> Result<wire::Server, Error> {
     let config = wire::Config {
         workers: 1,
-        max_message_bytes: MAX_MESSAGE_BYTES,
-        max_connections: shared.followers.max + SPARE_CONNECTIONS,
+        max_message_bytes: match host.shards {
+            Some(_) => MAX_MESSAGE_BYTES_OF_SHARDS,
+            None => MAX_MESSAGE_BYTES,
+        },
+        max_connections: host.max_connections,
         max_calls_per_connection: 4,
         keepalive_interval: KEEPALIVE.0,
         keepalive_timeout: KEEPALIVE.1,
         ..wire::Config::default()
     };
-    let shared = shared.clone();
-    let factory = move |_| Peers(shared.clone());
+    let host = host.clone();
+    let factory = move |_| Peers(host.clone());
     let server = wire::Server::start(listeners, config, &METHODS, factory)?;
     for url in server.urls() {
         tracing::info!(%url, "serving followers, with a client certificate");

@@ -10,7 +10,7 @@ mod listen;
 mod send;
 mod session;
 
-pub(crate) use listen::{bind, listen};
+pub(crate) use listen::{PeerHost, bind, listen};
 
 use crate::shared::Shared;
 use copies::backlog::{Backlog, Lag};

@@ -1,0 +1,207 @@
+//! One shard's connection, from its first message to its last.
+
+use super::Shards;
+use copies::message::Refused;
+use copies::shards::message::{Begin, Frame as Held, Frames, FromServer, Hello, Said, Told};
+use prost::Message;
+use std::sync::Arc;
+use std::time::Duration;
+use wire::{Call, Code, Frame, Inbound, Outbound, Status};
+
+/// A shard says who it is within this time.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Frames in a message take about so much.
+const MESSAGE_BYTES: u64 = 1 << 20;
+
+fn frame(said: Said) -> Frame {
+    let message = FromServer::from(said);
+    Frame::encode(message.encoded_len(), |out| {
+        // It was reserved.
+        let _ = message.encode(out);
+    })
+}
+
+/// A session's place among the others; it ends with this.
+struct Place {
+    shards: Arc<Shards>,
+    session: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shards.left(self.session);
+    }
+}
+
+/// Serves one shard until it is gone, or is to go.
+pub(crate) async fn serve(
+    shards: Arc<Shards>,
+    call: Call,
+    mut inbound: Inbound,
+    outbound: Outbound,
+) -> Result<(), Status> {
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, inbound.next()).await {
+        Ok(message) => match message?.map(Told::from_bytes) {
+            Some(Ok(Told::Hello(hello))) => hello,
+            _ => {
+                let text = "orlop: a shard first says who it is";
+                return Err(Status::new(Code::InvalidArgument, text));
+            }
+        },
+        Err(_) => return Err(Status::deadline_exceeded()),
+    };
+    let address = call.peer.address.clone();
+    let (place, welcome) = match shards.receive(&hello, &address) {
+        Ok((session, welcome)) => {
+            let shards = shards.clone();
+            (Place { shards, session }, welcome)
+        }
+        Err(refused) => {
+            refuse(&hello, &address, refused, &outbound);
+            return Ok(());
+        }
+    };
+    outbound.push(frame(Said::Welcome(welcome)));
+    tracing::info!(shard = %hello.name, zone = hello.zone, remote = %address, "a shard is connected");
+    shards.join(place.session);
+    let ended = run(&shards, place.session, &call, inbound, &outbound).await;
+    match &ended {
+        Ok(()) => tracing::info!(shard = %hello.name, "a shard is gone"),
+        Err(status) => {
+            tracing::warn!(shard = %hello.name, reason = %status.message, "a shard was ended");
+        }
+    }
+    ended
+}
+
+fn refuse(hello: &Hello, address: &str, refused: Refused, outbound: &Outbound) {
+    if refused.reason() != copies::message::Reason::Later {
+        tracing::warn!(
+            shard = %hello.name,
+            remote = %address,
+            reason = %refused.text,
+            "a shard was refused"
+        );
+    }
+    outbound.push(frame(Said::Refused(refused)));
+}
+
+/// What to send next.
+enum Give {
+    Said(Said),
+    Nothing,
+    Close(&'static str),
+}
+
+impl Shards {
+    /// What a session sends next. `synced` is what it was told last of the disk.
+    fn give(&self, session: u64, synced: &mut u64) -> Give {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(conn) = state.conns.get_mut(&session) else {
+            return Give::Close("it has no place any more");
+        };
+        if let Some(why) = conn.close {
+            return Give::Close(why);
+        }
+        if let Some((collect, to)) = conn.asked.take() {
+            conn.answers = Some(to);
+            return Give::Said(Said::Collect(collect));
+        }
+        let Some((set, sent)) = &mut conn.set else {
+            return Give::Nothing;
+        };
+        let set = *set;
+        if std::mem::take(&mut conn.begins) {
+            *synced = *sent;
+            return Give::Said(Said::Begin(Begin { set, after: *sent }));
+        }
+        let Some(held) = &state.held else {
+            return Give::Nothing;
+        };
+        let mut next = held.hold.after(*sent, MESSAGE_BYTES);
+        if conn.retired {
+            next.frames.clear();
+        }
+        if next.frames.is_empty() && next.synced <= *synced {
+            return Give::Nothing;
+        }
+        *synced = next.synced;
+        *sent = next
+            .frames
+            .last()
+            .map_or(next.synced, |frame| frame.lsn)
+            .max(*sent);
+        Give::Said(Said::Frames(Frames {
+            set,
+            synced: next.synced,
+            frames: next.frames.into_iter().map(Held::from).collect(),
+        }))
+    }
+}
+
+async fn run(
+    shards: &Arc<Shards>,
+    session: u64,
+    call: &Call,
+    mut inbound: Inbound,
+    outbound: &Outbound,
+) -> Result<(), Status> {
+    let closing = call.closing();
+    let mut fed = shards.fed.subscribe();
+    let mut synced = 0;
+    loop {
+        // Before looking: what comes meanwhile is seen.
+        fed.borrow_and_update();
+        let room = outbound.limit_bytes() / 2;
+        let mut full = outbound.queued_bytes() > room;
+        while !full {
+            match shards.give(session, &mut synced) {
+                Give::Said(said) => {
+                    outbound.push(frame(said));
+                    full = outbound.queued_bytes() > room;
+                }
+                Give::Nothing => break,
+                Give::Close(why) => {
+                    let text = format!("orlop: the connection ends: {why}");
+                    return Err(Status::new(Code::Aborted, text));
+                }
+            }
+        }
+        tokio::select! {
+            () = closing.wait() => return Err(crate::status::stopped()),
+            told = inbound.next() => match told?.map(Told::from_bytes) {
+                Some(Ok(Told::Ack(ack))) => shards.acked(session, ack),
+                Some(Ok(Told::Leaving(_))) => shards.leaving(session),
+                Some(Ok(Told::Collected(part))) => shards.collected(session, part),
+                Some(_) => {
+                    let text = "orlop: a shard says how far it is, and nothing else";
+                    return Err(Status::new(Code::InvalidArgument, text));
+                }
+                None => return Ok(()),
+            },
+            changed = fed.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+            }
+            ready = outbound.ready_below(room), if full => {
+                if ready.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+impl Shards {
+    fn collected(&self, session: u64, part: copies::shards::message::Collected) {
+        let mut state = self.state.lock();
+        if let Some(conn) = state.conns.get_mut(&session)
+            && let Some(answers) = &conn.answers
+        {
+            // Who asked may have given up.
+            let _ = answers.send(part);
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! A server and its shards, as processes with certificates: a replicated write survives the
+//! server's power as long as one shard that has it lives; shards come, go and are killed under
+//! writes; without any of them a start is refused, and goes on by a jump when it is told to.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use e2e::hostile::node::{Node, put};
+use e2e::kube::http::Client;
+use e2e::kube::proc::{Process, conclude, free_port};
+use e2e::kube::store::Kind;
+use e2e::kube::{Result, ensure, fail};
+use e2e::power_loss::{End, take_the_end, take_the_marker};
+use etcd_api::etcdserverpb as pb;
+use pb::kv_client::KvClient;
+use rustix::process::{Pid, Signal, kill_process};
+use tonic::transport::Channel;
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing of these is on the disk by itself while a test runs.
+const RULES: &str = r#"
+[[rule]]
+name = "shared"
+prefix = "/r/"
+durability = "replicated"
+copies = 2
+sync_within = "30s"
+
+[[rule]]
+name = "also"
+prefix = "/v/"
+durability = "volatile"
+sync_within = "30s"
+"#;
+
+/// A shard's process, with what outlives its restarts.
+struct Shard {
+    dir: PathBuf,
+    name: String,
+    zone: String,
+    server: String,
+    /// The directory of its certificate.
+    certs: PathBuf,
+    port: u16,
+    process: Option<Process>,
+}
+
+impl Shard {
+    fn new(name: &str, zone: &str, dir: &Path, server: &str) -> Result<Self> {
+        Ok(Shard {
+            dir: dir.to_owned(),
+            name: name.to_owned(),
+            zone: zone.to_owned(),
+            server: server.to_owned(),
+            certs: dir.join("pki/shard").join(name),
+            port: free_port()?,
+            process: None,
+        })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut command = Command::new(Kind::Orlop.program()?);
+        command
+            .arg("shard")
+            .arg(format!("--server={}", self.server))
+            .args(certificate(&self.certs, ""))
+            .arg(format!("--metrics-addr=127.0.0.1:{}", self.port))
+            .arg(format!("--name={}", self.name))
+            .arg(format!("--zone={}", self.zone));
+        self.process = Some(Process::start("shard", &self.dir, &mut command)?);
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else {
+            return fail("no shard runs");
+        };
+        let status = process.terminate(Duration::from_secs(20))?;
+        ensure(status.success(), || format!("{status}: {}", process.tail()))
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let id = self.process.as_ref().map_or(0, Process::id);
+        match i32::try_from(id).ok().and_then(Pid::from_raw) {
+            Some(pid) => Ok(kill_process(pid, signal).map_err(std::io::Error::from)?),
+            None => fail("it does not run"),
+        }
+    }
+
+    async fn page(&self, path: &str) -> Result<(u16, String)> {
+        Client::plain(self.port).page(path).await
+    }
+}
+
+/// Runs the command; its output if it succeeds, its errors if not.
+fn orlop(args: &[&str]) -> Result<std::result::Result<String, String>> {
+    let done = Command::new(Kind::Orlop.program()?).args(args).output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(match done.status.success() {
+        true => Ok(text(&done.stdout)),
+        false => Err(text(&done.stderr)),
+    })
+}
+
+/// Flags for the certificate in a directory that `orlop certs` made.
+fn certificate(dir: &Path, prefix: &str) -> [String; 3] {
+    let flag = |name: &str, file: &str| format!("--{prefix}{name}={}", dir.join(file).display());
+    [
+        flag("cert-file", "tls.crt"),
+        flag("key-file", "tls.key"),
+        flag("trusted-ca-file", "ca.crt"),
+    ]
+}
+
+/// A server that lets shards in, and three of them.
+fn cluster(dir: &Path) -> Result<(Node, Vec<Shard>)> {
+    let pki = format!("--dir={}", dir.join("pki").display());
+    for args in [
+        &["init"][..],
+        &["make", "peer", "a", "--san=127.0.0.1"],
+        &["make", "shard", "n1", "n2", "n3"],
+        &["make", "keeper", "k1"],
+    ] {
+        orlop(&[&["certs"][..], args, &[pki.as_str()]].concat())?.or_else(fail)?;
+    }
+    let rules = dir.join("rules.toml");
+    std::fs::write(&rules, RULES)?;
+    let port = free_port()?;
+    let mut node = Node::new("a", dir, &[])?;
+    node.args.extend([
+        format!("--rules={}", rules.display()),
+        format!("--listen-peer-urls=https://127.0.0.1:{port}"),
+        "--max-shards=4".to_owned(),
+        "--max-followers=1".to_owned(),
+    ]);
+    node.args
+        .extend(certificate(&dir.join("pki/peer/a"), "peer-"));
+    let url = format!("https://127.0.0.1:{port}");
+    let shard = |(name, zone)| Shard::new(name, zone, dir, &url);
+    let shards = [("n1", "z1"), ("n2", "z1"), ("n3", "z2")]
+        .into_iter()
+        .map(shard);
+    Ok((node, shards.collect::<Result<_>>()?))
+}
+
+async fn counting(node: &Node, expected: bool) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        let metrics = node.metrics().await?;
+        let now = metrics.sum("orlop_shards_counting", &[]) == 1.0;
+        if now == expected {
+            return Ok(());
+        }
+        ensure(began.elapsed() < PATIENCE, || {
+            format!("counting is not {expected}\n{}", node.said())
+        })?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+type Contents = (BTreeMap<String, (String, i64)>, i64);
+
+/// All keys with values and revisions, and the store's revision.
+async fn contents(channel: &Channel) -> Result<Contents> {
+    let request = pb::RangeRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        ..Default::default()
+    };
+    let answer = match KvClient::new(channel.clone()).range(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return fail(format!("range: {status}")),
+    };
+    let text = |b: &bytes::Bytes| String::from_utf8_lossy(b).into_owned();
+    let kvs = answer.kvs.iter();
+    let kvs = kvs.map(|kv| (text(&kv.key), (text(&kv.value), kv.mod_revision)));
+    Ok((kvs.collect(), answer.header.unwrap_or_default().revision))
+}
+
+/// Takes from a killed server's directory what its power took.
+fn lose_power(node: &Node) -> Result<usize> {
+    let lost = take_the_end(&node.data, End::Gone)?;
+    take_the_marker(&node.data)?;
+    Ok(lost.frames)
+}
+
+/// Writes survive the server's power, exactly; shards come and go meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_loses_power_goes_on_exactly_from_a_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = exact(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn exact(dir: &Path) -> Result<()> {
+    let (mut node, mut shards) = cluster(dir)?;
+    node.run().await?;
+    // Without shards a replicated write is durable.
+    put(&node.channel()?, "/r/first", "v").await?;
+    shards.iter_mut().try_for_each(Shard::run)?;
+    counting(&node, true).await?;
+    let (code, _) = shards[0].page("/readyz").await?;
+    ensure(code == 200, || format!("/readyz: {code}"))?;
+
+    for round in 0..3 {
+        let channel = node.channel()?;
+        for n in 0..60 {
+            let key = match n % 10 {
+                9 => format!("/d/{round}/{n}"),
+                5 => format!("/v/{round}/{n}"),
+                _ => format!("/r/{round}/{n}"),
+            };
+            put(&channel, &key, &"v".repeat(n * 30)).await?;
+            // One is killed under writes, and comes back empty.
+            if n == 20 {
+                shards[round].kill();
+            }
+            if n == 40 {
+                shards[round].run()?;
+            }
+        }
+        counting(&node, true).await?;
+        // These are on no disk.
+        for n in 0..10 {
+            put(&channel, &format!("/r/last/{round}/{n}"), "v").await?;
+        }
+        let before = contents(&channel).await?;
+        node.kill();
+        let lost = lose_power(&node)?;
+        ensure(lost > 0, || "nothing was lost".to_owned())?;
+        let data = format!("--data-dir={}", node.data.display());
+        let told = orlop(&["check", &data])?.or_else(fail)?;
+        ensure(told.contains("shards held the newest writes"), || {
+            told.clone()
+        })?;
+        node.run().await?;
+        let after = contents(&node.channel()?).await?;
+        ensure(before == after, || {
+            format!("{} and {}\n{}", before.1, after.1, node.said())
+        })?;
+        let said = node.said();
+        ensure(said.contains("a shard gave back"), || said.clone())?;
+        counting(&node, true).await?;
+    }
+    // Only the process ends: nobody is asked.
+    put(&node.channel()?, "/r/killed", "v").await?;
+    let before = contents(&node.channel()?).await?;
+    node.kill();
+    node.run().await?;
+    ensure(before == contents(&node.channel()?).await?, || {
+        "a kill lost something".to_owned()
+    })?;
+    counting(&node, true).await?;
+
+    // Each stands still for a while, under writes: nothing is lost, and others take its place.
+    for shard in &shards {
+        shard.signal(Signal::STOP)?;
+        for n in 0..3 {
+            put(
+                &node.channel()?,
+                &format!("/r/still/{}/{n}", shard.name),
+                "v",
+            )
+            .await?;
+        }
+        counting(&node, true).await?;
+        shard.signal(Signal::CONT)?;
+    }
+
+    // They leave, one after the other.
+    shards[0].stop()?;
+    put(&node.channel()?, "/r/two-left", "v").await?;
+    counting(&node, true).await?;
+    shards[1].stop()?;
+    put(&node.channel()?, "/r/one-left", "v").await?;
+    counting(&node, false).await?;
+    let data = format!("--data-dir={}", node.data.display());
+    let told = orlop(&["status", &data])?.or_else(fail)?;
+    ensure(told.contains("DEGRADED"), || told.clone())?;
+    // Then what is visible is on the disk, and a start asks nobody.
+    let before = contents(&node.channel()?).await?;
+    node.kill();
+    take_the_marker(&node.data)?;
+    shards[2].kill();
+    node.run().await?;
+    ensure(before == contents(&node.channel()?).await?, || {
+        "without shards something was lost".to_owned()
+    })?;
+    node.stop()?;
+    Ok(())
+}
+
+/// All shards are gone with the server's power.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_shards_a_start_is_refused_until_it_is_told_to_jump() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = gone(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn gone(dir: &Path) -> Result<()> {
+    let (mut node, mut shards) = cluster(dir)?;
+    node.args.push("--shard-recovery-timeout=2s".to_owned());
+    node.run().await?;
+    shards.iter_mut().try_for_each(Shard::run)?;
+    counting(&node, true).await?;
+    let channel = node.channel()?;
+    let durable = put(&channel, "/d/kept", "v").await?;
+    let mut shown = durable;
+    for n in 0..10 {
+        shown = put(&channel, &format!("/r/{n}"), "v").await?;
+    }
+    node.kill();
+    shards.iter_mut().for_each(Shard::kill);
+    ensure(lose_power(&node)? > 0, || "nothing was lost".to_owned())?;
+    let (_, said) = node.run_refused().await?;
+    for part in ["did not connect", "--recover-without-shards"] {
+        ensure(said.contains(part), || said.clone())?;
+    }
+    // Those that come back have nothing: that is said at once.
+    shards.iter_mut().try_for_each(Shard::run)?;
+    let (_, said) = node.run_refused().await?;
+    ensure(said.contains("was started anew since"), || said.clone())?;
+    // Nor does it start without the flags of shards, as if nothing were missing.
+    let flags = node.args.clone();
+    node.args.retain(|arg| {
+        !["shard", "peer", "followers"]
+            .iter()
+            .any(|of| arg.contains(of))
+    });
+    let (_, said) = node.run_refused().await?;
+    ensure(said.contains("They were not asked"), || said.clone())?;
+    node.args = flags;
+    node.args.push("--recover-without-shards".to_owned());
+    node.run().await?;
+    let (kvs, revision) = contents(&node.channel()?).await?;
+    ensure(kvs.contains_key("/d/kept"), || format!("{kvs:?}"))?;
+    ensure(revision > shown, || format!("{revision} after {shown}"))?;
+    counting(&node, true).await?;
+    shards.iter_mut().try_for_each(Shard::stop)?;
+    node.stop()?;
+    Ok(())
+}
+
+/// What a certificate is for, it is for nothing else: a keeper's holds nothing, and with a shard's
+/// nobody follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_may_do_nothing_else_and_nobody_else_may_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = roles(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn roles(dir: &Path) -> Result<()> {
+    let (mut node, mut shards) = cluster(dir)?;
+    node.run().await?;
+    let keepers = dir.join("pki/keeper/k1");
+    let shard = &mut shards[0];
+    let own = std::mem::replace(&mut shard.certs, keepers);
+    shard.run()?;
+    said(shard, "the certificate is for something else").await?;
+    shard.kill();
+
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .arg("keeper")
+        .arg(format!("--server={}", shard.server))
+        .arg(format!("--data-dir={}", dir.join("copy").display()))
+        .arg(format!("--metrics-addr=127.0.0.1:{}", free_port()?))
+        .args(certificate(&own, ""));
+    let mut keeper = Process::start("keeper", dir, &mut command)?;
+    let began = Instant::now();
+    while !keeper
+        .tail()
+        .contains("the certificate is for something else")
+    {
+        ensure(began.elapsed() < PATIENCE, || keeper.tail())?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    keeper.kill();
+    node.stop()?;
+    Ok(())
+}
+
+async fn said(shard: &Shard, what: &str) -> Result<()> {
+    let began = Instant::now();
+    let tail = || {
+        shard
+            .process
+            .as_ref()
+            .map_or_else(String::new, Process::tail)
+    };
+    while !tail().contains(what) {
+        ensure(began.elapsed() < PATIENCE, tail)?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
