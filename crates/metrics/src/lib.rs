@@ -31,6 +31,7 @@ mod process;
 mod proxy;
 mod registry;
 mod scrape;
+pub mod seika;
 
 use std::sync::Arc;
 
@@ -600,5 +601,6 @@ pub fn reference_markdown() -> String {
         &proxy::families(),
         &keeper::families(),
         &forecast::families(),
+        &seika::families(),
     )
 }
