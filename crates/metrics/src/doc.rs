@@ -75,6 +75,16 @@ look at is in [its page](../operating/forecast.md).
 |---|---|---|---|
 ";
 
+const SEIKA: &str = "
+## Series of `orlop-fleet seika run`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
+look at is in [its page](../functions/seika.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 /// The page as markdown.
 pub(crate) fn markdown(
     families: &[Family],
@@ -82,6 +92,7 @@ pub(crate) fn markdown(
     keeper: &[Family],
     shard: &[Family],
     forecast: &[Family],
+    seika: &[Family],
 ) -> String {
     let mut out = HEAD.to_owned();
     for family in families {
@@ -106,6 +117,10 @@ pub(crate) fn markdown(
     }
     out.push_str(FORECAST);
     for family in forecast {
+        row(&mut out, family, None);
+    }
+    out.push_str(SEIKA);
+    for family in seika {
         row(&mut out, family, None);
     }
     out

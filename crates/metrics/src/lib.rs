@@ -31,6 +31,7 @@ mod process;
 mod proxy;
 mod registry;
 mod scrape;
+pub mod seika;
 mod shard;
 
 use std::sync::Arc;
@@ -603,5 +604,6 @@ pub fn reference_markdown() -> String {
         &keeper::families(),
         &shard::families(),
         &forecast::families(),
+        &seika::families(),
     )
 }

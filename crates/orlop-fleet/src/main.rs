@@ -3,7 +3,13 @@
 //! One file a subcommand. A command of its own, so that the store's command keeps a dependency
 //! tree without a Kubernetes client.
 
+// One text for both commands: how what runs logs, and how it ends.
+#[path = "../../orlop/src/log_flags.rs"]
+mod log_flags;
+mod seika;
 mod simulate;
+#[path = "../../orlop/src/stop_signals.rs"]
+mod stop_signals;
 
 use std::process::ExitCode;
 
@@ -19,12 +25,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Keep so many pods of a template on each node: the controller of the resource Seika.
+    Seika(seika::Args),
     /// Simulate a scenario under several policies: what placement is worth there.
     Simulate(simulate::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Seika(args) => seika::run(args),
         Command::Simulate(args) => simulate::run(&args),
     }
 }

@@ -1,0 +1,104 @@
+//! The controller: watches, an election, and passes over Seikas.
+//!
+//! While it leads it has watches on Seikas, pods and nodes; what they show goes to the index and
+//! asks for passes. A pass decides and carries out. When it leads no more all of that is dropped,
+//! calls that are under way included, and it waits to lead again, with nothing in memory.
+
+mod lead;
+mod pages;
+mod pass;
+mod state;
+mod tell;
+mod watch;
+mod write;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::{Client, Config};
+use tokio::task::JoinSet;
+
+pub use pages::Pages;
+pub use state::State;
+
+use crate::elect::Times;
+use crate::error::Error;
+
+/// Passes at a time.
+const WORKERS: usize = 4;
+/// The longest that a call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Calls to the apiserver that change something, at a time.
+const WRITES_AT_A_TIME: usize = 64;
+
+/// How the controller runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This process's name in the election, as nobody else has it.
+    pub identity: String,
+    /// Namespace of the Lease.
+    pub lease_namespace: String,
+    /// Name of the Lease.
+    pub lease_name: String,
+    /// Times of the election.
+    pub times: Times,
+    /// Watch only Seikas and pods of this namespace; `None`: all.
+    pub namespace: Option<String>,
+}
+
+/// A client of the cluster that `kubeconfig` names, or the environment.
+///
+/// # Errors
+/// If there is none, or its certificates cannot be read.
+pub async fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, Error> {
+    let none = |error: &dyn std::fmt::Display| Error::NoCluster(error.to_string());
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let file = kube::config::Kubeconfig::read_from(path).map_err(|e| none(&e))?;
+            Config::from_custom_kubeconfig(file, &Default::default())
+                .await
+                .map_err(|e| none(&e))?
+        }
+        None => Config::infer().await.map_err(|e| none(&e))?,
+    };
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Client::try_from(config).map_err(|e| Error::Client(Box::new(e)))
+}
+
+/// Runs until `stop`, then gives the lease back.
+pub async fn run(client: Client, state: Arc<State>, stop: impl Future<Output = ()>) {
+    let mut elections = JoinSet::new();
+    elections.spawn(lead::elect(client.clone(), Arc::clone(&state)));
+    let work = async {
+        loop {
+            state.wait_to_lead().await;
+            tracing::info!(identity = %state.settings.identity, "leads");
+            let mut tasks = JoinSet::new();
+            state.begin();
+            watch::start(&client, &state, &mut tasks);
+            let passes = Arc::new(pass::Passes::new(client.clone(), Arc::clone(&state)));
+            for _ in 0..WORKERS {
+                tasks.spawn(Arc::clone(&passes).work());
+            }
+            tokio::select! {
+                () = state.wait_to_lead_no_more() => {}
+                // None of them ends by itself, but by a panic.
+                ended = tasks.join_next() => {
+                    if let Some(Err(error)) = ended {
+                        tracing::error!(%error, "a part of the controller failed; it begins anew");
+                    }
+                }
+            }
+            tasks.shutdown().await;
+            state.end();
+            tracing::warn!(identity = %state.settings.identity, "does not lead or begins anew");
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = stop => {}
+    }
+    elections.shutdown().await;
+    lead::give_back(client, &state).await;
+}
