@@ -65,12 +65,34 @@ look at is in [its page](../operating/forecast.md).
 |---|---|---|---|
 ";
 
+const LATENCY: &str = "
+## Series of `orlop-fleet latency`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What they
+mean is in [its page](../functions/latency.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
+const PLACEMENT: &str = "
+## Series of `orlop-fleet place`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
+look at is in [its page](../functions/placement.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 /// The page as markdown.
 pub(crate) fn markdown(
     families: &[Family],
     proxy: &[Family],
     keeper: &[Family],
     forecast: &[Family],
+    latency: &[Family],
+    placement: &[Family],
 ) -> String {
     let mut out = HEAD.to_owned();
     for family in families {
@@ -91,6 +113,14 @@ pub(crate) fn markdown(
     }
     out.push_str(FORECAST);
     for family in forecast {
+        row(&mut out, family, None);
+    }
+    out.push_str(LATENCY);
+    for family in latency {
+        row(&mut out, family, None);
+    }
+    out.push_str(PLACEMENT);
+    for family in placement {
         row(&mut out, family, None);
     }
     out

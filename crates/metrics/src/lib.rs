@@ -27,6 +27,8 @@ pub mod forecast;
 mod grpc;
 mod keeper;
 mod labelled;
+pub mod latency;
+pub mod placement;
 mod process;
 mod proxy;
 mod registry;
@@ -600,5 +602,7 @@ pub fn reference_markdown() -> String {
         &proxy::families(),
         &keeper::families(),
         &forecast::families(),
+        &latency::families(),
+        &placement::families(),
     )
 }

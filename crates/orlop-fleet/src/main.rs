@@ -3,7 +3,16 @@
 //! One file a subcommand. A command of its own, so that the store's command keeps a dependency
 //! tree without a Kubernetes client.
 
+mod cluster;
+mod explain;
+mod latency;
+// One text for both commands: how what runs logs, and how it ends.
+#[path = "../../orlop/src/log_flags.rs"]
+mod log_flags;
+mod place;
 mod simulate;
+#[path = "../../orlop/src/stop_signals.rs"]
+mod stop_signals;
 
 use std::process::ExitCode;
 
@@ -19,12 +28,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say where the pods of a service are wanted, and why.
+    Explain(explain::Args),
+    /// Measure this node's round trips to the other nodes, and answer theirs.
+    Latency(latency::Args),
+    /// Decide on which nodes the pods of services are, and write it into their Seikas.
+    Place(place::Args),
     /// Simulate a scenario under several policies: what placement is worth there.
     Simulate(simulate::Args),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Explain(args) => explain::run(&args),
+        Command::Latency(args) => latency::run(&args),
+        Command::Place(args) => place::run(&args),
         Command::Simulate(args) => simulate::run(&args),
     }
 }
