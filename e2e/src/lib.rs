@@ -3,6 +3,7 @@
 pub mod differential;
 pub mod env;
 pub mod etcd_members;
+pub mod fleet;
 pub mod hostile;
 pub mod kube;
 pub mod node;

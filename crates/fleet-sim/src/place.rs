@@ -40,6 +40,14 @@ fn current(world: &World<'_>, service: usize) -> BTreeMap<u32, u32> {
         .collect()
 }
 
+/// Requests a second by node.
+fn rates(world: &World<'_>, service: usize) -> Vec<(Node, f64)> {
+    let entries = world.services[service].entries.iter();
+    entries
+        .map(|entered| (entered.node, entered.requests / entered.over_s))
+        .collect()
+}
+
 /// Pods' worth of a rate of requests, as everybody estimates it.
 fn pods_for(world: &World<'_>, service: usize, rate: f64) -> f64 {
     let of = &world.services[service];
@@ -54,7 +62,7 @@ fn pods_for(world: &World<'_>, service: usize, rate: f64) -> f64 {
 fn spread(world: &mut World<'_>, service: usize, room: &mut Room) -> BTreeMap<u32, u32> {
     let mut wanted = current(world, service);
     wanted.retain(|node, _| world.node_up(*node));
-    let rate: f64 = world.services[service].rates.iter().map(|(_, r)| r).sum();
+    let rate: f64 = rates(world, service).iter().map(|(_, r)| r).sum();
     let demand = pods_for(world, service, rate);
     let settings = &world.scenario.placement;
     let group = &world.scenario.service[world.services[service].group];
@@ -104,7 +112,7 @@ fn spread(world: &mut World<'_>, service: usize, room: &mut Room) -> BTreeMap<u3
 /// asking node, or none.
 fn seed(world: &mut World<'_>, service: usize) -> BTreeMap<u32, u32> {
     let mut wanted = current(world, service);
-    let rates = world.services[service].rates.clone();
+    let rates = rates(world, service);
     let mut asked: BTreeMap<u32, u32> = BTreeMap::new();
     for (node, rate) in &rates {
         let pods = pods_for(world, service, *rate).ceil() as u32;
@@ -164,7 +172,8 @@ fn ours(world: &mut World<'_>, service: usize, room: &mut Room) -> (BTreeMap<u32
             settings: &world.scenario.placement,
         },
         &ServiceView {
-            entries: &of.rates,
+            entries: &of.entries,
+            round_s: world.scenario.round_s,
             pods: &pods,
             concurrency: f64::from(group.concurrency),
             request: of.request,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use placement::{Memory, Node, Resources};
+use placement::{Entered, Memory, Resources};
 
 /// Index of a request.
 pub(crate) type RequestId = usize;
@@ -82,8 +82,8 @@ pub(crate) struct Service {
     pub(crate) waiting: VecDeque<RequestId>,
     /// What `placement` remembers; also its P for the policies that need one.
     pub(crate) memory: Memory,
-    /// Requests a second by node over the window, as of the last round.
-    pub(crate) rates: Vec<(Node, f64)>,
+    /// Requests by node over the window, as of the last round.
+    pub(crate) entries: Vec<Entered>,
     /// Rounds in which a spreading policy had a pod too many.
     pub(crate) spare_rounds: u32,
     /// What the seed wanted for each node in the last round.

@@ -52,8 +52,17 @@ fn fifty_users_between_edge_and_cloud() {
 }
 
 #[test]
-fn noise_moves_nothing() {
-    let scenario = scenario("noise.toml");
+fn noise_on_latency_moves_nothing() {
+    nothing_moves("noise.toml");
+}
+
+#[test]
+fn random_arrivals_at_constant_rates_move_nothing() {
+    nothing_moves("arrivals.toml");
+}
+
+fn nothing_moves(name: &str) {
+    let scenario = scenario(name);
     for seed in &scenario.seeds {
         let outcome = run(&scenario, Policy::Ours, *seed).unwrap();
         assert_eq!(outcome.moves, 0, "seed {seed}");

@@ -35,7 +35,7 @@ Left out, because there is nothing here that they could tell: etcd's `go_*`,
 |---|---|---|---|---|
 ";
 
-const PROXY: &str = "
+pub(crate) const PROXY: &str = "
 ## Series of `orlop proxy`
 
 On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
@@ -45,7 +45,7 @@ look at is in [the proxy's page](../operating/proxy.md).
 |---|---|---|---|
 ";
 
-const KEEPER: &str = "
+pub(crate) const KEEPER: &str = "
 ## Series of `orlop keeper`
 
 On its `--metrics-addr`, with `process_*` as above. What to look at is in
@@ -55,7 +55,7 @@ On its `--metrics-addr`, with `process_*` as above. What to look at is in
 |---|---|---|---|
 ";
 
-const SHARD: &str = "
+pub(crate) const SHARD: &str = "
 ## Series of `orlop shard`
 
 On its `--metrics-addr`, with `process_*` as above. What to look at is in
@@ -65,7 +65,7 @@ On its `--metrics-addr`, with `process_*` as above. What to look at is in
 |---|---|---|---|
 ";
 
-const FORECAST: &str = "
+pub(crate) const FORECAST: &str = "
 ## Series of `orlop forecast run`
 
 On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
@@ -75,7 +75,7 @@ look at is in [its page](../operating/forecast.md).
 |---|---|---|---|
 ";
 
-const SEIKA: &str = "
+pub(crate) const SEIKA: &str = "
 ## Series of `orlop-fleet seika run`
 
 On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
@@ -85,17 +85,30 @@ look at is in [its page](../functions/seika.md).
 |---|---|---|---|
 ";
 
-/// The page as markdown.
-pub(crate) fn markdown(
-    families: &[Family],
-    proxy: &[Family],
-    keeper: &[Family],
-    shard: &[Family],
-    forecast: &[Family],
-    seika: &[Family],
-) -> String {
+pub(crate) const LATENCY: &str = "
+## Series of `orlop-fleet latency`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What they
+mean is in [its page](../functions/latency.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
+pub(crate) const PLACEMENT: &str = "
+## Series of `orlop-fleet place`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
+look at is in [its page](../functions/placement.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
+/// The page as markdown: the server's series, then each other process's behind its heading.
+pub(crate) fn markdown(server: &[Family], processes: &[(&str, Vec<Family>)]) -> String {
     let mut out = HEAD.to_owned();
-    for family in families {
+    for family in server {
         let origin = match family.origin {
             Origin::Etcd => "etcd",
             Origin::Equivalent => "equivalent",
@@ -103,25 +116,11 @@ pub(crate) fn markdown(
         };
         row(&mut out, family, Some(origin));
     }
-    out.push_str(PROXY);
-    for family in proxy {
-        row(&mut out, family, None);
-    }
-    out.push_str(KEEPER);
-    for family in keeper {
-        row(&mut out, family, None);
-    }
-    out.push_str(SHARD);
-    for family in shard {
-        row(&mut out, family, None);
-    }
-    out.push_str(FORECAST);
-    for family in forecast {
-        row(&mut out, family, None);
-    }
-    out.push_str(SEIKA);
-    for family in seika {
-        row(&mut out, family, None);
+    for (heading, families) in processes {
+        out.push_str(heading);
+        for family in families {
+            row(&mut out, family, None);
+        }
     }
     out
 }

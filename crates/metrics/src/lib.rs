@@ -27,6 +27,8 @@ pub mod forecast;
 mod grpc;
 mod keeper;
 mod labelled;
+pub mod latency;
+pub mod placement;
 mod process;
 mod proxy;
 mod registry;
@@ -600,10 +602,14 @@ pub fn reference_markdown() -> String {
     };
     doc::markdown(
         Metrics::new(&options).families(),
-        &proxy::families(),
-        &keeper::families(),
-        &shard::families(),
-        &forecast::families(),
-        &seika::families(),
+        &[
+            (doc::PROXY, proxy::families()),
+            (doc::KEEPER, keeper::families()),
+            (doc::SHARD, shard::families()),
+            (doc::FORECAST, forecast::families()),
+            (doc::SEIKA, seika::families()),
+            (doc::LATENCY, latency::families()),
+            (doc::PLACEMENT, placement::families()),
+        ],
     )
 }

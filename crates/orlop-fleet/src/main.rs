@@ -3,9 +3,13 @@
 //! One file a subcommand. A command of its own, so that the store's command keeps a dependency
 //! tree without a Kubernetes client.
 
+mod cluster;
+mod explain;
+mod latency;
 // One text for both commands: how what runs logs, and how it ends.
 #[path = "../../orlop/src/log_flags.rs"]
 mod log_flags;
+mod place;
 mod seika;
 mod simulate;
 #[path = "../../orlop/src/stop_signals.rs"]
@@ -25,6 +29,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Say where the pods of a service are wanted, and why.
+    Explain(explain::Args),
+    /// Measure this node's round trips to the other nodes, and answer theirs.
+    Latency(latency::Args),
+    /// Decide on which nodes the pods of services are, and write it into their Seikas.
+    Place(place::Args),
     /// Keep so many pods of a template on each node: the controller of the resource Seika.
     Seika(seika::Args),
     /// Simulate a scenario under several policies: what placement is worth there.
@@ -33,6 +43,9 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
+        Command::Explain(args) => explain::run(&args),
+        Command::Latency(args) => latency::run(&args),
+        Command::Place(args) => place::run(&args),
         Command::Seika(args) => seika::run(args),
         Command::Simulate(args) => simulate::run(&args),
     }

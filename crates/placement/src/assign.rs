@@ -1,5 +1,6 @@
 //! Which pods serve whose traffic, if each request goes to the nearest pod that has time.
 
+use crate::demand::Load;
 use crate::{Node, Response};
 
 /// Pairs of a source and a node with pods up to which every pair is looked at; above it each
@@ -49,7 +50,7 @@ impl Assignment {
 /// at.
 pub(crate) fn assign(
     response: &Response<'_>,
-    sources: &[(Node, f64)],
+    sources: &[Load],
     pods: &[(Node, u32)],
     steps: &mut u64,
 ) -> Assignment {
@@ -75,7 +76,7 @@ pub(crate) fn assign(
             }
             *steps += open.len() as u64;
             for &j in &open {
-                if let Some(ms) = response.ms(*from, pods[j].0) {
+                if let Some(ms) = response.unqueued_ms(*from, pods[j].0) {
                     rest.push((ms, k as u32, j as u32));
                 }
             }
@@ -96,7 +97,7 @@ pub(crate) fn assign(
 
 fn pairs(
     response: &Response<'_>,
-    sources: &[(Node, f64)],
+    sources: &[Load],
     pods: &[(Node, u32)],
     nearest: usize,
     steps: &mut u64,
@@ -110,7 +111,7 @@ fn pairs(
             if *count == 0 {
                 continue;
             }
-            if let Some(ms) = response.ms(*from, *to) {
+            if let Some(ms) = response.unqueued_ms(*from, *to) {
                 row.push((ms, k as u32, j as u32));
             }
         }

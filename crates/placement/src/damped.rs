@@ -15,6 +15,11 @@ pub(crate) struct Damped {
 }
 
 impl Damped {
+    /// Whether its first samples are over.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.samples > SETTLING
+    }
+
     /// The value to decide with; `None` before the first sample.
     pub(crate) fn value(&self) -> Option<f64> {
         (self.samples > 0).then(|| f64::from(self.in_use))

@@ -3,102 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::assign::{Assignment, EPSILON, assign};
-use crate::{Node, Resources, Response, Room, RoundTrips, ServingTimes, Settings};
+use crate::demand::{Arrivals, Demand, Load};
+use crate::view::{Cluster, Move, Reason, ServiceView};
+use crate::{Node, Response, Room, ServingTimes, Settings};
 
 /// Moves that are remembered of a service, for those who ask why.
 const REMEMBERED_MOVES: usize = 16;
 /// Nodes from which a pod may go that one round looks at.
 const DOWN_CANDIDATES: usize = 16;
-/// Requests a second below which a node has no traffic.
-const NO_TRAFFIC: f64 = 1e-9;
-
-/// What all services have in common in a round.
-#[derive(Clone, Copy, Debug)]
-pub struct Cluster<'a> {
-    /// L.
-    pub round_trips: &'a RoundTrips,
-    /// Mean serving time of all services in ms; stands for a service that has none yet.
-    pub prior_ms: f64,
-    /// Settings.
-    pub settings: &'a Settings,
-}
-
-/// Pods of a service on one node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pods {
-    /// That are wanted there: what the last decision said.
-    pub wanted: u32,
-    /// That are ready.
-    pub ready: u32,
-}
-
-/// One service in a round.
-#[derive(Clone, Debug)]
-pub struct ServiceView<'a> {
-    /// Requests a second that entered at each node, over the window.
-    pub entries: &'a [(Node, f64)],
-    /// Its pods. Nodes with none may be left out.
-    pub pods: &'a [(Node, Pods)],
-    /// Requests that a pod serves at once; above 0.
-    pub concurrency: f64,
-    /// What a pod asks for.
-    pub request: Resources,
-    /// By node: whether the template may run there. Nodes beyond the end may not.
-    pub allowed: &'a [bool],
-    /// By node: whether it is lost. Its pods are wanted elsewhere.
-    pub lost: &'a [bool],
-    /// By node: whether it holds the image.
-    pub image_on: &'a [bool],
-    /// Nodes that could not run what was wanted there: what is not ready is taken back, and they
-    /// get nothing.
-    pub blocked: &'a [Node],
-    /// Most pods on a node.
-    pub max_per_node: Option<u32>,
-    /// Fewest pods in all.
-    pub min_pods: u32,
-    /// Most pods in all.
-    pub max_pods: Option<u32>,
-}
-
-/// Why a pod was added, taken away or moved.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Reason {
-    /// Traffic of a node had no pod with time for it.
-    Unserved {
-        /// Whose traffic.
-        traffic_of: Node,
-        /// R from there, in ms.
-        response_ms: f64,
-    },
-    /// Traffic of a node was served much farther away.
-    Nearer {
-        /// Whose traffic.
-        traffic_of: Node,
-        /// R from there to the new pod, in ms.
-        response_ms: f64,
-    },
-    /// The least number of pods.
-    Minimum,
-    /// The others bear the traffic.
-    NotNeeded,
-    /// More than the most that is allowed.
-    Maximum,
-    /// The node is lost.
-    NodeLost,
-    /// The node could not run it.
-    NodeBlocked,
-}
-
-/// A change of the wanted number of pods of one node by one.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Move {
-    /// The node.
-    pub node: Node,
-    /// Whether a pod is added; else one is taken away.
-    pub add: bool,
-    /// Why.
-    pub reason: Reason,
-}
 
 /// What a service's decisions remember from round to round.
 #[derive(Clone, Debug, Default)]
@@ -113,6 +25,8 @@ pub struct Memory {
     spare_rounds: u32,
     /// The fewest that could have gone in each of them.
     spare: u32,
+    /// Arrivals of each node over more than a window.
+    arrivals: Arrivals,
 }
 
 /// What is wanted now.
@@ -138,9 +52,20 @@ struct Round<'a> {
     steps: u64,
 }
 
+/// Which wishes are looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Of traffic that no pod has time for.
+    Unserved,
+    /// Of traffic that is served much farther away than it need be.
+    Nearer,
+    /// Of either.
+    Both,
+}
+
 /// A wish of a node's traffic.
 struct Wish {
-    source: usize,
+    traffic_of: Node,
     /// In pods.
     size: f64,
     to: Option<(Node, f64)>,
@@ -159,6 +84,11 @@ pub fn decide(
 ) -> Decision {
     memory.round += 1;
     let settings = cluster.settings;
+    memory.arrivals.counted(
+        service.entries,
+        service.round_s,
+        settings.noise_factor + 1.0,
+    );
     let mut round = Round {
         service,
         response: Response {
@@ -179,13 +109,13 @@ pub fn decide(
         steps: 0,
     };
     round.withdraw();
-    let sources = round.demand();
-    let no_room = round.add(&sources);
+    let demand = round.demand(&memory.arrivals);
+    let no_room = round.add(&demand);
     let added = round.moves.iter().any(|m| m.add);
     if added {
         (memory.spare_rounds, memory.spare) = (0, 0);
     } else {
-        let (spare, going) = round.spare(&sources, memory.round);
+        let (spare, going) = round.spare(&demand, memory.round);
         if spare == 0 {
             (memory.spare_rounds, memory.spare) = (0, 0);
         } else {
@@ -257,32 +187,22 @@ impl Round<'_> {
         }
     }
 
-    /// Demand by node in pods, greatest first.
-    fn demand(&self) -> Vec<(Node, f64)> {
+    fn demand(&self, arrivals: &Arrivals) -> Demand {
         let serving_ms = self
             .response
             .serving
-            .mean_ms()
+            .unqueued_mean_ms(self.settings)
             .unwrap_or(self.response.prior_ms);
         // A pod never counts for less than what one request in a floor's time occupies.
         let serving_s = serving_ms.max(self.settings.floor_ms) / 1000.0;
         let a_pod =
             self.service.concurrency.max(f64::MIN_POSITIVE) * self.settings.target_utilization;
-        let mut sources: Vec<(Node, f64)> = self
-            .service
-            .entries
-            .iter()
-            .filter(|(_, rate)| rate.is_finite() && *rate > NO_TRAFFIC)
-            .map(|(node, rate)| (*node, rate * serving_s / a_pod))
-            .collect();
-        sources.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        sources
+        Demand::new(arrivals, serving_s / a_pod, self.settings)
     }
 
-    fn assign(&mut self, sources: &[(Node, f64)], factor: f64) -> Assignment {
-        let scaled: Vec<(Node, f64)> = sources.iter().map(|(n, d)| (*n, d * factor)).collect();
+    fn assign(&mut self, sources: &[Load]) -> Assignment {
         let pods: Vec<(Node, u32)> = self.counts.iter().map(|(n, c)| (*n, *c)).collect();
-        assign(&self.response, &scaled, &pods, &mut self.steps)
+        assign(&self.response, sources, &pods, &mut self.steps)
     }
 
     fn takes_one_more(&self, node: Node) -> bool {
@@ -302,7 +222,7 @@ impl Round<'_> {
         let mut best: Option<(Node, f64)> = None;
         let mut with_image: Option<(Node, f64)> = None;
         for &node in open {
-            let Some(ms) = self.response.ms(from, node) else {
+            let Some(ms) = self.response.unqueued_ms(from, node) else {
                 continue;
             };
             // A node itself wins over equals; else the lowest number does.
@@ -323,14 +243,9 @@ impl Round<'_> {
             .or(best)
     }
 
-    /// What traffic wishes for, greatest wish first, and what nobody can fulfil.
-    fn wishes(
-        &mut self,
-        sources: &[(Node, f64)],
-        factor: f64,
-        open: &[Node],
-    ) -> (Option<Wish>, Vec<(Node, f64)>) {
-        let now = self.assign(sources, factor);
+    /// The greatest wish of traffic, and what nobody can fulfil.
+    fn wishes(&mut self, sources: &[Load], open: &[Node], kind: Kind) -> (Option<Wish>, Vec<Load>) {
+        let now = self.assign(sources);
         let mut far: Vec<Vec<(f64, f64)>> = vec![Vec::new(); sources.len()];
         for flow in &now.flows {
             far[flow.source].push((flow.ms, flow.amount));
@@ -340,23 +255,26 @@ impl Round<'_> {
         // Without pods, the whole demand may be too small to be seen, and one is needed all the
         // same; and scraps of sources are one wish together.
         for (source, (from, _)) in sources.iter().enumerate() {
-            let unserved = now.unserved[source];
+            let unserved = match kind {
+                Kind::Nearer => 0.0,
+                Kind::Unserved | Kind::Both => now.unserved[source],
+            };
+            let is_unserved = unserved > EPSILON || (self.counts.is_empty() && unserved > 0.0);
             let farthest = far[source].iter().map(|(ms, _)| *ms).fold(0.0, f64::max);
-            let served_near =
-                unserved <= EPSILON && !self.settings.much_nearer(self.settings.floor_ms, farthest);
-            if served_near {
+            let served_near = kind == Kind::Unserved
+                || !self.settings.much_nearer(self.settings.floor_ms, farthest);
+            if !is_unserved && served_near {
                 continue;
             }
             let to = self.nearest_with_room(*from, open);
             let much_farther: f64 = match to {
-                Some((_, ms)) => far[source]
+                Some((_, ms)) if kind != Kind::Unserved => far[source]
                     .iter()
                     .filter(|(now_ms, _)| self.settings.much_nearer(ms, *now_ms))
                     .map(|(_, amount)| amount)
                     .sum(),
-                None => 0.0,
+                _ => 0.0,
             };
-            let is_unserved = unserved > EPSILON || (self.counts.is_empty() && unserved > 0.0);
             if is_unserved && to.is_none() {
                 no_room.push((*from, unserved));
                 continue;
@@ -370,7 +288,7 @@ impl Round<'_> {
                 .is_none_or(|wish| (is_unserved, size) > (wish.unserved, wish.size));
             if first {
                 greatest = Some(Wish {
-                    source,
+                    traffic_of: *from,
                     size,
                     to,
                     unserved: is_unserved,
@@ -388,7 +306,8 @@ impl Round<'_> {
     }
 
     /// Adds pods while traffic wishes for them. Returns what found no room.
-    fn add(&mut self, sources: &[(Node, f64)]) -> Vec<(Node, f64)> {
+    fn add(&mut self, demand: &Demand) -> Vec<Load> {
+        let sources = &demand.counted;
         let mut open = self.open_nodes();
         let mut no_room = Vec::new();
         let most = self.service.max_pods.unwrap_or(u32::MAX);
@@ -399,13 +318,17 @@ impl Round<'_> {
             self.change(node, false, Reason::Maximum);
         }
         for _ in 0..self.settings.moves_a_round {
-            let (wish, without_room) = self.wishes(sources, 1.0 / self.settings.up_factor, &open);
+            let (mut wish, without_room) =
+                self.wishes(&demand.at_least_together, &open, Kind::Unserved);
             no_room = without_room;
+            if wish.is_none() {
+                (wish, _) = self.wishes(&demand.at_least, &open, Kind::Nearer);
+            }
             let Some(wish) = wish else { break };
             let Some((node, response_ms)) = wish.to else {
                 break;
             };
-            let traffic_of = sources[wish.source].0;
+            let traffic_of = wish.traffic_of;
             let reason = if wish.unserved {
                 Reason::Unserved {
                     traffic_of,
@@ -418,7 +341,12 @@ impl Round<'_> {
                 }
             };
             if self.total() >= most {
-                if !self.swap(sources, node, reason) {
+                let by = if wish.unserved {
+                    sources
+                } else {
+                    &demand.at_least
+                };
+                if !self.swap(by, node, reason) {
                     if wish.unserved {
                         no_room.push((traffic_of, wish.size));
                     }
@@ -444,17 +372,17 @@ impl Round<'_> {
     }
 
     /// Moves a pod to `to` from where it is missed least, if that makes the whole clearly cheaper.
-    fn swap(&mut self, sources: &[(Node, f64)], to: Node, reason: Reason) -> bool {
+    fn swap(&mut self, sources: &[Load], to: Node, reason: Reason) -> bool {
         // A cost divided by the demand is a mean response time.
         let demand: f64 = sources.iter().map(|(_, demand)| demand).sum();
-        let before = self.assign(sources, 1.0).cost();
+        let before = self.assign(sources).cost();
         let mut best: Option<(Node, f64)> = None;
         for from in self.down_candidates(sources, 0) {
             if from == to {
                 continue;
             }
             let cost = self.with(to, 1, |round| {
-                round.with(from, -1, |round| round.assign(sources, 1.0).cost())
+                round.with(from, -1, |round| round.assign(sources).cost())
             });
             if best.is_none_or(|(_, least)| cost < least) {
                 best = Some((from, cost));
@@ -493,8 +421,8 @@ impl Round<'_> {
 
     /// Nodes from which a pod may go, those with the least work for their last pod first. When
     /// there are many, each round looks at others.
-    fn down_candidates(&mut self, sources: &[(Node, f64)], round: u64) -> Vec<Node> {
-        let now = self.assign(sources, 1.0);
+    fn down_candidates(&mut self, sources: &[Load], round: u64) -> Vec<Node> {
+        let now = self.assign(sources);
         let mut nodes: Vec<(f64, Node)> = self
             .counts
             .iter()
@@ -515,10 +443,10 @@ impl Round<'_> {
         nodes.into_iter().map(|(_, node)| node).collect()
     }
 
-    fn least_missed(&mut self, sources: &[(Node, f64)]) -> Option<Node> {
+    fn least_missed(&mut self, sources: &[Load]) -> Option<Node> {
         let mut best: Option<(Node, f64)> = None;
         for node in self.down_candidates(sources, 0) {
-            let cost = self.with(node, -1, |round| round.assign(sources, 1.0).cost());
+            let cost = self.with(node, -1, |round| round.assign(sources).cost());
             if best.is_none_or(|(_, least)| cost < least) {
                 best = Some((node, cost));
             }
@@ -526,18 +454,18 @@ impl Round<'_> {
         best.map(|(node, _)| node)
     }
 
-    /// How many pods could go, and from where: those without which, at a demand that is greater by
-    /// the down factor, no traffic would wish for one.
-    fn spare(&mut self, sources: &[(Node, f64)], round: u64) -> (u32, Vec<Node>) {
+    /// How many pods could go, and from where: those without which, at the most that demand may
+    /// be, no traffic would wish for one.
+    fn spare(&mut self, demand: &Demand, round: u64) -> (u32, Vec<Node>) {
+        let sources = &demand.counted;
         let mut going = Vec::new();
-        let factor = self.settings.down_factor;
         // What wants nothing with room everywhere wants nothing with less.
         let mut everywhere = self.open_nodes();
         let before = self.counts.clone();
         while self.total() > self.service.min_pods
             && going.len() < self.settings.moves_a_round as usize
         {
-            let with_it = self.assign(sources, factor).cost();
+            let with_it = self.assign(&demand.at_most).cost();
             let mut best: Option<(Node, f64)> = None;
             for node in self.down_candidates(sources, round) {
                 let mut open = everywhere.clone();
@@ -546,9 +474,9 @@ impl Round<'_> {
                 }
                 let cost = self.with(node, -1, |round| {
                     // A pod that nobody uses may go, even while others are wanted elsewhere.
-                    let used = round.assign(sources, factor).cost() > with_it + EPSILON;
-                    let wanted = used && round.unserved_or_far(sources, factor, &open);
-                    (!wanted).then(|| round.assign(sources, 1.0).cost())
+                    let used = round.assign(&demand.at_most).cost() > with_it + EPSILON;
+                    let wanted = used && round.would_be_missed(demand, &open);
+                    (!wanted).then(|| round.assign(sources).cost())
                 });
                 if let Some(cost) = cost
                     && best.is_none_or(|(_, least)| cost < least)
@@ -572,8 +500,11 @@ impl Round<'_> {
         (going.len() as u32, going)
     }
 
-    fn unserved_or_far(&mut self, sources: &[(Node, f64)], factor: f64, open: &[Node]) -> bool {
-        let (wish, no_room) = self.wishes(sources, factor, open);
-        wish.is_some() || !no_room.is_empty()
+    /// Whether traffic would wish for a pod, at the most that demand may be.
+    fn would_be_missed(&mut self, demand: &Demand, open: &[Node]) -> bool {
+        let (wish, no_room) = self.wishes(&demand.at_most_together, open, Kind::Both);
+        wish.is_some()
+            || !no_room.is_empty()
+            || self.wishes(&demand.at_most, open, Kind::Nearer).0.is_some()
     }
 }

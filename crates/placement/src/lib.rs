@@ -11,6 +11,7 @@
 mod assign;
 mod damped;
 mod decide;
+mod demand;
 mod fit;
 mod response;
 mod room;
@@ -18,8 +19,9 @@ mod round_trips;
 mod route;
 mod serving;
 mod settings;
+mod view;
 
-pub use decide::{Cluster, Decision, Memory, Move, Pods, Reason, ServiceView, decide};
+pub use decide::{Decision, Memory, decide};
 pub use fit::{
     Constraints, Effect, Labels, Operator, Requirement, Taint, Term, Toleration, misfit,
 };
@@ -29,6 +31,7 @@ pub use round_trips::{Link, RoundTrips};
 pub use route::{Target, choose, expected_ms};
 pub use serving::ServingTimes;
 pub use settings::{Settings, SettingsError};
+pub use view::{Cluster, Entered, Move, Pods, Reason, ServiceView};
 
 /// A node of the cluster: an index that the caller gives out, from 0, without large gaps.
 #[derive(

@@ -24,6 +24,15 @@ impl Response<'_> {
         let serving = self.serving.or_prior(to, self.prior_ms);
         Some((serving + way).max(self.settings.floor_ms))
     }
+
+    /// The same without queueing: what decides where pods are.
+    #[must_use]
+    pub(crate) fn unqueued_ms(&self, from: Node, to: Node) -> Option<f64> {
+        let way = self.round_trips.ms(from, to, self.settings)?;
+        let serving = self.serving;
+        let serving = serving.unqueued_or_prior(to, self.prior_ms, self.settings);
+        Some((serving + way).max(self.settings.floor_ms))
+    }
 }
 
 /// `w[from][j] = 100 (1 / R[from][j]) / sum_k (1 / R[from][k])` over `ready`, the nodes with ready

@@ -9,12 +9,62 @@ use crate::{Node, Settings};
 /// there: what was measured on a node is forgotten in some minutes.
 const FORGET: f64 = 0.01;
 
+/// Part of the way to what is measured now that the least one goes in a round: code that has become
+/// slower for good is known in some minutes.
+const RISE: f64 = 0.001;
+
+/// A serving time with queueing, and the least that it was: how long it is without.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    serving: Damped,
+    least: f64,
+    /// The least one as it is decided with: it follows when that leaves a band.
+    least_in_use: f64,
+}
+
+impl Known {
+    fn measured(&mut self, ms: f64, settings: &Settings) {
+        self.serving.measured(ms, settings);
+        self.follow(settings);
+    }
+
+    fn go_to(&mut self, ms: f64, part: f64, settings: &Settings) {
+        self.serving.go_to(ms, part, settings);
+        self.follow(settings);
+    }
+
+    fn follow(&mut self, settings: &Settings) {
+        let Some(now) = self.serving.value() else {
+            return;
+        };
+        if !self.serving.is_settled() {
+            (self.least, self.least_in_use) = (now, now);
+            return;
+        }
+        self.least = now.min(self.least + RISE * (now - self.least));
+        let off = (self.least - self.least_in_use).abs();
+        if off > settings.dead_band * self.least_in_use {
+            self.least_in_use = self.least;
+        }
+    }
+
+    /// The time without queueing. More than what pods that are as busy as planned make of it (a
+    /// queue with random arrivals and serving times) is no queueing.
+    fn unqueued(&self, settings: &Settings) -> Option<f64> {
+        let now = self.serving.value()?;
+        Some(
+            self.least_in_use
+                .max(now * (1.0 - settings.target_utilization)),
+        )
+    }
+}
+
 /// Serving times of one service by node, measured at the pods' node, without the network, with
 /// queueing. Queueing depends on what was decided, so a new value counts for a part only.
 #[derive(Clone, Debug, Default)]
 pub struct ServingTimes {
-    known: BTreeMap<Node, Damped>,
-    mean: Damped,
+    known: BTreeMap<Node, Known>,
+    mean: Known,
 }
 
 impl ServingTimes {
@@ -52,13 +102,13 @@ impl ServingTimes {
     /// The mean over all nodes, if there were requests.
     #[must_use]
     pub fn mean_ms(&self) -> Option<f64> {
-        self.mean.value()
+        self.mean.serving.value()
     }
 
     /// The serving time on `node`, if it was measured there.
     #[must_use]
     pub fn on(&self, node: Node) -> Option<f64> {
-        self.known.get(&node).and_then(Damped::value)
+        self.known.get(&node)?.serving.value()
     }
 
     /// The serving time on `node`; while nothing is known of it, the service's mean, else
@@ -66,5 +116,24 @@ impl ServingTimes {
     #[must_use]
     pub fn or_prior(&self, node: Node, prior_ms: f64) -> f64 {
         self.on(node).or(self.mean_ms()).unwrap_or(prior_ms)
+    }
+
+    /// The mean over all nodes without queueing, if there were requests.
+    #[must_use]
+    pub fn unqueued_mean_ms(&self, settings: &Settings) -> Option<f64> {
+        self.mean.unqueued(settings)
+    }
+
+    /// The serving time on `node` without queueing; while nothing is known of it, the service's
+    /// mean, else `prior_ms`, the cluster's. Where a pod is wanted is decided by this one: adding
+    /// and taking away pods changes the queues, and would undo its own reason.
+    #[must_use]
+    pub fn unqueued_or_prior(&self, node: Node, prior_ms: f64, settings: &Settings) -> f64 {
+        // A few values are no reason to prefer a node, or to leave it.
+        let known = self.known.get(&node).filter(|k| k.serving.is_settled());
+        let known = known.and_then(|k| k.unqueued(settings));
+        known
+            .or(self.unqueued_mean_ms(settings))
+            .unwrap_or(prior_ms)
     }
 }

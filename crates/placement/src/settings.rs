@@ -49,6 +49,8 @@ pub struct Settings {
     pub up_factor: f64,
     /// What is left must bear this many times the demand before a pod is taken away.
     pub down_factor: f64,
+    /// What changes must show in the counts of arrivals by this many of their standard errors.
+    pub noise_factor: f64,
     /// Rounds in a row in which a pod was not needed before it is taken away.
     pub down_rounds: u32,
     /// Weight of a new value against the damped one, above 0, at most 1.
@@ -72,6 +74,7 @@ impl Default for Settings {
             near_demand: 0.05,
             up_factor: 1.1,
             down_factor: 1.3,
+            noise_factor: 3.0,
             down_rounds: 5,
             damping: 0.2,
             dead_band: 0.25,
@@ -145,6 +148,12 @@ impl Settings {
                 self.down_factor,
                 "1 or more",
                 from_1(self.down_factor),
+            ),
+            (
+                "noise_factor",
+                self.noise_factor,
+                "0 or more",
+                from_0(self.noise_factor),
             ),
             (
                 "damping",

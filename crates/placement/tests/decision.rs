@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use placement::{
-    Cluster, Decision, Memory, Node, Pods, Reason, Resources, Response, Room, RoundTrips,
+    Cluster, Decision, Entered, Memory, Node, Pods, Reason, Resources, Response, Room, RoundTrips,
     ServiceView, ServingTimes, Settings, decide, weights,
 };
 use proptest::prelude::*;
@@ -26,9 +26,12 @@ struct World {
     max_pods: Option<u32>,
     min_pods: u32,
     max_per_node: Option<u32>,
+    /// Whether pods that are busy take longer, as a queue does.
+    queues: bool,
 }
 
 const SERVING_MS: f64 = 10.0;
+const WINDOW_S: f64 = 10.0;
 
 impl World {
     fn new(nodes: usize, round_trip_ms: impl Fn(usize, usize) -> f64) -> Self {
@@ -58,6 +61,7 @@ impl World {
             max_pods: None,
             min_pods: 0,
             max_per_node: None,
+            queues: false,
         }
     }
 
@@ -66,11 +70,29 @@ impl World {
         self
     }
 
+    fn entered(&self) -> Vec<Entered> {
+        let entries = self.entries.iter();
+        entries
+            .map(|(node, rate)| Entered {
+                node: *node,
+                requests: rate * WINDOW_S,
+                over_s: WINDOW_S,
+            })
+            .collect()
+    }
+
     fn round(&mut self) -> Decision {
+        let rate: f64 = self.entries.iter().map(|(_, rate)| rate).sum();
+        let pods: u32 = self.counts.values().sum();
+        let busy = (rate * SERVING_MS / 1e3 / f64::from(pods.max(1))).min(0.95);
+        let serving_ms = match self.queues {
+            true => SERVING_MS / (1.0 - busy),
+            false => SERVING_MS,
+        };
         let serving: Vec<_> = self
             .counts
             .keys()
-            .map(|node| (*node, SERVING_MS, 10.0))
+            .map(|node| (*node, serving_ms, 10.0))
             .collect();
         self.memory
             .serving
@@ -100,6 +122,7 @@ impl World {
                 )
             })
             .collect();
+        let entries = self.entered();
         let decision = decide(
             &Cluster {
                 round_trips: &self.round_trips,
@@ -107,7 +130,8 @@ impl World {
                 settings: &self.settings,
             },
             &ServiceView {
-                entries: &self.entries,
+                entries: &entries,
+                round_s: 2.0,
                 pods: &pods,
                 concurrency: 1.0,
                 request: self.request,
@@ -342,6 +366,94 @@ fn noise_on_latency_moves_nothing() {
     }
 }
 
+/// Draws of a Poisson process: the sum of draws of whether something came, in small steps.
+fn poisson(mean: f64, state: &mut u64) -> f64 {
+    let mut uniform = || {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        (*state >> 11) as f64 / (1_u64 << 53) as f64
+    };
+    let (mut passed, mut count) = (0.0, 0.0);
+    loop {
+        passed -= uniform().max(1e-12).ln();
+        if passed > mean {
+            return count;
+        }
+        count += 1.0;
+    }
+}
+
+#[test]
+fn counts_of_random_arrivals_move_nothing() {
+    let mean = [(0, 30.0), (3, 50.0), (5, 6.0), (7, 1.5)];
+    for seed in 0..20_u64 {
+        let mut world = World::new(8, |from, to| 5.0 + ((from * 7 + to * 7) % 40) as f64);
+        world.queues = true;
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        // Five rounds are a window.
+        let mut rounds: std::collections::VecDeque<Vec<f64>> = Default::default();
+        let mut after_warm_up = 0;
+        for round in 0..360 {
+            let came = mean.iter().map(|(_, rate)| poisson(rate * 2.0, &mut state));
+            rounds.push_back(came.collect());
+            if rounds.len() > 5 {
+                rounds.pop_front();
+            }
+            let window_s = 2.0 * rounds.len() as f64;
+            world.entries = mean
+                .iter()
+                .enumerate()
+                .map(|(n, (node, _))| {
+                    let requests: f64 = rounds.iter().map(|round| round[n]).sum();
+                    (Node(*node), requests / window_s)
+                })
+                .collect();
+            let moves = world.round().moves.len();
+            if round >= 60 {
+                after_warm_up += moves;
+            }
+        }
+        assert_eq!(after_warm_up, 0, "seed {seed}");
+    }
+}
+
+#[test]
+fn queues_that_the_decision_makes_itself_move_nothing() {
+    for rate in 1..40 {
+        let rate = f64::from(rate) * 4.0;
+        let mut world = three_nodes().traffic(&[(0, rate), (1, rate), (2, rate / 2.0)]);
+        world.queues = true;
+        world.rounds(60);
+        assert!(world.rounds(300).is_empty(), "{rate} requests a second");
+    }
+}
+
+#[test]
+fn a_first_request_starts_a_pod_at_once_and_little_traffic_gets_one_near_it_in_time() {
+    let mut world = World::new(3, |_, _| 300.0).traffic(&[(2, 0.1)]);
+    assert_eq!(world.round().moves.len(), 1);
+    // 0.5 requests a second of 100 ms: 5 in a window, which may be 2 or 9.
+    let mut world = World::new(3, |_, _| 3_000.0).traffic(&[(0, 40.0)]);
+    world.rounds(10);
+    world.settings.near_demand = 0.001;
+    world.entries.push((Node(2), 0.5));
+    assert!(world.rounds(2).is_empty());
+    world.rounds(40);
+    assert_eq!(world.on(2), 1);
+}
+
+#[test]
+fn a_change_that_shows_in_one_window_is_followed_at_once() {
+    let mut world = three_nodes().traffic(&[(0, 60.0)]);
+    world.rounds(60);
+    world.entries = vec![(Node(2), 60.0)];
+    world.rounds(1);
+    assert!(world.on(2) >= 1);
+    world.rounds(15);
+    assert_eq!((world.on(0), world.on(1)), (0, 0));
+}
+
 #[test]
 fn a_settled_service_of_a_large_cluster_costs_few_steps() {
     let nodes = 500;
@@ -447,10 +559,11 @@ proptest! {
         let mut room = Room::new(free[..nodes].to_vec());
         let mut sum: BTreeMap<Node, u64> = BTreeMap::new();
         for world in &mut worlds {
+            let entries = world.entered();
             let decision = decide(
                 &Cluster { round_trips: &world.round_trips, prior_ms: 10.0, settings: &world.settings },
                 &ServiceView {
-                    entries: &world.entries, pods: &[], concurrency: 1.0, request: world.request,
+                    entries: &entries, round_s: 2.0, pods: &[], concurrency: 1.0, request: world.request,
                     allowed: &world.allowed[..nodes], lost: &world.lost, image_on: &world.image_on,
                     blocked: &[], max_per_node: None, min_pods: 1, max_pods: None,
                 },

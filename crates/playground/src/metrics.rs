@@ -11,6 +11,12 @@ impl Metrics {
         Self(text)
     }
 
+    /// The page as scraped.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// Sum of all series of `name` whose labels contain each of `labels`, written
     /// as on the page (`operation="list"`). Zero when there is none.
     #[must_use]

