@@ -42,6 +42,7 @@ fn no_kubernetes_client() {
                 || name.starts_with("k8s-")
                 || *name == "placement"
                 || *name == "fleet-sim"
+                || *name == "seika"
         })
         .collect();
     assert!(clients.is_empty(), "orlop depends on {clients:?}");

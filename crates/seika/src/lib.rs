@@ -8,6 +8,10 @@
 //! It may not know of latencies or of placement's decisions: who writes the resource decides how
 //! many pods are where. Of `placement` it uses the rules by which a template fits a node.
 
+#[allow(
+    clippy::duplicated_attributes,
+    reason = "each printed column has attributes of its own"
+)]
 pub mod api;
 pub mod claim;
 pub mod crd;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::kube::api::{Api, items};
 use e2e::kube::control_plane::{ControlPlane, Plan, READY_TIMEOUT};
@@ -213,11 +213,22 @@ impl Rig {
     /// Waits until exactly the wanted pods of `name` are there and ready, and the status says so.
     pub(crate) async fn converges(&mut self, name: &str, wanted: &[(&str, u32)]) -> Result<Value> {
         let this = &*self;
-        let result = eventually(
-            &format!("{name} has exactly {wanted:?}"),
-            CONVERGES,
-            || async { this.is_exact(name, wanted).await.map(Some) },
-        )
+        let began = Instant::now();
+        let mut said_s = 0;
+        let result = eventually(&format!("{name} has exactly {wanted:?}"), CONVERGES, || {
+            let now_s = began.elapsed().as_secs();
+            let says = now_s >= said_s + 10;
+            if says {
+                said_s = now_s;
+            }
+            async move {
+                let found = this.is_exact(name, wanted).await;
+                if let (true, Err(error)) = (says, &found) {
+                    println!("after {now_s} s: {error}");
+                }
+                found.map(Some)
+            }
+        })
         .await;
         match (result, self.check()) {
             (Err(error), Err(other)) => fail(format!("{error}\nBesides: {other}")),
@@ -271,7 +282,8 @@ impl Rig {
         .await
     }
 
-    /// Deletes a Seika and waits until its pods are gone.
+    /// Deletes a Seika and waits until its pods are gone. The first time takes longer: Kubernetes'
+    /// garbage collector looks for new kinds every 30 s.
     pub(crate) async fn remove(&self, name: &str) -> Result<()> {
         self.api.delete(&format!("{}/{name}", seikas())).await?;
         eventually(&format!("the pods of {name} go"), CONVERGES, || async {

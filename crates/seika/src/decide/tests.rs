@@ -316,7 +316,7 @@ fn check(model: &Model, decision: &Decision, budget: Budget) {
                 "{node}: {creates} created above wanted and surge"
             );
             assert!(
-                model.obstacles.get(node).is_none(),
+                !model.obstacles.contains_key(node),
                 "{node}: created in spite of an obstacle"
             );
             let waits = |pod: &Pod, t: u32| pod.is_live() && t == model.template;
