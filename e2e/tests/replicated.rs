@@ -214,6 +214,7 @@ async fn exact(dir: &Path) -> Result<()> {
 
     for round in 0..3 {
         let channel = node.channel()?;
+        let victim = (round + 1) % shards.len();
         for n in 0..60 {
             let key = match n % 10 {
                 9 => format!("/d/{round}/{n}"),
@@ -223,10 +224,10 @@ async fn exact(dir: &Path) -> Result<()> {
             put(&channel, &key, &"v".repeat(n * 30)).await?;
             // One is killed under writes, and comes back empty.
             if n == 20 {
-                shards[round].kill();
+                shards[victim].kill();
             }
             if n == 40 {
-                shards[round].run()?;
+                shards[victim].run()?;
             }
         }
         counting(&node, true).await?;

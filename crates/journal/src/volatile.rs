@@ -295,6 +295,10 @@ struct InFile<'a> {
 impl InFile<'_> {
     /// Fixes their place and revisions, where they become visible only when they are safe; gives
     /// itself back where that is at once.
+    #[allow(
+        clippy::result_large_err,
+        reason = "what comes back is moved once a frame; a box would be an allocation for each"
+    )]
     fn place(mut self, records: &[Record], sync_within: Duration) -> Result<Placed, Self> {
         let Some(hold) = self.turn.end.hold.clone() else {
             return Err(self);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use placer::election::Times;
+use election::Times;
 use placer::pages::Pages;
 use placer::prometheus::{AgentSeries, Prometheus, Queries, TrafficSeries};
 use placer::run::{Loop, Options};

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use seika::elect::Times;
+use election::Times;
 use seika::run::{Pages, Settings, State};
 
 use crate::log_flags::{Format, Level, log_options};
@@ -125,7 +125,9 @@ impl Run {
             identity: self.identity.clone().unwrap_or_else(own),
             lease_namespace: self.lease_namespace.clone(),
             lease_name: self.lease_name.clone(),
-            times: Times::of(self.lease_duration_ms),
+            times: Times {
+                duration_ms: self.lease_duration_ms,
+            },
             namespace: self.namespace.clone(),
         }
     }

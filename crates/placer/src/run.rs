@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use election::{Place, Seat, Times};
 use follow::{Followed, Shared as Follow, follow};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -14,11 +15,9 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::election::Times;
 use crate::explain::{Explained, REASONS};
 use crate::hold::Hold;
 use crate::input::{Distances, Latencies, Meter};
-use crate::lead::{self, Place, Seat};
 use crate::objects::{self, LABEL, NodeFacts, ON, PodFacts, SeikaFacts};
 use crate::state::{Outcome, Seen, Settings, State};
 use crate::tell::{News, Teller, What};
@@ -209,11 +208,11 @@ impl Loop {
         };
         tokio::select! {
             _ = follows => {}
-            () = lead::stand(client.clone(), place.clone(), self.seat.clone()) => {}
+            () = election::stand(client.clone(), place.clone(), self.seat.clone()) => {}
             () = self.rounds(&client, distances, meter) => {}
             () = stop => {}
         }
-        lead::leave(client, &place, &self.seat).await;
+        election::leave(client, &place, &self.seat).await;
     }
 
     async fn rounds(&self, client: &Client, distances: &dyn Distances, meter: &dyn Meter) {

@@ -16,7 +16,6 @@ pub mod api;
 pub mod claim;
 pub mod crd;
 pub mod decide;
-pub mod elect;
 mod error;
 pub mod facts;
 pub mod index;

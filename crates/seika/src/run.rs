@@ -4,7 +4,6 @@
 //! asks for passes. A pass decides and carries out. When it leads no more all of that is dropped,
 //! calls that are under way included, and it waits to lead again, with nothing in memory.
 
-mod lead;
 mod pages;
 mod pass;
 mod state;
@@ -16,13 +15,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use election::{Place, Times};
 use kube::{Client, Config};
 use tokio::task::JoinSet;
 
 pub use pages::Pages;
 pub use state::State;
 
-use crate::elect::Times;
 use crate::error::Error;
 
 /// Passes at a time.
@@ -69,7 +68,13 @@ pub async fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, Erro
 /// Runs until `stop`, then gives the lease back.
 pub async fn run(client: Client, state: Arc<State>, stop: impl Future<Output = ()>) {
     let mut elections = JoinSet::new();
-    elections.spawn(lead::elect(client.clone(), Arc::clone(&state)));
+    let place = Place {
+        namespace: state.settings.lease_namespace.clone(),
+        name: state.settings.lease_name.clone(),
+        times: state.settings.times,
+    };
+    let seat = state.seat.clone();
+    elections.spawn(election::stand(client.clone(), place.clone(), seat.clone()));
     let work = async {
         loop {
             state.wait_to_lead().await;
@@ -100,5 +105,5 @@ pub async fn run(client: Client, state: Arc<State>, stop: impl Future<Output = (
         () = stop => {}
     }
     elections.shutdown().await;
-    lead::give_back(client, &state).await;
+    election::leave(client, &place, &seat).await;
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use election::Seat;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Resource, ResourceExt};
 use metrics::seika::SeikaInput;
@@ -116,10 +117,8 @@ pub struct State {
     seikas: Mutex<Seikas>,
     queue: Mutex<Queue<Key>>,
     wake: Notify,
-    /// Until when this process leads, on [`now_ms`]'s clock; 0: it does not.
-    leads_until_ms: AtomicU64,
-    /// When the apiserver last answered the election; 0: never.
-    answered_ms: AtomicU64,
+    /// This process in the election.
+    pub(super) seat: Seat,
 }
 
 impl State {
@@ -127,29 +126,19 @@ impl State {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
+            seat: Seat::new(settings.identity.clone(), settings.times),
             settings,
             index: Mutex::default(),
             counters: Counters::default(),
             seikas: Mutex::default(),
             queue: Mutex::default(),
             wake: Notify::new(),
-            leads_until_ms: AtomicU64::new(0),
-            answered_ms: AtomicU64::new(0),
         }
-    }
-
-    pub(super) fn leads_until(&self, until_ms: Option<u64>) {
-        self.leads_until_ms
-            .store(until_ms.unwrap_or(0), Ordering::SeqCst);
-    }
-
-    pub(super) fn answered(&self) {
-        self.answered_ms.store(now_ms(), Ordering::Relaxed);
     }
 
     /// Whether this process may act now.
     pub(super) fn leads(&self) -> bool {
-        now_ms() < self.leads_until_ms.load(Ordering::SeqCst)
+        self.seat.acts()
     }
 
     pub(super) async fn wait_to_lead(&self) {
@@ -177,8 +166,7 @@ impl State {
 
     /// Why a probe should not take this process for ready; `None` if it is.
     pub(super) fn not_ready(&self) -> Option<&'static str> {
-        let silent_ms = now_ms().saturating_sub(self.answered_ms.load(Ordering::Relaxed));
-        if silent_ms > self.settings.times.duration_ms.saturating_mul(2) {
+        if self.seat.silent_ms() > self.settings.times.duration_ms.saturating_mul(2) {
             return Some("the apiserver does not answer, or refuses the Lease");
         }
         if self.leads() && !self.is_known() {

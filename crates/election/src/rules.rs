@@ -1,4 +1,4 @@
-//! Who of several loops acts, by a Lease: the rules, without I/O and without a clock of its own.
+//! Who of several processes acts, by a Lease: the rules, without I/O and without a clock of its own.
 //!
 //! As with Kubernetes' own controllers: who holds the Lease renews it; another takes it when it has
 //! not changed for its duration, by that one's own clock, so clocks need not agree. Who could not
@@ -18,7 +18,7 @@ impl Times {
         self.duration_ms * 2 / 3
     }
 
-    /// From one look at the Lease to the next.
+    /// From one look at the Lease to the next: in the proportion of Kubernetes' own (15 s, 10 s, 2 s).
     #[must_use]
     pub fn retry_ms(self) -> u64 {
         (self.duration_ms / 8).max(1)

@@ -1,6 +1,7 @@
-//! The Lease by which loops agree who acts.
+//! The Lease by which processes agree who acts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -10,19 +11,24 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 
-use crate::election::{Candidate, Seen, Step, Times};
+use crate::rules::{Candidate, Seen, Step, Times};
 
-/// A loop's part in the election, to be asked at any time.
+/// A process's part in the election, to be asked at any time.
 #[derive(Clone, Debug)]
-pub(crate) struct Seat {
+pub struct Seat {
     candidate: Arc<Mutex<Candidate>>,
+    /// When the apiserver last answered, in ms since the beginning.
+    answered_ms: Arc<AtomicU64>,
     began: Instant,
 }
 
 impl Seat {
-    pub(crate) fn new(me: String, times: Times) -> Self {
+    /// Of a process with a name that no other has.
+    #[must_use]
+    pub fn new(me: String, times: Times) -> Self {
         Self {
             candidate: Arc::new(Mutex::new(Candidate::new(me, times))),
+            answered_ms: Arc::default(),
             began: Instant::now(),
         }
     }
@@ -31,18 +37,29 @@ impl Seat {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Whether this loop acts now.
-    pub(crate) fn acts(&self) -> bool {
+    /// Whether this process acts now.
+    #[must_use]
+    pub fn acts(&self) -> bool {
         self.candidate.lock().acts(self.now_ms())
+    }
+
+    /// For how long the apiserver has not answered, in ms; at first since the seat was made.
+    #[must_use]
+    pub fn silent_ms(&self) -> u64 {
+        let answered_ms = self.answered_ms.load(Ordering::Relaxed);
+        self.now_ms().saturating_sub(answered_ms)
     }
 }
 
 /// Where the Lease is.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) times: Times,
+pub struct Place {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Times of the election.
+    pub times: Times,
 }
 
 fn seen(lease: &Lease) -> Seen {
@@ -56,7 +73,7 @@ fn seen(lease: &Lease) -> Seen {
 }
 
 /// Takes part for ever.
-pub(crate) async fn stand(client: Client, place: Place, seat: Seat) {
+pub async fn stand(client: Client, place: Place, seat: Seat) {
     let api: Api<Lease> = Api::namespaced(client, &place.namespace);
     let retry = Duration::from_millis(place.times.retry_ms());
     // A call that takes longer than the deadline is of no use.
@@ -66,7 +83,10 @@ pub(crate) async fn stand(client: Client, place: Place, seat: Seat) {
         let before = seat.acts();
         let tried = tokio::time::timeout(patience, once(&api, &place, &seat)).await;
         let error = match tried {
-            Ok(Ok(())) => None,
+            Ok(Ok(())) => {
+                seat.answered_ms.store(seat.now_ms(), Ordering::Relaxed);
+                None
+            }
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some(format!("no answer within {} ms", patience.as_millis())),
         };
@@ -81,8 +101,8 @@ pub(crate) async fn stand(client: Client, place: Place, seat: Seat) {
         }
         failing = error.is_some();
         match (before, seat.acts()) {
-            (false, true) => tracing::info!(lease = place.name, "this loop acts"),
-            (true, false) => tracing::warn!(lease = place.name, "this loop acts no more"),
+            (false, true) => tracing::info!(lease = place.name, "this process acts"),
+            (true, false) => tracing::warn!(lease = place.name, "this process acts no more"),
             _ => {}
         }
         tokio::time::sleep(retry).await;
@@ -149,8 +169,8 @@ fn claimed(lease: Option<Lease>, me: &str, place: &Place) -> Lease {
     lease
 }
 
-/// Gives the Lease back, if this loop holds it, so that another need not wait.
-pub(crate) async fn leave(client: Client, place: &Place, seat: &Seat) {
+/// Gives the Lease back, if this process holds it, so that another need not wait.
+pub async fn leave(client: Client, place: &Place, seat: &Seat) {
     if !seat.acts() {
         return;
     }
@@ -170,6 +190,6 @@ pub(crate) async fn leave(client: Client, place: &Place, seat: &Seat) {
     };
     let waited = tokio::time::timeout(Duration::from_secs(3), given_back).await;
     if let Ok(Err(error)) = waited {
-        tracing::warn!(error = %error, "the Lease is not given back: another loop waits for its end");
+        tracing::warn!(error = %error, "the Lease is not given back: another process waits for its end");
     }
 }
