@@ -95,12 +95,13 @@ impl VolatileWriter {
                 match turn.append(records) {
                     Ok(written) => {
                         let waited_us = if waited { end::micros(began) } else { 0 };
-                        let (info, published) = match written.place(records, sync_within) {
-                            Ok(placed) => {
+                        let (info, published) = match written.hold() {
+                            Some(hold) => {
+                                let placed = written.place(records, sync_within, hold);
                                 placed.wait(log)?;
                                 placed.release(log, records, publish)
                             }
-                            Err(written) => written.show(records, sync_within, publish),
+                            None => written.show(records, sync_within, publish),
                         };
                         return Ok((VolatileInfo { waited_us, ..info }, published));
                     }
@@ -177,6 +178,9 @@ impl VolatileWriter {
             let lsn = end.marks.written() + 1;
             let revision_before = revision();
             let taken = end::revisions(records);
+            let Some(hold) = end.hold.clone() else {
+                return Err(CommitError::Unordered { lsn });
+            };
             if end.unreleased.is_some()
                 || refuses(log, &end)
                 || !may_go(log, &mut end, revision_before + taken)
@@ -189,10 +193,7 @@ impl VolatileWriter {
                 revision_before,
             };
             match turn.append(records) {
-                Ok(written) => {
-                    let placed = written.place(records, sync_within);
-                    return placed.map_err(|_| CommitError::Unordered { lsn });
-                }
+                Ok(written) => return Ok(written.place(records, sync_within, hold)),
                 Err(hindrance) => log.clear(hindrance)?,
             }
         }
@@ -293,16 +294,13 @@ struct InFile<'a> {
 }
 
 impl InFile<'_> {
-    /// Fixes their place and revisions, where they become visible only when they are safe; gives
-    /// itself back where that is at once.
-    #[allow(
-        clippy::result_large_err,
-        reason = "what comes back is moved once a frame; a box would be an allocation for each"
-    )]
-    fn place(mut self, records: &[Record], sync_within: Duration) -> Result<Placed, Self> {
-        let Some(hold) = self.turn.end.hold.clone() else {
-            return Err(self);
-        };
+    /// What decides when they are safe, if they become visible only then.
+    fn hold(&self) -> Option<Arc<Hold>> {
+        self.turn.end.hold.clone()
+    }
+
+    /// Fixes their place and revisions; they become visible when they are safe.
+    fn place(mut self, records: &[Record], sync_within: Duration, hold: Arc<Hold>) -> Placed {
         let (lsn, taken) = (self.written.position.lsn, end::revisions(records));
         let within = sync_within.clamp(WITHIN.0, WITHIN.1);
         let Turn {
@@ -321,12 +319,12 @@ impl InFile<'_> {
         if wake || hold.wants_sync() {
             log.wake();
         }
-        Ok(Placed {
+        Placed {
             hold,
             written,
             revision_before,
             write_us,
-        })
+        }
     }
 
     /// Makes them visible.

@@ -287,7 +287,7 @@ impl Holding {
         self.members.get(&session).is_some_and(|of| !of.leaving)
     }
 
-    fn candidate<'a>(member: &'a Member) -> Candidate<'a> {
+    fn candidate(member: &Member) -> Candidate<'_> {
         Candidate {
             name: &member.name,
             zone: &member.zone,

@@ -60,7 +60,7 @@ impl Held {
         let holders = names.iter().map(holder).collect();
         let revision = self.revision();
         let set = self.journal.count(holders, revision).unwrap();
-        set.expect("an epoch is open").number
+        set.unwrap_or_else(|| panic!("no epoch is open")).number
     }
 
     /// A write on a thread of its own, which ends when it is visible.
