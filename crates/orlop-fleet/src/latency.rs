@@ -36,8 +36,8 @@ pub(crate) struct Args {
     /// ServiceAccount.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["peers", "peer"])]
     kubeconfig: Option<PathBuf>,
-    /// Peers from a file instead of a cluster, a line each: NAME ADDRESS [ZONE]. It is read again
-    /// when it changes.
+    /// Peers from a file instead of a cluster, a line each: NAME ADDRESS, and a ZONE if it
+    /// has one. It is read again when it changes.
     #[arg(
         long,
         env = "ORLOP_LATENCY_PEERS",
