@@ -246,7 +246,7 @@ async fn the_loop(dir: &Path) -> Result<()> {
             (("n1", "n2"), 50.0),
         ]
         .into(),
-        entered: [("n0", 150.0), ("n1", 0.0), ("n2", 0.0)].into(),
+        entered: [("n0", 100.0), ("n1", 0.0), ("n2", 0.0)].into(),
         serving_ms: 10.0,
         ..Measured::default()
     })?;
@@ -271,7 +271,7 @@ async fn the_loop(dir: &Path) -> Result<()> {
 
     // Traffic moves to another node: pods follow within three windows, and the old ones go.
     let began = rounds(port).await?;
-    prometheus.set(|m| m.entered = [("n0", 0.0), ("n1", 0.0), ("n2", 150.0)].into());
+    prometheus.set(|m| m.entered = [("n0", 0.0), ("n1", 0.0), ("n2", 100.0)].into());
     let came = settle(&api, port, &["n2"]).await?;
     ensure(came - began <= 3.0 * WINDOW_ROUNDS, || {
         format!("pods followed in round {came}, traffic moved in round {began}")
@@ -280,7 +280,7 @@ async fn the_loop(dir: &Path) -> Result<()> {
     // Noise of 20 % on latency, and of arrivals, moves nothing.
     prometheus.set(|m| {
         m.noise = 0.2;
-        m.entered = [("n0", 40.0), ("n1", 0.0), ("n2", 150.0)].into();
+        m.entered = [("n0", 40.0), ("n1", 0.0), ("n2", 100.0)].into();
     });
     settle(&api, port, &["n0", "n2"]).await?;
     pass(port, 3.0 * WINDOW_ROUNDS).await?;
@@ -314,14 +314,14 @@ async fn the_loop(dir: &Path) -> Result<()> {
     let api = plane.api();
     let port = loops.one_acts().await?;
     nothing_held(port).await?;
-    prometheus.set(|m| m.entered = [("n0", 0.0), ("n1", 150.0), ("n2", 0.0)].into());
+    prometheus.set(|m| m.entered = [("n0", 0.0), ("n1", 100.0), ("n2", 0.0)].into());
     settle(&api, port, &["n1"]).await?;
 
     // The one that acts is killed: the other takes over.
     let acting = loops.acting().await?;
     loops.running.remove(acting);
     let port = loops.one_acts().await?;
-    prometheus.set(|m| m.entered = [("n0", 0.0), ("n1", 0.0), ("n2", 150.0)].into());
+    prometheus.set(|m| m.entered = [("n0", 0.0), ("n1", 0.0), ("n2", 100.0)].into());
     settle(&api, port, &["n2"]).await?;
 
     // Something in the Seika that is not understood.

@@ -25,6 +25,11 @@ impl Damped {
         (self.samples > 0).then(|| f64::from(self.in_use))
     }
 
+    /// The damped value itself, which moves with each sample; `None` before the first one.
+    pub(crate) fn damped(&self) -> Option<f64> {
+        (self.samples > 0).then(|| f64::from(self.damped))
+    }
+
     /// Takes a sample.
     pub(crate) fn measured(&mut self, new: f64, settings: &Settings) {
         self.samples = self.samples.saturating_add(1);

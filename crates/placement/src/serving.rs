@@ -12,6 +12,9 @@ const FORGET: f64 = 0.01;
 /// Part of the way to what is measured now that the least one goes in a round: code that has become
 /// slower for good is known in some minutes.
 const RISE: f64 = 0.001;
+/// Samples in which the least one is learned. Before, it is used as it is; after, it is one more
+/// value that noise must not move. A minute: a queue that was there at the start is over by then.
+const LEARNING: u8 = 30;
 
 /// A serving time with queueing, and the least that it was: how long it is without.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,11 +23,13 @@ struct Known {
     least: f64,
     /// The least one as it is decided with: it follows when that leaves a band.
     least_in_use: f64,
+    samples: u8,
 }
 
 impl Known {
     fn measured(&mut self, ms: f64, settings: &Settings) {
         self.serving.measured(ms, settings);
+        self.samples = self.samples.saturating_add(1);
         self.follow(settings);
     }
 
@@ -34,7 +39,7 @@ impl Known {
     }
 
     fn follow(&mut self, settings: &Settings) {
-        let Some(now) = self.serving.value() else {
+        let Some(now) = self.serving.damped() else {
             return;
         };
         if !self.serving.is_settled() {
@@ -43,9 +48,13 @@ impl Known {
         }
         self.least = now.min(self.least + RISE * (now - self.least));
         let off = (self.least - self.least_in_use).abs();
-        if off > settings.dead_band * self.least_in_use {
+        if !self.is_learned() || off > settings.dead_band * self.least_in_use {
             self.least_in_use = self.least;
         }
+    }
+
+    fn is_learned(&self) -> bool {
+        self.samples > LEARNING
     }
 
     /// The time without queueing. More than what pods that are as busy as planned make of it (a
@@ -129,11 +138,13 @@ impl ServingTimes {
     /// and taking away pods changes the queues, and would undo its own reason.
     #[must_use]
     pub fn unqueued_or_prior(&self, node: Node, prior_ms: f64, settings: &Settings) -> f64 {
-        // A few values are no reason to prefer a node, or to leave it.
-        let known = self.known.get(&node).filter(|k| k.serving.is_settled());
-        let known = known.and_then(|k| k.unqueued(settings));
+        let mean = self.unqueued_mean_ms(settings).unwrap_or(prior_ms);
+        // Nodes are taken for equal until one is clearly not: else the noise of each would decide
+        // which one is nearer. A few values are no reason either.
+        let known = self.known.get(&node).filter(|k| k.is_learned());
         known
-            .or(self.unqueued_mean_ms(settings))
-            .unwrap_or(prior_ms)
+            .and_then(|k| k.unqueued(settings))
+            .filter(|own| (own - mean).abs() > settings.dead_band * mean)
+            .unwrap_or(mean)
     }
 }

@@ -445,9 +445,9 @@ fn a_first_request_starts_a_pod_at_once_and_little_traffic_gets_one_near_it_in_t
 
 #[test]
 fn a_change_that_shows_in_one_window_is_followed_at_once() {
-    let mut world = three_nodes().traffic(&[(0, 60.0)]);
+    let mut world = three_nodes().traffic(&[(0, 40.0)]);
     world.rounds(60);
-    world.entries = vec![(Node(2), 60.0)];
+    world.entries = vec![(Node(2), 40.0)];
     world.rounds(1);
     assert!(world.on(2) >= 1);
     world.rounds(15);
