@@ -241,7 +241,7 @@ async fn the_loop(dir: &Path) -> Result<()> {
     .await?;
     let prometheus = Prometheus::start(Measured {
         round_trips: [
-            (("n0", "n1"), 5.0),
+            (("n0", "n1"), 30.0),
             (("n0", "n2"), 50.0),
             (("n1", "n2"), 50.0),
         ]
@@ -267,6 +267,8 @@ async fn the_loop(dir: &Path) -> Result<()> {
     let written = api.get(SEIKA).await?;
     let managers = written["metadata"]["managedFields"].to_string();
     ensure(managers.contains("orlop-placement"), || managers)?;
+    // It is explained as the next round finds it.
+    pass(port, 2.0).await?;
     explained(port)?;
 
     // Traffic moves to another node: pods follow within three windows, and the old ones go.
