@@ -241,7 +241,7 @@ async fn the_loop(dir: &Path) -> Result<()> {
     .await?;
     let prometheus = Prometheus::start(Measured {
         round_trips: [
-            (("n0", "n1"), 5.0),
+            (("n0", "n1"), 30.0),
             (("n0", "n2"), 50.0),
             (("n1", "n2"), 50.0),
         ]
@@ -395,7 +395,6 @@ fn explained(port: u16) -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "fails now and then: a pod that stays for traffic of another node is not always followed by a nearer one"]
 async fn pods_follow_traffic_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let result = the_loop(dir.path()).await;
