@@ -230,7 +230,7 @@ impl Keeper {
             })
     }
 
-    /// The store, for who reads it. It may be replaced by a snapshot of the server's.
+    /// The store, for who reads it. With a snapshot of the server's another takes its place.
     pub fn store(&self) -> Option<Arc<Mutex<Engine<()>>>> {
         self.open.as_ref().map(|open| open.store.clone())
     }
@@ -353,8 +353,9 @@ impl Keeper {
         let Some(open) = &mut self.open else {
             return Err(Error::OutOfOrder("a snapshot before the welcome"));
         };
-        // The memory of the one is needed for the other.
-        *open.store.lock() = new_store();
+        // Another store, not another content: who reads the one before (a checkpoint, a backup) goes
+        // on with it to its end. Its memory goes with the last of them.
+        open.store = Arc::new(Mutex::new(new_store()));
         open.followed = None;
         let (at, ()) = open.journal.snapshot_position(|| ())?;
         let mut reseed = Reseed::new(self.fs.clone(), &self.dir, at);
@@ -366,7 +367,7 @@ impl Keeper {
             ));
         }
         open.journal.restarted_at(store.revision());
-        *open.store.lock() = store;
+        open.store = Arc::new(Mutex::new(store));
         // The first frame after it: without that snapshot a start is refused.
         open.note(Followed {
             stream: welcome.stream,

@@ -252,3 +252,26 @@ fn a_promotion_asks_for_what_it_assumes() {
     // It is a server's now.
     assert!(text(run(true)).contains("holds a server's data"));
 }
+
+/// A checkpoint or a backup that was begun is of the copy that there was, whatever comes meanwhile.
+#[test]
+fn a_snapshot_of_the_servers_takes_nothing_from_who_reads_the_copy() {
+    let fs = SimFs::new(1);
+    let mut keeper = joined(&fs);
+    let store = keeper.store().unwrap();
+    let (mut cursor, head) = store.lock().export_open();
+    let checkpoint = keeper.checkpoint().unwrap().unwrap();
+
+    let again = Welcome {
+        stream: 10,
+        ..welcome()
+    };
+    keeper.welcome(&again).unwrap();
+    keeper.snapshot(&again, &snapshot()[..]).unwrap();
+
+    while !store.lock().versions_step(&mut cursor, 1) {}
+    assert_eq!(head.revision, 11);
+    assert_eq!(cursor.finish(&mut || ()).len(), 10);
+    assert_eq!(checkpoint.write(|| ()).unwrap().items, 10);
+    assert_eq!(keeper.standing().revision, 11);
+}

@@ -10,10 +10,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
-use upstream::Plain;
+use tonic::{Status, Streaming};
+use upstream::plain;
 
 /// How long a server may take to answer at all.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -73,26 +72,19 @@ impl Link {
         hello: Told,
         mut stopped: watch::Receiver<bool>,
     ) -> Result<Link, Broken> {
-        let (told, messages) = mpsc::channel(TOLD_AHEAD);
-        // There is room for the first.
-        let _ = told.try_send(hello.into_bytes());
-        let call = async move {
-            let mut client =
-                tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-            let ready = client.ready().await;
-            ready.map_err(|error| Status::unavailable(upstream::with_causes(&error)))?;
-            let (service, method) = copies::METHOD;
-            let path = format!("/{service}/{method}");
-            let path = http::uri::PathAndQuery::try_from(path)
-                .map_err(|error| Status::internal(error.to_string()))?;
-            let request = Request::new(ReceiverStream::new(messages));
-            client.streaming(request, path, Plain).await
-        };
-        let said = handle.block_on(async {
+        let first = hello.into_bytes();
+        let open = plain::open(
+            channel,
+            copies::METHOD,
+            first,
+            TOLD_AHEAD,
+            MAX_MESSAGE_BYTES,
+        );
+        let (said, told) = handle.block_on(async {
             tokio::select! {
                 _ = stopped.wait_for(|stop| *stop) => Err(Broken::Stopping),
-                answer = tokio::time::timeout(OPEN_TIMEOUT, call) => match answer {
-                    Ok(answer) => Ok(answer?.into_inner()),
+                opened = tokio::time::timeout(OPEN_TIMEOUT, open) => match opened {
+                    Ok(opened) => Ok(opened?),
                     Err(_) => Err(Broken::NoAnswer),
                 },
             }

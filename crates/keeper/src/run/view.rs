@@ -90,7 +90,7 @@ impl View {
         now.log_bytes = log_bytes;
     }
 
-    /// The copy as it is on disk; `None` before there is a whole one.
+    /// The copy as it is on disk; `None` while there is no whole one.
     pub(crate) fn copy(self: &Arc<Self>) -> Option<Copy> {
         let now = self.now.lock();
         let (store, identity) = (now.store.clone()?, now.identity.as_ref()?);
@@ -128,8 +128,10 @@ impl View {
         self.now.lock().connects += 1;
     }
 
+    /// It takes a snapshot of the server's, and has no whole copy until that is done.
     pub(crate) fn joins(&self) {
         let mut now = self.now.lock();
+        now.store = None;
         now.joining = true;
         now.heard = Some((Instant::now(), unix_ms()));
     }
