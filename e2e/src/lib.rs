@@ -1,5 +1,6 @@
 //! End-to-end tests of orlop with real clients.
 
+pub mod beside;
 pub mod differential;
 pub mod env;
 pub mod etcd_members;

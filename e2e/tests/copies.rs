@@ -2,94 +2,58 @@
 //! missing from the copy, whichever of the two is killed, and the copy becomes a server.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::hostile::node::{Node, put};
+use e2e::beside::{Beside, orlop};
+use e2e::hostile::node::{Node, contents, put};
 use e2e::kube::etcdctl::Etcdctl;
-use e2e::kube::http::Client;
 use e2e::kube::pki::{Authority, Pair};
-use e2e::kube::proc::{Process, conclude, free_port};
-use e2e::kube::store::{Kind, Tls};
+use e2e::kube::proc::{conclude, free_port};
+use e2e::kube::store::Tls;
 use e2e::kube::{Result, ensure, fail};
-use etcd_api::etcdserverpb as pb;
-use pb::kv_client::KvClient;
 use serde_json::Value;
-use tonic::transport::Channel;
 
 /// How long a keeper may take to have everything, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A keeper's process, with what outlives its restarts.
 struct Keeper {
-    dir: PathBuf,
+    beside: Beside,
     data: PathBuf,
     server: String,
     pair: Pair,
     ca: PathBuf,
-    port: u16,
     more: Vec<String>,
-    process: Option<Process>,
 }
 
 impl Keeper {
     fn new(name: &str, dir: &Path, server: String, authority: &Authority) -> Result<Self> {
         Ok(Keeper {
-            dir: dir.to_owned(),
+            beside: Beside::new("keeper", dir)?,
             data: dir.join(format!("{name}.data")),
             server,
             pair: authority.sign(name)?,
             ca: authority.cert.clone(),
-            port: free_port()?,
             more: Vec::new(),
-            process: None,
         })
     }
 
     fn run(&mut self) -> Result<()> {
-        let mut command = Command::new(Kind::Orlop.program()?);
-        command
-            .arg("keeper")
-            .arg(format!("--server={}", self.server))
-            .arg(format!("--data-dir={}", self.data.display()))
-            .arg(format!("--cert-file={}", self.pair.cert.display()))
-            .arg(format!("--key-file={}", self.pair.key.display()))
-            .arg(format!("--trusted-ca-file={}", self.ca.display()))
-            .arg(format!("--metrics-addr=127.0.0.1:{}", self.port))
-            .arg(format!("--name={}", self.data.display()))
-            .args(&self.more);
-        self.process = Some(Process::start("keeper", &self.dir, &mut command)?);
-        Ok(())
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        let Some(mut process) = self.process.take() else {
-            return fail("no keeper runs");
-        };
-        let status = process.terminate(Duration::from_secs(20))?;
-        ensure(status.success(), || format!("{status}: {}", process.tail()))
-    }
-
-    fn tail(&self) -> String {
-        self.process
-            .as_ref()
-            .map_or_else(String::new, Process::tail)
-    }
-
-    async fn page(&self, path: &str) -> Result<(u16, String)> {
-        Client::plain(self.port).page(path).await
+        let mut args = vec![
+            format!("--server={}", self.server),
+            format!("--data-dir={}", self.data.display()),
+            format!("--cert-file={}", self.pair.cert.display()),
+            format!("--key-file={}", self.pair.key.display()),
+            format!("--trusted-ca-file={}", self.ca.display()),
+            format!("--name={}", self.data.display()),
+        ];
+        args.extend_from_slice(&self.more);
+        self.beside.run(&args)
     }
 
     async fn status(&self) -> Result<Value> {
-        let (_, text) = self.page("/v1/status").await?;
+        let (_, text) = self.beside.page("/v1/status").await?;
         Ok(serde_json::from_str(&text)?)
     }
 
@@ -102,21 +66,11 @@ impl Keeper {
                 return Ok(());
             }
             ensure(began.elapsed() < PATIENCE, || {
-                format!("revision {revision}: {status}\n{}", self.tail())
+                format!("revision {revision}: {status}\n{}", self.beside.tail())
             })?;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-}
-
-/// Runs the command; its output if it succeeds, its errors if not.
-fn orlop(args: &[&str]) -> Result<std::result::Result<String, String>> {
-    let done = Command::new(Kind::Orlop.program()?).args(args).output()?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(match done.status.success() {
-        true => Ok(text(&done.stdout)),
-        false => Err(text(&done.stderr)),
-    })
 }
 
 fn peer_flags(authority: &Authority, port: u16) -> Result<Vec<String>> {
@@ -136,23 +90,6 @@ fn server(name: &str, dir: &Path, authority: &Authority, more: &[&str]) -> Resul
     let mut node = Node::new(name, dir, more)?;
     node.args.extend(peer_flags(authority, port)?);
     Ok((node, format!("https://127.0.0.1:{port}")))
-}
-
-/// All keys with values and revisions, and the store's revision.
-async fn contents(channel: &Channel) -> Result<(BTreeMap<String, (String, i64)>, i64)> {
-    let request = pb::RangeRequest {
-        key: "\0".into(),
-        range_end: "\0".into(),
-        ..Default::default()
-    };
-    let answer = match KvClient::new(channel.clone()).range(request).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) => return fail(format!("range: {status}")),
-    };
-    let text = |b: &bytes::Bytes| String::from_utf8_lossy(b).into_owned();
-    let kvs = answer.kvs.iter();
-    let kvs = kvs.map(|kv| (text(&kv.key), (text(&kv.value), kv.mod_revision)));
-    Ok((kvs.collect(), answer.header.unwrap_or_default().revision))
 }
 
 /// Both are killed under writes; then the server is gone, and the copy goes on.
@@ -177,7 +114,7 @@ async fn killed(dir: &Path) -> Result<()> {
         }
         match round {
             1 | 3 => {
-                keeper.kill();
+                keeper.beside.kill();
                 revision = put(&channel, "while-away", "yes").await?;
                 keeper.run()?;
             }
@@ -200,13 +137,13 @@ async fn killed(dir: &Path) -> Result<()> {
     ensure(metrics.sum("orlop_followers", &[]) == 1.0, || {
         "followers".to_owned()
     })?;
-    let (_, page) = keeper.page("/metrics").await?;
+    let (_, page) = keeper.beside.page("/metrics").await?;
     ensure(page.contains("orlop_keeper_following 1"), || page.clone())?;
 
     let (before, _) = contents(&node.channel()?).await?;
     node.kill();
     // No server starts from it as it is.
-    keeper.stop()?;
+    keeper.beside.stop()?;
     let check = orlop(&["check", &data])?.or_else(fail)?;
     ensure(check.contains("a keeper's copy"), || check.clone())?;
     let port = free_port()?;
@@ -234,7 +171,7 @@ async fn killed(dir: &Path) -> Result<()> {
     let mut other = Keeper::new("c", dir, format!("https://127.0.0.1:{port}"), &authority)?;
     other.run()?;
     other.has(now + 1).await?;
-    other.stop()?;
+    other.beside.stop()?;
     node.run().await?;
     other.server = url;
     other.run()?;
@@ -242,7 +179,7 @@ async fn killed(dir: &Path) -> Result<()> {
     ensure(!status.success(), || format!("{status}"))?;
     let (_, said) = node.run_refused().await?;
     ensure(said.contains("was replaced"), || said.clone())?;
-    other.kill();
+    other.beside.kill();
     promoted.stop()?;
     Ok(())
 }
@@ -274,9 +211,9 @@ async fn stopped(dir: &Path) -> Result<()> {
         node.stop()?;
         let status = keeper.status().await?;
         ensure(status["complete"] == true, || {
-            format!("{status}\n{}", keeper.tail())
+            format!("{status}\n{}", keeper.beside.tail())
         })?;
-        keeper.stop()?;
+        keeper.beside.stop()?;
         let copy = format!("--data-dir={}", keeper.data.display());
         let told = orlop(&["promote", &copy, "--old-server-is-gone"])?.or_else(fail)?;
         ensure(told.contains("no watcher has to list again"), || {
@@ -304,7 +241,7 @@ async fn stopped(dir: &Path) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(600)).await;
         node = next;
     }
-    keeper.kill();
+    keeper.beside.kill();
     node.kill();
     Ok(())
 }
@@ -325,7 +262,7 @@ async fn compared(dir: &Path) -> Result<()> {
     keeper.run()?;
     let revision = put(&node.channel()?, "a", "1").await?;
     keeper.has(revision).await?;
-    keeper.kill();
+    keeper.beside.kill();
     put(&node.channel()?, "a", "2").await?;
     node.kill();
     let copy = format!("--data-dir={}", keeper.data.display());
@@ -341,7 +278,7 @@ async fn compared(dir: &Path) -> Result<()> {
     keeper.run()?;
     keeper.has(revision + 1).await?;
     node.kill();
-    keeper.stop()?;
+    keeper.beside.stop()?;
     let told = orlop(&promote)?.or_else(fail)?;
     ensure(told.contains("holds the same"), || told.clone())
 }
@@ -364,13 +301,13 @@ async fn refused(dir: &Path) -> Result<()> {
     let mut keeper = Keeper::new("k", dir, url_a, &authority)?;
     keeper.run()?;
     keeper.has(revision).await?;
-    keeper.stop()?;
+    keeper.beside.stop()?;
     keeper.server = url_b;
     let ends_saying = |keeper: &mut Keeper, part: &str| -> Result<()> {
         keeper.run()?;
         let began = Instant::now();
         loop {
-            let Some(process) = &mut keeper.process else {
+            let Some(process) = keeper.beside.process_mut() else {
                 return fail("no keeper");
             };
             if let Some(status) = process.ended()? {
@@ -396,7 +333,7 @@ async fn refused(dir: &Path) -> Result<()> {
         status["following"] == false && status["revision"] == 0,
         || status.to_string(),
     )?;
-    other.kill();
+    other.beside.kill();
     b.stop()?;
     Ok(())
 }
@@ -486,7 +423,7 @@ async fn backed_up(dir: &Path) -> Result<()> {
     // By itself, and no more of them than are to be kept.
     let began = Instant::now();
     loop {
-        let (_, page) = keeper.page("/metrics").await?;
+        let (_, page) = keeper.beside.page("/metrics").await?;
         let files = std::fs::read_dir(&saved)?.collect::<std::io::Result<Vec<_>>>()?;
         let newest = files.iter().filter(|file| {
             let name = file.file_name().to_string_lossy().into_owned();
@@ -496,11 +433,11 @@ async fn backed_up(dir: &Path) -> Result<()> {
             ensure(files.len() <= 3, || format!("{files:?}"))?;
             break;
         }
-        ensure(began.elapsed() < PATIENCE, || keeper.tail())?;
+        ensure(began.elapsed() < PATIENCE, || keeper.beside.tail())?;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // The copy is as good as before.
-    keeper.stop()?;
+    keeper.beside.stop()?;
     let data = format!("--data-dir={}", keeper.data.display());
     orlop(&["promote", &data, "--old-server-is-gone"])?.or_else(fail)?;
     Ok(())

@@ -5,16 +5,15 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use e2e::beside::orlop;
 use e2e::hostile::node::{Node, put};
 use e2e::kube::http::Client;
 use e2e::kube::pki::{Authority, Pair};
 use e2e::kube::proc::{conclude, free_port};
-use e2e::kube::store::Kind;
 use e2e::kube::{Result, ensure, fail};
 use etcd_api::etcdserverpb as pb;
 use pb::kv_client::KvClient;
@@ -35,16 +34,6 @@ change = ["create", "delete"]
 durability = "volatile"
 sync_within = "5s"
 "#;
-
-/// Runs the command; its standard output if it succeeds, its errors if not.
-fn orlop(args: &[&str]) -> Result<std::result::Result<String, String>> {
-    let done = Command::new(Kind::Orlop.program()?).args(args).output()?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(match done.status.success() {
-        true => Ok(text(&done.stdout)),
-        false => Err(text(&done.stderr)),
-    })
-}
 
 /// The same for a command about `node` that must succeed.
 fn told(node: &Node, args: &[&str]) -> Result<String> {

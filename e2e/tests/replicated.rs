@@ -3,21 +3,17 @@
 //! writes; without any of them a start is refused, and goes on by a jump when it is told to.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::hostile::node::{Node, put};
-use e2e::kube::http::Client;
+use e2e::beside::{Beside, orlop};
+use e2e::hostile::node::{Node, contents, put};
 use e2e::kube::proc::{Process, conclude, free_port};
 use e2e::kube::store::Kind;
 use e2e::kube::{Result, ensure, fail};
 use e2e::power_loss::{End, take_the_end, take_the_marker};
-use etcd_api::etcdserverpb as pb;
-use pb::kv_client::KvClient;
 use rustix::process::{Pid, Signal, kill_process};
-use tonic::transport::Channel;
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,77 +35,42 @@ sync_within = "30s"
 
 /// A shard's process, with what outlives its restarts.
 struct Shard {
-    dir: PathBuf,
+    beside: Beside,
     name: String,
     zone: String,
     server: String,
     /// The directory of its certificate.
     certs: PathBuf,
-    port: u16,
-    process: Option<Process>,
 }
 
 impl Shard {
     fn new(name: &str, zone: &str, dir: &Path, server: &str) -> Result<Self> {
         Ok(Shard {
-            dir: dir.to_owned(),
+            beside: Beside::new("shard", dir)?,
             name: name.to_owned(),
             zone: zone.to_owned(),
             server: server.to_owned(),
             certs: dir.join("pki/shard").join(name),
-            port: free_port()?,
-            process: None,
         })
     }
 
     fn run(&mut self) -> Result<()> {
-        let mut command = Command::new(Kind::Orlop.program()?);
-        command
-            .arg("shard")
-            .arg(format!("--server={}", self.server))
-            .args(certificate(&self.certs, ""))
-            .arg(format!("--metrics-addr=127.0.0.1:{}", self.port))
-            .arg(format!("--name={}", self.name))
-            .arg(format!("--zone={}", self.zone));
-        self.process = Some(Process::start("shard", &self.dir, &mut command)?);
-        Ok(())
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        let Some(mut process) = self.process.take() else {
-            return fail("no shard runs");
-        };
-        let status = process.terminate(Duration::from_secs(20))?;
-        ensure(status.success(), || format!("{status}: {}", process.tail()))
+        let mut args = vec![
+            format!("--server={}", self.server),
+            format!("--name={}", self.name),
+            format!("--zone={}", self.zone),
+        ];
+        args.extend(certificate(&self.certs, ""));
+        self.beside.run(&args)
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
-        let id = self.process.as_ref().map_or(0, Process::id);
+        let id = self.beside.process().map_or(0, Process::id);
         match i32::try_from(id).ok().and_then(Pid::from_raw) {
             Some(pid) => Ok(kill_process(pid, signal).map_err(std::io::Error::from)?),
             None => fail("it does not run"),
         }
     }
-
-    async fn page(&self, path: &str) -> Result<(u16, String)> {
-        Client::plain(self.port).page(path).await
-    }
-}
-
-/// Runs the command; its output if it succeeds, its errors if not.
-fn orlop(args: &[&str]) -> Result<std::result::Result<String, String>> {
-    let done = Command::new(Kind::Orlop.program()?).args(args).output()?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(match done.status.success() {
-        true => Ok(text(&done.stdout)),
-        false => Err(text(&done.stderr)),
-    })
 }
 
 /// Flags for the certificate in a directory that `orlop certs` made.
@@ -168,25 +129,6 @@ async fn counting(node: &Node, expected: bool) -> Result<()> {
     }
 }
 
-type Contents = (BTreeMap<String, (String, i64)>, i64);
-
-/// All keys with values and revisions, and the store's revision.
-async fn contents(channel: &Channel) -> Result<Contents> {
-    let request = pb::RangeRequest {
-        key: "\0".into(),
-        range_end: "\0".into(),
-        ..Default::default()
-    };
-    let answer = match KvClient::new(channel.clone()).range(request).await {
-        Ok(answer) => answer.into_inner(),
-        Err(status) => return fail(format!("range: {status}")),
-    };
-    let text = |b: &bytes::Bytes| String::from_utf8_lossy(b).into_owned();
-    let kvs = answer.kvs.iter();
-    let kvs = kvs.map(|kv| (text(&kv.key), (text(&kv.value), kv.mod_revision)));
-    Ok((kvs.collect(), answer.header.unwrap_or_default().revision))
-}
-
 /// Takes from a killed server's directory what its power took.
 fn lose_power(node: &Node) -> Result<usize> {
     let lost = take_the_end(&node.data, End::Gone)?;
@@ -209,7 +151,7 @@ async fn exact(dir: &Path) -> Result<()> {
     put(&node.channel()?, "/r/first", "v").await?;
     shards.iter_mut().try_for_each(Shard::run)?;
     counting(&node, true).await?;
-    let (code, _) = shards[0].page("/readyz").await?;
+    let (code, _) = shards[0].beside.page("/readyz").await?;
     ensure(code == 200, || format!("/readyz: {code}"))?;
 
     for round in 0..3 {
@@ -224,7 +166,7 @@ async fn exact(dir: &Path) -> Result<()> {
             put(&channel, &key, &"v".repeat(n * 30)).await?;
             // One is killed under writes, and comes back empty.
             if n == 20 {
-                shards[victim].kill();
+                shards[victim].beside.kill();
             }
             if n == 40 {
                 shards[victim].run()?;
@@ -279,10 +221,10 @@ async fn exact(dir: &Path) -> Result<()> {
     }
 
     // They leave, one after the other.
-    shards[0].stop()?;
+    shards[0].beside.stop()?;
     put(&node.channel()?, "/r/two-left", "v").await?;
     counting(&node, true).await?;
-    shards[1].stop()?;
+    shards[1].beside.stop()?;
     put(&node.channel()?, "/r/one-left", "v").await?;
     counting(&node, false).await?;
     let data = format!("--data-dir={}", node.data.display());
@@ -292,7 +234,7 @@ async fn exact(dir: &Path) -> Result<()> {
     let before = contents(&node.channel()?).await?;
     node.kill();
     take_the_marker(&node.data)?;
-    shards[2].kill();
+    shards[2].beside.kill();
     node.run().await?;
     ensure(before == contents(&node.channel()?).await?, || {
         "without shards something was lost".to_owned()
@@ -322,7 +264,7 @@ async fn gone(dir: &Path) -> Result<()> {
         shown = put(&channel, &format!("/r/{n}"), "v").await?;
     }
     node.kill();
-    shards.iter_mut().for_each(Shard::kill);
+    shards.iter_mut().for_each(|shard| shard.beside.kill());
     ensure(lose_power(&node)? > 0, || "nothing was lost".to_owned())?;
     let (_, said) = node.run_refused().await?;
     for part in ["did not connect", "--recover-without-shards"] {
@@ -348,9 +290,55 @@ async fn gone(dir: &Path) -> Result<()> {
     ensure(kvs.contains_key("/d/kept"), || format!("{kvs:?}"))?;
     ensure(revision > shown, || format!("{revision} after {shown}"))?;
     counting(&node, true).await?;
-    shards.iter_mut().try_for_each(Shard::stop)?;
+    shards
+        .iter_mut()
+        .try_for_each(|shard| shard.beside.stop())?;
     node.stop()?;
     Ok(())
+}
+
+/// What could not be given back does not count as held: a write larger than a shard's message waits
+/// for the disk, and survives the power there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_no_shard_could_give_back_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = large(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn large(dir: &Path) -> Result<()> {
+    let (mut node, mut shards) = cluster(dir)?;
+    node.args.push("--max-request-bytes=67108864".to_owned());
+    node.run().await?;
+    shards.iter_mut().try_for_each(Shard::run)?;
+    counting(&node, true).await?;
+    let value = "v".repeat(copies::shards::MAX_TOLD_BYTES + 1);
+    put(&node.channel()?, "/r/large", &value).await?;
+    counting(&node, true).await?;
+    for n in 0..10 {
+        put(&node.channel()?, &format!("/r/small/{n}"), "v").await?;
+    }
+    let before = revision(&node).await?;
+    node.kill();
+    lose_power(&node)?;
+    node.run().await?;
+    let after = revision(&node).await?;
+    ensure(before == after, || {
+        format!("{before} and {after}\n{}", node.said())
+    })?;
+    shards
+        .iter_mut()
+        .try_for_each(|shard| shard.beside.stop())?;
+    node.stop()?;
+    Ok(())
+}
+
+/// The store's revision, without its contents: they are larger than a client takes.
+async fn revision(node: &Node) -> Result<i64> {
+    Ok(node
+        .metrics()
+        .await?
+        .sum("etcd_debugging_mvcc_current_revision", &[]) as i64)
 }
 
 /// What a certificate is for, it is for nothing else: a keeper's holds nothing, and with a shard's
@@ -370,7 +358,7 @@ async fn roles(dir: &Path) -> Result<()> {
     let own = std::mem::replace(&mut shard.certs, keepers);
     shard.run()?;
     said(shard, "the certificate is for something else").await?;
-    shard.kill();
+    shard.beside.kill();
 
     let mut command = Command::new(Kind::Orlop.program()?);
     command
@@ -395,14 +383,8 @@ async fn roles(dir: &Path) -> Result<()> {
 
 async fn said(shard: &Shard, what: &str) -> Result<()> {
     let began = Instant::now();
-    let tail = || {
-        shard
-            .process
-            .as_ref()
-            .map_or_else(String::new, Process::tail)
-    };
-    while !tail().contains(what) {
-        ensure(began.elapsed() < PATIENCE, tail)?;
+    while !shard.beside.tail().contains(what) {
+        ensure(began.elapsed() < PATIENCE, || shard.beside.tail())?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

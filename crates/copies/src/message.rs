@@ -286,6 +286,34 @@ pub struct End {
     pub stream: u64,
 }
 
+/// How a kind of message goes as bytes and comes back: as the one field of `$message`.
+macro_rules! wrapped {
+    ($kind:ident, $message:ident, $field:ident) => {
+        impl From<$kind> for $message {
+            fn from(kind: $kind) -> Self {
+                $message { $field: Some(kind) }
+            }
+        }
+
+        impl $kind {
+            /// The bytes of a message.
+            pub fn into_bytes(self) -> Bytes {
+                prost::Message::encode_to_vec(&$message::from(self)).into()
+            }
+
+            /// Reads a message. Byte strings are slices of it.
+            ///
+            /// # Errors
+            /// [`MessageError`].
+            pub fn from_bytes(message: Bytes) -> Result<Self, MessageError> {
+                let message = <$message as prost::Message>::decode(message)?;
+                message.$field.ok_or(MessageError::UnknownKind)
+            }
+        }
+    };
+}
+pub(crate) use wrapped;
+
 /// What a follower says.
 #[derive(Clone, PartialEq, Eq, Hash, prost::Oneof)]
 pub enum Told {
@@ -336,44 +364,8 @@ pub struct FromServer {
     said: Option<Said>,
 }
 
-impl From<Said> for FromServer {
-    fn from(said: Said) -> Self {
-        FromServer { said: Some(said) }
-    }
-}
-
-impl Told {
-    /// The bytes of a message.
-    pub fn into_bytes(self) -> Bytes {
-        let told = Some(self);
-        prost::Message::encode_to_vec(&FromFollower { told }).into()
-    }
-
-    /// Reads a message.
-    ///
-    /// # Errors
-    /// [`MessageError`].
-    pub fn from_bytes(message: Bytes) -> Result<Self, MessageError> {
-        let message = <FromFollower as prost::Message>::decode(message)?;
-        message.told.ok_or(MessageError::UnknownKind)
-    }
-}
-
-impl Said {
-    /// The bytes of a message.
-    pub fn into_bytes(self) -> Bytes {
-        prost::Message::encode_to_vec(&FromServer::from(self)).into()
-    }
-
-    /// Reads a message. Byte strings are slices of it.
-    ///
-    /// # Errors
-    /// [`MessageError`].
-    pub fn from_bytes(message: Bytes) -> Result<Self, MessageError> {
-        let message = <FromServer as prost::Message>::decode(message)?;
-        message.said.ok_or(MessageError::UnknownKind)
-    }
-}
+wrapped!(Told, FromFollower, told);
+wrapped!(Said, FromServer, said);
 
 #[cfg(test)]
 mod tests {

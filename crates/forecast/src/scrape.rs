@@ -8,8 +8,9 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::with_causes;
 use tokio::net::TcpStream;
-use upstream::{Endpoint, Scheme, with_causes};
+use upstream::{Endpoint, Scheme};
 use wire::ClientTls;
 
 /// Scrapes one address. A connection that failed is made again by the next scrape.

@@ -1,8 +1,7 @@
 //! Series of `orlop forecast run`. All of them are made at a scrape.
 
-use crate::registry::{self, Family, Kind, Origin, Registry, Source};
-use crate::scrape::ScrapeInput;
-use crate::{fixed, process};
+use crate::page::{self, Info};
+use crate::registry::{Family, Kind, Origin, Registry, Source};
 
 /// One member at a scrape. What is not known is absent.
 #[derive(Clone, Debug, Default)]
@@ -49,20 +48,13 @@ pub struct ForecastInput {
 
 /// The text of a scrape, in the format of [`crate::CONTENT_TYPE`]. Reads `/proc`.
 pub fn encode(version: &str, input: &ForecastInput) -> String {
-    let r = &mut Registry::new(1);
-    fixed::declare_process(r);
-    let mut info = r.family(
-        "orlop_forecast_info",
-        Kind::Gauge,
-        &["version"],
-        Origin::Orlop,
-        "1; the version is its label.",
-    );
-    info.sample(&[version], Source::Constant(1.0));
-    info.done();
-    at_scrape(r, input);
-    let families = std::mem::replace(r, Registry::new(1)).finish();
-    registry::encode(&families, &ScrapeInput::default(), &process::read())
+    let info = Info {
+        name: "orlop_forecast_info",
+        help: "1; the version is its label.",
+        labels: &["version"],
+        values: &[version],
+    };
+    page::text(&info, |r| at_scrape(r, input))
 }
 
 fn at_scrape(r: &mut Registry, input: &ForecastInput) {
@@ -130,17 +122,14 @@ fn at_scrape(r: &mut Registry, input: &ForecastInput) {
         family.sample(&[reason], Source::Constant(f64::from(u8::from(*holds))));
     }
     family.done();
-    let mut family = r.family(
+    page::by_label(
+        r,
         "orlop_forecast_moves_total",
         Counter,
         &["outcome"],
-        Orlop,
         "Moves of the lead since the start: made, failed, not_begun (another was first), would (right, but not allowed).",
+        &input.moves,
     );
-    for (outcome, n) in &input.moves {
-        family.sample(&[outcome], Source::Constant(*n as f64));
-    }
-    family.done();
     let flag = |on: bool| f64::from(u8::from(on));
     for (name, kind, help, value) in [
         (
@@ -192,19 +181,14 @@ fn at_scrape(r: &mut Registry, input: &ForecastInput) {
             input.log_lines_dropped as f64,
         ),
     ] {
-        r.family(name, kind, &[], Orlop, help)
-            .one(Source::Constant(value));
+        page::single(r, name, kind, help, value);
     }
 }
 
 /// All families, for the reference page.
 pub(crate) fn families() -> Vec<Family> {
-    let mut r = Registry::new(1);
-    at_scrape(&mut r, &ForecastInput::default());
-    let mut all = r.finish();
-    all.retain(|family| family.name.starts_with("orlop_forecast_"));
-    all.sort_by_key(|family| family.name);
-    all
+    let add = |r: &mut _| at_scrape(r, &ForecastInput::default());
+    page::own(add, |name| name.starts_with("orlop_forecast_"))
 }
 
 #[cfg(test)]

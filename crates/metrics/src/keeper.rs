@@ -1,8 +1,7 @@
 //! Series of `orlop keeper`. All are known at a scrape only, and made then.
 
-use crate::registry::{self, Family, Kind, Origin, Registry, Source};
-use crate::scrape::ScrapeInput;
-use crate::{fixed, process};
+use crate::page::{self, Info, Row};
+use crate::registry::{Family, Kind};
 
 /// What a keeper knows of itself when it is scraped.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,13 +37,11 @@ pub struct KeeperInput {
     pub saved_failures: u64,
 }
 
-type Read = fn(&KeeperInput) -> f64;
-
 fn number(flag: bool) -> f64 {
     f64::from(u8::from(flag))
 }
 
-const SERIES: [(&str, Kind, &str, Read); 14] = [
+const SERIES: [Row<KeeperInput>; 14] = [
     (
         "orlop_keeper_following",
         Kind::Gauge,
@@ -131,29 +128,19 @@ const SERIES: [(&str, Kind, &str, Read); 14] = [
     ),
 ];
 
-fn at_scrape(input: &KeeperInput, version: &str) -> Vec<Family> {
-    let mut registry = Registry::new(1);
-    let r = &mut registry;
-    fixed::declare_process(r);
-    let mut info = r.family(
-        "orlop_keeper_info",
-        Kind::Gauge,
-        &["version"],
-        Origin::Orlop,
-        "1; the keeper's version is its label.",
-    );
-    info.sample(&[version], Source::Constant(1.0));
-    info.done();
-    for (name, kind, help, read) in SERIES {
-        r.family(name, kind, &[], Origin::Orlop, help)
-            .one(Source::Constant(read(input)));
+fn info<'a>(values: &'a [&'a str]) -> Info<'a> {
+    Info {
+        name: "orlop_keeper_info",
+        help: "1; the keeper's version is its label.",
+        labels: &["version"],
+        values,
     }
-    registry.finish()
 }
 
 /// All series of a keeper, for the documentation.
 pub(crate) fn families() -> Vec<Family> {
-    let mut all = at_scrape(&KeeperInput::default(), "");
+    let add = |r: &mut _| page::rows(r, &SERIES, &KeeperInput::default());
+    let mut all = page::families(&info(&[""]), add);
     all.retain(|family| {
         let name = &family.name;
         name.starts_with("orlop_keeper_") || name.starts_with("orlop_scheduled_snapshot_")
@@ -163,8 +150,7 @@ pub(crate) fn families() -> Vec<Family> {
 
 /// The page that is scraped. `version` is orlop's.
 pub fn keeper_page(input: &KeeperInput, version: &str) -> String {
-    let families = at_scrape(input, version);
-    registry::encode(&families, &ScrapeInput::default(), &process::read())
+    page::text(&info(&[version]), |r| page::rows(r, &SERIES, input))
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Series of `orlop-fleet latency`. All of them are made at a scrape.
 
-use crate::registry::{self, Family, Kind, Origin, Registry, Source};
-use crate::scrape::ScrapeInput;
-use crate::{fixed, process};
+use crate::page::{self, Info};
+use crate::registry::{Family, Kind, Origin, Registry, Source};
 
 /// A peer at a scrape. What is not known is absent.
 #[derive(Clone, Debug, Default)]
@@ -61,30 +60,19 @@ pub struct LatencyInput {
 
 /// The text of a scrape, in the format of [`crate::CONTENT_TYPE`]. Reads `/proc`.
 pub fn encode(version: &str, input: &LatencyInput) -> String {
-    let r = &mut Registry::new(1);
-    fixed::declare_process(r);
-    let mut info = r.family(
-        "orlop_latency_info",
-        Kind::Gauge,
-        &["node", "version"],
-        Origin::Orlop,
-        "1; the node and the version are its labels.",
-    );
-    info.sample(&[&input.node, version], Source::Constant(1.0));
-    info.done();
-    at_scrape(r, input);
-    let families = std::mem::replace(r, Registry::new(1)).finish();
-    registry::encode(&families, &ScrapeInput::default(), &process::read())
+    let info = Info {
+        name: "orlop_latency_info",
+        help: "1; the node and the version are its labels.",
+        labels: &["node", "version"],
+        values: &[&input.node, version],
+    };
+    page::text(&info, |r| at_scrape(r, input))
 }
 
 /// Every family, for the reference.
 pub(crate) fn families() -> Vec<Family> {
-    let mut r = Registry::new(1);
-    at_scrape(&mut r, &LatencyInput::default());
-    let mut all = r.finish();
-    all.retain(|family| family.name.contains("latency"));
-    all.sort_by_key(|family| family.name);
-    all
+    let add = |r: &mut _| at_scrape(r, &LatencyInput::default());
+    page::own(add, |name| name.contains("latency"))
 }
 
 type Read = fn(&LatencyPeer) -> Option<f64>;
@@ -172,17 +160,14 @@ fn at_scrape(r: &mut Registry, input: &LatencyInput) {
         "Nodes of the zone that are measured.",
         |z| Some(z.measured as f64),
     );
-    let mut family = r.family(
+    page::by_label(
+        r,
         "orlop_latency_packets_total",
         Counter,
         &["what"],
-        Orlop,
         "Packets by what became of them: questions that were answered or refused (too many came), packets that are not understood, answers that nobody waited for, packets that could not be sent.",
+        &input.packets,
     );
-    for (what, count) in &input.packets {
-        family.sample(&[what], Source::Constant(*count as f64));
-    }
-    family.done();
     let values = [
         (
             "orlop_latency_nodes",
@@ -210,15 +195,13 @@ fn at_scrape(r: &mut Registry, input: &LatencyInput) {
         ),
     ];
     for (name, kind, help, value) in values {
-        r.family(name, kind, &[], Orlop, help)
-            .one(Source::Constant(value));
+        page::single(r, name, kind, help, value);
     }
-    r.family(
+    page::single(
+        r,
         "orlop_log_lines_dropped_total",
         Counter,
-        &[],
-        Orlop,
         "Log lines that were dropped because the output did not take them.",
-    )
-    .one(Source::Constant(input.log_lines_dropped as f64));
+        input.log_lines_dropped as f64,
+    );
 }

@@ -28,6 +28,7 @@ mod grpc;
 mod keeper;
 mod labelled;
 pub mod latency;
+mod page;
 pub mod placement;
 mod process;
 mod proxy;

@@ -1,8 +1,7 @@
 //! Series of `orlop-fleet place`. All of them are made at a scrape.
 
-use crate::registry::{self, Family, Kind, Origin, Registry, Source};
-use crate::scrape::ScrapeInput;
-use crate::{fixed, process};
+use crate::page::{self, Info};
+use crate::registry::{Family, Kind, Origin, Registry, Source};
 
 /// What the loop reads at a scrape.
 #[derive(Clone, Debug, Default)]
@@ -39,30 +38,19 @@ pub struct PlacementInput {
 
 /// The text of a scrape, in the format of [`crate::CONTENT_TYPE`]. Reads `/proc`.
 pub fn encode(version: &str, input: &PlacementInput) -> String {
-    let r = &mut Registry::new(1);
-    fixed::declare_process(r);
-    let mut info = r.family(
-        "orlop_placement_info",
-        Kind::Gauge,
-        &["version"],
-        Origin::Orlop,
-        "1; the version is its label.",
-    );
-    info.sample(&[version], Source::Constant(1.0));
-    info.done();
-    at_scrape(r, input);
-    let families = std::mem::replace(r, Registry::new(1)).finish();
-    registry::encode(&families, &ScrapeInput::default(), &process::read())
+    let info = Info {
+        name: "orlop_placement_info",
+        help: "1; the version is its label.",
+        labels: &["version"],
+        values: &[version],
+    };
+    page::text(&info, |r| at_scrape(r, input))
 }
 
 /// Every family, for the reference.
 pub(crate) fn families() -> Vec<Family> {
-    let mut r = Registry::new(1);
-    at_scrape(&mut r, &PlacementInput::default());
-    let mut all = r.finish();
-    all.retain(|family| family.name.starts_with("orlop_placement_"));
-    all.sort_by_key(|family| family.name);
-    all
+    let add = |r: &mut _| at_scrape(r, &PlacementInput::default());
+    page::own(add, |name| name.starts_with("orlop_placement_"))
 }
 
 fn at_scrape(r: &mut Registry, input: &PlacementInput) {
@@ -107,8 +95,7 @@ fn at_scrape(r: &mut Registry, input: &PlacementInput) {
         ),
     ];
     for (name, kind, help, value) in values {
-        r.family(name, kind, &[], Orlop, help)
-            .one(Source::Constant(value));
+        page::single(r, name, kind, help, value);
     }
     let mut age = r.family(
         "orlop_placement_latency_age_seconds",
@@ -132,29 +119,24 @@ fn at_scrape(r: &mut Registry, input: &PlacementInput) {
         family.sample(&[direction, reason], Source::Constant(*count as f64));
     }
     family.done();
-    let mut counts =
-        |name, kind, label: &'static [&'static str], help, values: &[(&'static str, u64)]| {
-            let mut family = r.family(name, kind, label, Orlop, help);
-            for (value, count) in values {
-                family.sample(&[value], Source::Constant(*count as f64));
-            }
-            family.done();
-        };
-    counts(
+    page::by_label(
+        r,
         "orlop_placement_writes_total",
         Counter,
         &["result"],
         "Writes of Seikas: written, failed, or not begun because another loop acts.",
         &input.writes,
     );
-    counts(
+    page::by_label(
+        r,
         "orlop_placement_input_failures_total",
         Counter,
         &["input"],
         "Readings of round trips (latency) or of traffic that failed.",
         &input.failures,
     );
-    counts(
+    page::by_label(
+        r,
         "orlop_placement_held_services",
         Gauge,
         &["reason"],
@@ -183,12 +165,11 @@ fn at_scrape(r: &mut Registry, input: &PlacementInput) {
         family.sample(&[service], Source::Constant(*pods));
     }
     family.done();
-    r.family(
+    page::single(
+        r,
         "orlop_log_lines_dropped_total",
         Counter,
-        &[],
-        Orlop,
         "Log lines that were dropped because the output did not take them.",
-    )
-    .one(Source::Constant(input.log_lines_dropped as f64));
+        input.log_lines_dropped as f64,
+    );
 }

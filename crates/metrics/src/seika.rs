@@ -1,8 +1,7 @@
 //! Series of `orlop-fleet seika run`. All of them are made at a scrape.
 
-use crate::registry::{self, Family, Kind, Origin, Registry, Source};
-use crate::scrape::ScrapeInput;
-use crate::{fixed, process};
+use crate::page::{self, Info};
+use crate::registry::{Family, Kind, Registry};
 
 /// What the controller reads at a scrape.
 #[derive(Clone, Debug, Default)]
@@ -37,25 +36,17 @@ pub struct SeikaInput {
 
 /// The text of a scrape, in the format of [`crate::CONTENT_TYPE`]. Reads `/proc`.
 pub fn encode(version: &str, input: &SeikaInput) -> String {
-    let r = &mut Registry::new(1);
-    fixed::declare_process(r);
-    let mut info = r.family(
-        "orlop_seika_info",
-        Kind::Gauge,
-        &["version"],
-        Origin::Orlop,
-        "1; the version is its label.",
-    );
-    info.sample(&[version], Source::Constant(1.0));
-    info.done();
-    at_scrape(r, input);
-    let families = std::mem::replace(r, Registry::new(1)).finish();
-    registry::encode(&families, &ScrapeInput::default(), &process::read())
+    let info = Info {
+        name: "orlop_seika_info",
+        help: "1; the version is its label.",
+        labels: &["version"],
+        values: &[version],
+    };
+    page::text(&info, |r| at_scrape(r, input))
 }
 
 fn at_scrape(r: &mut Registry, input: &SeikaInput) {
     use Kind::{Counter, Gauge};
-    use Origin::Orlop;
     const WHICH: &[&str] = &["which"];
     const REASON: &[&str] = &["reason"];
     const WHAT: &[&str] = &["what"];
@@ -89,11 +80,7 @@ fn at_scrape(r: &mut Registry, input: &SeikaInput) {
             &input.failures,
         ),
     ] {
-        let mut family = r.family(name, kind, labels, Orlop, help);
-        for (value, n) in values {
-            family.sample(&[value], Source::Constant(*n as f64));
-        }
-        family.done();
+        page::by_label(r, name, kind, labels, help, values);
     }
     for (name, kind, help, value) in [
         (
@@ -151,19 +138,14 @@ fn at_scrape(r: &mut Registry, input: &SeikaInput) {
             input.log_lines_dropped as f64,
         ),
     ] {
-        r.family(name, kind, &[], Orlop, help)
-            .one(Source::Constant(value));
+        page::single(r, name, kind, help, value);
     }
 }
 
 /// All families, for the reference page.
 pub(crate) fn families() -> Vec<Family> {
-    let mut r = Registry::new(1);
-    at_scrape(&mut r, &SeikaInput::default());
-    let mut all = r.finish();
-    all.retain(|family| family.name.starts_with("orlop_seika_"));
-    all.sort_by_key(|family| family.name);
-    all
+    let add = |r: &mut _| at_scrape(r, &SeikaInput::default());
+    page::own(add, |name| name.starts_with("orlop_seika_"))
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Series of `orlop shard`. All are known at a scrape only, and made then.
 
-use crate::registry::{self, Family, Kind, Origin, Registry, Source};
-use crate::scrape::ScrapeInput;
-use crate::{fixed, process};
+use crate::page::{self, Info, Row};
+use crate::registry::{Family, Kind};
 
 /// What a shard knows of itself when it is scraped.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,9 +20,7 @@ pub struct ShardInput {
     pub messages: u64,
 }
 
-type Read = fn(&ShardInput) -> f64;
-
-const SERIES: [(&str, Kind, &str, Read); 6] = [
+const SERIES: [Row<ShardInput>; 6] = [
     (
         "orlop_shard_connected",
         Kind::Gauge,
@@ -62,37 +59,26 @@ const SERIES: [(&str, Kind, &str, Read); 6] = [
     ),
 ];
 
-fn at_scrape(input: &ShardInput, version: &str) -> Vec<Family> {
-    let mut registry = Registry::new(1);
-    let r = &mut registry;
-    fixed::declare_process(r);
-    let mut info = r.family(
-        "orlop_shard_info",
-        Kind::Gauge,
-        &["version"],
-        Origin::Orlop,
-        "1; the shard's version is its label.",
-    );
-    info.sample(&[version], Source::Constant(1.0));
-    info.done();
-    for (name, kind, help, read) in SERIES {
-        r.family(name, kind, &[], Origin::Orlop, help)
-            .one(Source::Constant(read(input)));
+fn info<'a>(values: &'a [&'a str]) -> Info<'a> {
+    Info {
+        name: "orlop_shard_info",
+        help: "1; the shard's version is its label.",
+        labels: &["version"],
+        values,
     }
-    registry.finish()
 }
 
 /// All series of a shard, for the documentation.
 pub(crate) fn families() -> Vec<Family> {
-    let mut all = at_scrape(&ShardInput::default(), "");
+    let add = |r: &mut _| page::rows(r, &SERIES, &ShardInput::default());
+    let mut all = page::families(&info(&[""]), add);
     all.retain(|family| family.name.starts_with("orlop_shard_"));
     all
 }
 
 /// The page that is scraped. `version` is orlop's.
 pub fn shard_page(input: &ShardInput, version: &str) -> String {
-    let families = at_scrape(input, version);
-    registry::encode(&families, &ScrapeInput::default(), &process::read())
+    page::text(&info(&[version]), |r| page::rows(r, &SERIES, input))
 }
 
 #[cfg(test)]

@@ -125,10 +125,7 @@ impl Args {
     }
 
     fn node(&self) -> String {
-        self.node.clone().unwrap_or_else(|| {
-            let host = rustix::system::uname();
-            host.nodename().to_string_lossy().into_owned()
-        })
+        self.node.clone().unwrap_or_else(crate::cluster::host)
     }
 
     /// Follows which nodes there are. What can be known at once is known when this returns.
@@ -147,7 +144,7 @@ impl Args {
                 .collect::<Result<Vec<_>, _>>()?;
             sender.send_modify(|roster| roster.nodes = Some(nodes));
         } else {
-            let client = crate::cluster::client(self.kubeconfig.as_deref())
+            let client = crate::cluster::client(self.kubeconfig.as_deref(), None)
                 .await
                 .map_err(node_latency::Error::Cluster)?;
             tokio::spawn(roster::follow_cluster(client, port, sender));

@@ -202,13 +202,8 @@ impl Args {
         if !(1.0..=600.0).contains(&self.latency_period) {
             return Err(Failure::LatencyPeriod(self.latency_period));
         }
-        let own = || {
-            let host = rustix::system::uname();
-            let host = host.nodename().to_string_lossy().into_owned();
-            format!("{host}-{}", std::process::id())
-        };
         Ok(Options {
-            identity: self.identity.clone().unwrap_or_else(own),
+            identity: crate::cluster::identity(self.identity.as_deref()),
             lease_namespace: self.lease_namespace.clone(),
             lease_name: self.lease_name.clone(),
             times: Times {
@@ -237,7 +232,7 @@ impl Args {
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            let client = crate::cluster::client(self.kubeconfig.as_deref())
+            let client = crate::cluster::client(self.kubeconfig.as_deref(), None)
                 .await
                 .map_err(Failure::Cluster)?;
             let identity = options.identity.clone();

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Subcommand;
 use election::Times;
@@ -14,6 +15,8 @@ use crate::stop_signals::StopSignals;
 
 /// Threads that run it: more are of no use to it.
 const THREADS: usize = 2;
+/// A connection to the apiserver that takes longer is tried again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Arguments of `orlop-fleet seika`.
 #[derive(clap::Args)]
@@ -84,6 +87,11 @@ enum Failure {
     Controller(#[from] seika::Error),
     #[error(transparent)]
     Log(#[from] telemetry::Error),
+    #[error(
+        "no apiserver is known: {0}; run in a pod with a ServiceAccount, or set KUBECONFIG or \
+         --kubeconfig"
+    )]
+    Cluster(String),
     #[error("cannot start: {0}")]
     Start(#[from] std::io::Error),
     #[error("cannot print the definition: {0}")]
@@ -112,17 +120,10 @@ fn crd() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The host's name, or what stands for it.
-fn host() -> String {
-    let name = rustix::system::uname();
-    name.nodename().to_string_lossy().into_owned()
-}
-
 impl Run {
     fn settings(&self) -> Settings {
-        let own = || format!("{}-{}", host(), std::process::id());
         Settings {
-            identity: self.identity.clone().unwrap_or_else(own),
+            identity: crate::cluster::identity(self.identity.as_deref()),
             lease_namespace: self.lease_namespace.clone(),
             lease_name: self.lease_name.clone(),
             times: Times {
@@ -148,7 +149,8 @@ impl Run {
         )?;
         tracing::info!(urls = %pages.urls().join(" "), "serves metrics and probes");
         let ran: Result<(), Failure> = runtime.block_on(async {
-            let client = seika::run::client(self.kubeconfig.as_deref()).await?;
+            let client = crate::cluster::client(self.kubeconfig.as_deref(), Some(CONNECT_TIMEOUT));
+            let client = client.await.map_err(Failure::Cluster)?;
             let mut signals = StopSignals::new()?;
             let stop = async {
                 let signal = signals.wait().await;

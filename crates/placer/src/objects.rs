@@ -3,12 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    Container, Node, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec, Toleration as KubeToleration,
+    Container, Node, NodeSelectorTerm, Pod, PodSpec, PodTemplateSpec,
 };
 use kube::api::{ApiResource, DynamicObject};
-use placement::{
-    Constraints, Effect, Labels, NodeState, Operator, Requirement, Resources, Taint, Toleration,
-};
+use placement::{Constraints, Labels, NodeState, Requirement, Resources};
 
 use crate::quantity::{millis, whole};
 
@@ -72,16 +70,7 @@ pub fn node(node: &Node) -> NodeFacts {
     } else {
         NodeState::Ready {
             labels,
-            taints: taints
-                .into_iter()
-                .filter_map(|taint| {
-                    Some(Taint {
-                        effect: effect(&taint.effect)?,
-                        key: taint.key,
-                        value: taint.value.unwrap_or_default(),
-                    })
-                })
-                .collect(),
+            taints: taints.into_iter().filter_map(scheduling::taint).collect(),
         }
     };
     let allocatable = status.and_then(|s| s.allocatable.as_ref());
@@ -106,15 +95,6 @@ pub fn node(node: &Node) -> NodeFacts {
             .flatten()
             .collect(),
         zone,
-    }
-}
-
-fn effect(text: &str) -> Option<Effect> {
-    match text {
-        "NoSchedule" => Some(Effect::NoSchedule),
-        "PreferNoSchedule" => Some(Effect::PreferNoSchedule),
-        "NoExecute" => Some(Effect::NoExecute),
-        _ => None,
     }
 }
 
@@ -306,28 +286,13 @@ fn asks(object: &DynamicObject) -> Result<Asks, String> {
 }
 
 fn constraints(spec: &PodSpec) -> Result<Constraints, String> {
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|a| a.node_affinity.as_ref())
-        .and_then(|a| {
-            a.required_during_scheduling_ignored_during_execution
-                .as_ref()
-        });
-    let affinity = match required {
-        None => None,
-        Some(selector) => Some(
-            selector
-                .node_selector_terms
-                .iter()
-                .map(term)
-                .collect::<Result<Vec<_>, _>>()?,
-        ),
-    };
+    let terms = scheduling::required_terms(spec);
+    let affinity = terms.map(|terms| terms.iter().map(term).collect::<Result<Vec<_>, _>>());
+    let tolerations = spec.tolerations.iter().flatten();
     Ok(Constraints {
         selector: spec.node_selector.clone().unwrap_or_default(),
-        affinity,
-        tolerations: spec.tolerations.iter().flatten().map(toleration).collect(),
+        affinity: affinity.transpose()?,
+        tolerations: tolerations.map(scheduling::toleration).collect(),
     })
 }
 
@@ -342,29 +307,10 @@ fn term(term: &NodeSelectorTerm) -> Result<Vec<Requirement>, String> {
     let expressions = term.match_expressions.iter().flatten();
     expressions
         .map(|expression| {
-            let operator = match expression.operator.as_str() {
-                "In" => Operator::In,
-                "NotIn" => Operator::NotIn,
-                "Exists" => Operator::Exists,
-                "DoesNotExist" => Operator::DoesNotExist,
-                "Gt" => Operator::Gt,
-                "Lt" => Operator::Lt,
-                other => return Err(format!("its node affinity has the operator {other:?}")),
-            };
-            Ok(Requirement {
-                key: expression.key.clone(),
-                operator,
-                values: expression.values.clone().unwrap_or_default(),
+            scheduling::requirement(expression.key.clone(), expression).ok_or_else(|| {
+                let operator = &expression.operator;
+                format!("its node affinity has the operator {operator:?}")
             })
         })
         .collect()
-}
-
-fn toleration(toleration: &KubeToleration) -> Toleration {
-    let exists = toleration.operator.as_deref() == Some("Exists");
-    Toleration {
-        key: toleration.key.clone().filter(|key| !key.is_empty()),
-        value: (!exists).then(|| toleration.value.clone().unwrap_or_default()),
-        effect: toleration.effect.as_deref().and_then(effect),
-    }
 }

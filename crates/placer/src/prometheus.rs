@@ -112,22 +112,11 @@ impl Prometheus {
             .body(Full::from(format!("query={}", escaped(query))))
             .map_err(|error| error.to_string())?;
         let answer = self.client.request(request).await;
-        let answer = answer.map_err(|error| causes(&error))?;
+        let answer = answer.map_err(|error| telemetry::with_causes(&error))?;
         let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
         let body = body.collect().await.map_err(|error| error.to_string())?;
         Ok(body.to_bytes())
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// Percent-encodes a form's value.

@@ -16,13 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use election::{Place, Times};
-use kube::{Client, Config};
+use kube::Client;
 use tokio::task::JoinSet;
 
 pub use pages::Pages;
 pub use state::State;
-
-use crate::error::Error;
 
 /// Passes at a time.
 const WORKERS: usize = 4;
@@ -44,25 +42,6 @@ pub struct Settings {
     pub times: Times,
     /// Watch only Seikas and pods of this namespace; `None`: all.
     pub namespace: Option<String>,
-}
-
-/// A client of the cluster that `kubeconfig` names, or the environment.
-///
-/// # Errors
-/// If there is none, or its certificates cannot be read.
-pub async fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, Error> {
-    let none = |error: &dyn std::fmt::Display| Error::NoCluster(error.to_string());
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = kube::config::Kubeconfig::read_from(path).map_err(|e| none(&e))?;
-            Config::from_custom_kubeconfig(file, &Default::default())
-                .await
-                .map_err(|e| none(&e))?
-        }
-        None => Config::infer().await.map_err(|e| none(&e))?,
-    };
-    config.connect_timeout = Some(Duration::from_secs(5));
-    Client::try_from(config).map_err(|e| Error::Client(Box::new(e)))
 }
 
 /// Runs until `stop`, then gives the lease back.

@@ -4,11 +4,11 @@
 use k8s_openapi::api::core::v1 as core;
 use kube::Resource;
 use kube::core::ObjectMeta;
-use placement::{Labels, Taint};
+use placement::Labels;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::{Node, Owner, Phase, Pod};
-use crate::template::{FAILURES_ANNOTATION, NAME_FIELD, effect};
+use crate::template::{FAILURES_ANNOTATION, NAME_FIELD};
 
 /// A pod that ran for so long before it failed has not failed in a row.
 const RAN_LONG_S: i64 = 600;
@@ -182,13 +182,7 @@ pub fn node(from: SlimNode) -> Option<(String, Node)> {
     let name = from.metadata.name?;
     let mut labels: Labels = from.metadata.labels.unwrap_or_default();
     labels.insert(NAME_FIELD.to_owned(), name.clone());
-    let taints = from.spec.taints.into_iter().filter_map(|taint| {
-        Some(Taint {
-            effect: effect(&taint.effect)?,
-            key: taint.key,
-            value: taint.value.unwrap_or_default(),
-        })
-    });
+    let taints = from.spec.taints.into_iter().filter_map(scheduling::taint);
     let node = Node {
         labels,
         taints: taints.collect(),

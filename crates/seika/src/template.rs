@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{
     NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PodTemplateSpec,
 };
 use kube::core::{Selector, SelectorExt};
-use placement::{Constraints, Effect, Operator, Requirement, Term, Toleration};
+use placement::{Constraints, Requirement, Term};
 use serde_json::{Map, Value, json};
 
 use crate::api::{RollingUpdate, SeikaSpec};
@@ -145,35 +145,12 @@ pub fn rolling(update: &RollingUpdate) -> Rolling {
     }
 }
 
-/// Kubernetes' word for what a taint does, as `placement` has it.
-#[must_use]
-pub fn effect(name: &str) -> Option<Effect> {
-    match name {
-        "NoSchedule" => Some(Effect::NoSchedule),
-        "PreferNoSchedule" => Some(Effect::PreferNoSchedule),
-        "NoExecute" => Some(Effect::NoExecute),
-        _ => None,
-    }
-}
-
 fn requirement(from: &NodeSelectorRequirement, is_field: bool) -> Option<Requirement> {
-    let operator = match from.operator.as_str() {
-        "In" => Operator::In,
-        "NotIn" => Operator::NotIn,
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::Gt,
-        "Lt" => Operator::Lt,
-        _ => return None,
+    let key = match is_field {
+        true => format!("field:{}", from.key),
+        false => from.key.clone(),
     };
-    Some(Requirement {
-        key: match is_field {
-            true => format!("field:{}", from.key),
-            false => from.key.clone(),
-        },
-        operator,
-        values: from.values.clone().unwrap_or_default(),
-    })
+    scheduling::requirement(key, from)
 }
 
 fn term(from: &NodeSelectorTerm) -> Term {
@@ -186,27 +163,11 @@ fn term(from: &NodeSelectorTerm) -> Term {
 }
 
 fn constraints(spec: &PodSpec) -> Constraints {
-    let affinity = spec
-        .affinity
-        .as_ref()
-        .and_then(|affinity| affinity.node_affinity.as_ref())
-        .and_then(|node| {
-            node.required_during_scheduling_ignored_during_execution
-                .as_ref()
-        })
-        .map(|required| required.node_selector_terms.iter().map(term).collect());
-    let tolerations = spec.tolerations.iter().flatten().map(|from| Toleration {
-        key: from.key.clone().filter(|key| !key.is_empty()),
-        value: match from.operator.as_deref() {
-            Some("Exists") => None,
-            _ => Some(from.value.clone().unwrap_or_default()),
-        },
-        effect: from.effect.as_deref().and_then(effect),
-    });
+    let tolerations = spec.tolerations.iter().flatten();
     Constraints {
         selector: spec.node_selector.clone().unwrap_or_default(),
-        affinity,
-        tolerations: tolerations.collect(),
+        affinity: scheduling::required_terms(spec).map(|terms| terms.iter().map(term).collect()),
+        tolerations: tolerations.map(scheduling::toleration).collect(),
     }
 }
 

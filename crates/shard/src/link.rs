@@ -3,18 +3,15 @@
 use bytes::Bytes;
 use copies::message::{MessageError, Refused};
 use copies::shards::message::{Said, Told};
-use copies::shards::{METHOD, memory::ShardError};
+use copies::shards::{MAX_SAID_BYTES, METHOD, memory::ShardError};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
-use upstream::Plain;
+use tonic::{Status, Streaming};
+use upstream::plain;
 
 /// How long a server may take to answer at all.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-/// A message is a frame of the server's log and some more at most.
-const MAX_MESSAGE_BYTES: usize = 1 << 30;
 /// What is said waits for the connection at most so often.
 const TOLD_AHEAD: usize = 64;
 
@@ -59,25 +56,13 @@ pub(crate) struct Link {
 impl Link {
     /// Connects, and says who is there.
     pub(crate) async fn open(channel: Channel, hello: Told) -> Result<Link, Broken> {
-        let (told, messages) = mpsc::channel(TOLD_AHEAD);
-        // There is room for the first.
-        let _ = told.try_send(hello.into_bytes());
-        let call = async move {
-            let mut client =
-                tonic::client::Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-            let ready = client.ready().await;
-            ready.map_err(|error| Status::unavailable(upstream::with_causes(&error)))?;
-            let (service, method) = METHOD;
-            let path = http::uri::PathAndQuery::try_from(format!("/{service}/{method}"))
-                .map_err(|error| Status::internal(error.to_string()))?;
-            let request = Request::new(ReceiverStream::new(messages));
-            client.streaming(request, path, Plain).await
-        };
-        match tokio::time::timeout(OPEN_TIMEOUT, call).await {
-            Ok(answer) => Ok(Link {
-                said: answer?.into_inner(),
-                told,
-            }),
+        let first = hello.into_bytes();
+        let open = plain::open(channel, METHOD, first, TOLD_AHEAD, MAX_SAID_BYTES);
+        match tokio::time::timeout(OPEN_TIMEOUT, open).await {
+            Ok(opened) => {
+                let (said, told) = opened?;
+                Ok(Link { said, told })
+            }
             Err(_) => Err(Broken::NoAnswer),
         }
     }

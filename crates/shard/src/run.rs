@@ -2,9 +2,9 @@
 
 use crate::link::{Broken, Link};
 use crate::view::View;
-use copies::shards::Fence;
 use copies::shards::memory::Shard;
 use copies::shards::message::{Collect, Collected, Frame, Leaving, Said, Told};
+use copies::shards::{COLLECTED_BYTES, Fence};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
@@ -22,8 +22,6 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// A shard that stops waits for so long until others hold what it held.
 const LEAVE: Duration = Duration::from_secs(3);
-/// Bytes of frames in a message, about.
-const COLLECTED_BYTES: u64 = 1 << 20;
 static AGAIN: Throttle = Throttle::new(Duration::from_secs(10));
 
 /// Whom to hold for, and how much.

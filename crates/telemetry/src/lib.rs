@@ -18,6 +18,7 @@
 //! Facts on the shape of a line: etcd 3.7.3's own log, its
 //! `client/pkg/logutil` and `server/embed/config_logging.go`, and zap 1.27.
 
+mod causes;
 mod format;
 mod notify;
 mod output;
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use causes::{and_causes, with_causes};
 pub use notify::{Notify, notify};
 pub use throttle::Throttle;
 pub use value::{GoDuration, Strings};

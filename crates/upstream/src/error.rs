@@ -62,24 +62,5 @@ impl CallError {
 #[must_use]
 pub fn explain(status: &Status) -> String {
     let text = format!("{:?}: {}", status.code(), status.message());
-    and_causes(text, status)
-}
-
-/// An error for an operator, with the causes below it, where TLS faults hide.
-#[must_use]
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    and_causes(error.to_string(), error)
-}
-
-fn and_causes(mut text: String, of: &dyn std::error::Error) -> String {
-    let mut cause = of.source();
-    while let Some(error) = cause {
-        let error_text = error.to_string();
-        if !text.contains(&error_text) {
-            text.push_str(": ");
-            text.push_str(&error_text);
-        }
-        cause = error.source();
-    }
-    text
+    telemetry::and_causes(text, status)
 }

@@ -1,5 +1,6 @@
 //! One orlop process whose flags, environment, launcher and end a test decides.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -298,4 +299,27 @@ pub async fn put(channel: &Channel, key: &str, value: &str) -> Result<i64> {
         Ok(answer) => Ok(answer.into_inner().header.unwrap_or_default().revision),
         Err(status) => fail(format!("put {key}: {status}")),
     }
+}
+
+/// Keys with values and revisions, and the store's revision.
+pub type Contents = (BTreeMap<String, (String, i64)>, i64);
+
+/// All that a server has.
+///
+/// # Errors
+/// If it does not answer.
+pub async fn contents(channel: &Channel) -> Result<Contents> {
+    let request = pb::RangeRequest {
+        key: "\0".into(),
+        range_end: "\0".into(),
+        ..Default::default()
+    };
+    let answer = match KvClient::new(channel.clone()).range(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return fail(format!("range: {status}")),
+    };
+    let text = |b: &bytes::Bytes| String::from_utf8_lossy(b).into_owned();
+    let kvs = answer.kvs.iter();
+    let kvs = kvs.map(|kv| (text(&kv.key), (text(&kv.value), kv.mod_revision)));
+    Ok((kvs.collect(), answer.header.unwrap_or_default().revision))
 }

@@ -3,7 +3,7 @@
 //! ([`super::VERSION`]).
 
 use super::Fence;
-use crate::message::{MessageError, Refused};
+use crate::message::{MessageError, Refused, wrapped};
 use bytes::Bytes;
 use journal::HeldFrame;
 
@@ -233,44 +233,8 @@ pub struct FromServer {
     said: Option<Said>,
 }
 
-impl From<Said> for FromServer {
-    fn from(said: Said) -> Self {
-        FromServer { said: Some(said) }
-    }
-}
-
-impl Told {
-    /// The bytes of a message.
-    pub fn into_bytes(self) -> Bytes {
-        let told = Some(self);
-        prost::Message::encode_to_vec(&FromShard { told }).into()
-    }
-
-    /// Reads a message. Byte strings are slices of it.
-    ///
-    /// # Errors
-    /// [`MessageError`].
-    pub fn from_bytes(message: Bytes) -> Result<Self, MessageError> {
-        let message = <FromShard as prost::Message>::decode(message)?;
-        message.told.ok_or(MessageError::UnknownKind)
-    }
-}
-
-impl Said {
-    /// The bytes of a message.
-    pub fn into_bytes(self) -> Bytes {
-        prost::Message::encode_to_vec(&FromServer::from(self)).into()
-    }
-
-    /// Reads a message. Byte strings are slices of it.
-    ///
-    /// # Errors
-    /// [`MessageError`].
-    pub fn from_bytes(message: Bytes) -> Result<Self, MessageError> {
-        let message = <FromServer as prost::Message>::decode(message)?;
-        message.said.ok_or(MessageError::UnknownKind)
-    }
-}
+wrapped!(Told, FromShard, told);
+wrapped!(Said, FromServer, said);
 
 #[cfg(test)]
 mod tests {

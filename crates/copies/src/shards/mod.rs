@@ -16,6 +16,15 @@ pub const VERSION: u32 = 1;
 /// The gRPC method that a shard calls: its service and name.
 pub const METHOD: (&str, &str) = ("orlop.copies.v1.Copies", "Hold");
 
+/// The longest message that a shard takes, in bytes. A longer frame ends the connection, and its
+/// write waits for the server's disk: only what can be given back counts as held.
+pub const MAX_SAID_BYTES: usize = 30 << 20;
+/// The longest message that a server takes: the largest frame that was taken, with others before it
+/// in the same message ([`COLLECTED_BYTES`]).
+pub const MAX_TOLD_BYTES: usize = 32 << 20;
+/// Frames that are given back go into one message up to about so many bytes, in whole frames.
+pub const COLLECTED_BYTES: u64 = 1 << 20;
+
 /// What tells a server from those that were there before it: holders take nothing from a lower one
 /// than they have seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

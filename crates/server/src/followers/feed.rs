@@ -2,11 +2,11 @@
 
 use super::{Followers, Stream};
 use crate::commit_log::{Errand, Stopping};
+use crate::encode;
 use crate::shared::{Shared, unix_ms};
 use copies::backlog::Backlog;
 use copies::message::{Batch, End, Entry, FromServer, Said};
 use journal::{Follower, Next};
-use prost::Message;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -26,11 +26,7 @@ const KEEP_IDLE: Duration = Duration::from_secs(60);
 
 /// A message as it is sent.
 pub(super) fn frame(said: Said) -> Frame {
-    let message = FromServer::from(said);
-    Frame::encode(message.encoded_len(), |out| {
-        // It was reserved.
-        let _ = message.encode(out);
-    })
+    encode::message(&FromServer::from(said))
 }
 
 impl Followers {

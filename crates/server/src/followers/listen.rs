@@ -21,9 +21,6 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_
 /// be gone, and some that are refused with a reason.
 const SPARE_CONNECTIONS: usize = 16;
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
-
-/// What a shard gives back to a start comes in messages with a frame of the log and some more.
-const MAX_MESSAGE_BYTES_OF_SHARDS: usize = 64 << 20;
 const FOLLOW: u16 = 0;
 const HOLD: u16 = 1;
 
@@ -171,7 +168,7 @@ pub(crate) fn listen(
     let config = wire::Config {
         workers: 1,
         max_message_bytes: match host.shards {
-            Some(_) => MAX_MESSAGE_BYTES_OF_SHARDS,
+            Some(_) => copies::shards::MAX_TOLD_BYTES,
             None => MAX_MESSAGE_BYTES,
         },
         max_connections: host.max_connections,

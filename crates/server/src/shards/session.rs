@@ -1,9 +1,9 @@
 //! One shard's connection, from its first message to its last.
 
 use super::Shards;
+use crate::encode;
 use copies::message::Refused;
 use copies::shards::message::{Begin, Frame as Held, Frames, FromServer, Hello, Said, Told};
-use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::{Call, Code, Frame, Inbound, Outbound, Status};
@@ -14,11 +14,7 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 const MESSAGE_BYTES: u64 = 1 << 20;
 
 fn frame(said: Said) -> Frame {
-    let message = FromServer::from(said);
-    Frame::encode(message.encoded_len(), |out| {
-        // It was reserved.
-        let _ = message.encode(out);
-    })
+    encode::message(&FromServer::from(said))
 }
 
 /// A session's place among the others; it ends with this.
