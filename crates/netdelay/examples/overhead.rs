@@ -81,8 +81,8 @@ fn main() {
         let at = listener.local_addr().unwrap();
         drop(listener);
         let delays = Delays {
-            forward: Duration::from_micros(delay_us),
-            backward: Duration::ZERO,
+            forward: Duration::from_micros(delay_us).into(),
+            backward: Duration::ZERO.into(),
         };
         network.link(at, target, delays).unwrap();
         let [p50, p99, max] = round_trips(at, rounds).map(|us| us - delay_us as f64);

@@ -1,9 +1,10 @@
 //! TCP links on loopback whose bytes arrive later, as they would over a distance.
 //!
 //! A [`Network`] is a thread with relays. A relay accepts connections in a program's place,
-//! and holds every byte for the time of its direction before it hands it on. Many bytes are
-//! under way at once: a delay costs no throughput, up to [`LINK_BYTES_MAX`] a direction. It
-//! knows no protocol but TCP and, where a client has to name its peer, HTTP's CONNECT.
+//! and holds every byte for the time of its direction ([`Delay`], which may change while
+//! connections are open) before it hands it on. Many bytes are under way at once: a delay costs
+//! no throughput, up to [`LINK_BYTES_MAX`] a direction. It knows no protocol but TCP and, where
+//! a client has to name its peer, HTTP's CONNECT.
 //!
 //! What it is for: a cluster's members on one machine that act as if they were far apart, where
 //! the kernel's own delays (netem) are not to be had. It may not know what runs over it.
@@ -14,10 +15,12 @@
 //! refused.
 
 mod connect;
+mod delay;
 mod network;
 mod pipe;
 mod timer;
 
+pub use delay::Delay;
 pub use network::{Delays, Network, Route};
 pub use pipe::{LINK_BYTES_MAX, READ_BYTES_MAX};
 

@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::delay::Delay;
 use crate::pipe::{LINK_BYTES_MAX, Pipe};
 use crate::timer::{Clock, Timer};
 use crate::{Error, connect};
@@ -24,17 +25,17 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long bytes are held in each direction of a connection.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Delays {
     /// From who connects.
-    pub forward: Duration,
+    pub forward: Delay,
     /// To it.
-    pub backward: Duration,
+    pub backward: Delay,
 }
 
 impl Delays {
-    fn round_trip(self) -> Duration {
-        self.forward + self.backward
+    fn round_trip(&self) -> Duration {
+        self.forward.get() + self.backward.get()
     }
 }
 
@@ -117,7 +118,7 @@ impl Network {
         let shared = self.shared.clone();
         self.handle
             .spawn(accept(listener, shared.clone(), move |near| {
-                shared.clone().relay(near, target, delays)
+                shared.clone().relay(near, target, delays.clone())
             }));
         Ok(())
     }
@@ -203,7 +204,7 @@ impl Shared {
         };
         self.timer.until(opens).await;
         near.write_all(connect::CONNECTED).await?;
-        self.carry(near, far, route.delays, opens).await
+        self.carry(near, far, route.delays.clone(), opens).await
     }
 
     async fn carry(

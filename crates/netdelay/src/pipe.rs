@@ -2,12 +2,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::delay::Delay;
 use crate::timer::Timer;
 
 /// The most that is under way in one direction of one connection, in bytes; each piece counts
@@ -32,7 +33,7 @@ enum Piece {
 #[derive(Debug, Clone)]
 pub(crate) struct Pipe {
     pub(crate) timer: Timer,
-    pub(crate) delay: Duration,
+    pub(crate) delay: Delay,
     /// Nothing is sent before this: the connection is not open at its sender.
     pub(crate) opens: Instant,
     pub(crate) bytes_max: u32,
@@ -66,7 +67,7 @@ impl Pipe {
         loop {
             buffer.reserve(READ_BYTES_MAX as usize);
             let read = from.read_buf(&mut buffer).await;
-            let due = Instant::now().max(self.opens) + self.delay;
+            let due = Instant::now().max(self.opens) + self.delay.get();
             let (piece, last) = match read {
                 Ok(0) => (Piece::End, true),
                 Ok(_) => (Piece::Bytes(buffer.split().freeze()), false),
@@ -116,6 +117,7 @@ mod tests {
     use super::*;
     use crate::timer::Clock;
     use proptest::prelude::*;
+    use std::time::Duration;
     use tokio::io::duplex;
 
     /// Runs `work` on a runtime with a timer.
@@ -135,7 +137,7 @@ mod tests {
     fn pipe(timer: Timer, delay_ms: u64, bytes_max: u32) -> Pipe {
         Pipe {
             timer,
-            delay: Duration::from_millis(delay_ms),
+            delay: Duration::from_millis(delay_ms).into(),
             opens: Instant::now(),
             bytes_max,
         }
@@ -248,6 +250,27 @@ mod tests {
                 took > Duration::from_millis(100) && took < Duration::from_secs(3),
                 "{took:?}"
             );
+        });
+    }
+
+    #[test]
+    fn a_delay_that_becomes_shorter_lets_no_byte_pass_another() {
+        with_timer(|timer| async move {
+            let (mut near, from) = duplex(1024);
+            let (to, mut far) = duplex(1024);
+            let pipe = pipe(timer, 150, 1000);
+            let delay = pipe.delay.clone();
+            tokio::spawn(pipe.carry(from, to));
+            let began = Instant::now();
+            near.write_all(b"1").await.unwrap();
+            // The first byte is under way with the longer delay.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            delay.set(Duration::ZERO);
+            near.write_all(b"2").await.unwrap();
+            let mut seen = [0; 2];
+            far.read_exact(&mut seen).await.unwrap();
+            assert_eq!(&seen, b"12");
+            assert!(began.elapsed() >= Duration::from_millis(150));
         });
     }
 

@@ -61,8 +61,8 @@ fn each_direction_has_its_own_delay() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = free();
     let delays = Delays {
-        forward: ms(20),
-        backward: ms(700),
+        forward: ms(20).into(),
+        backward: ms(700).into(),
     };
     network
         .link(at, server.local_addr().unwrap(), delays)
@@ -99,8 +99,8 @@ fn a_side_that_has_said_all_still_hears() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = free();
     let delays = Delays {
-        forward: ms(30),
-        backward: ms(30),
+        forward: ms(30).into(),
+        backward: ms(30).into(),
     };
     network
         .link(at, server.local_addr().unwrap(), delays)
@@ -161,8 +161,8 @@ fn the_way_depends_on_who_is_named() {
         authority: authority.into(),
         target: echo(),
         delays: Delays {
-            forward: ms(forward),
-            backward: ms(backward),
+            forward: ms(forward).into(),
+            backward: ms(backward).into(),
         },
     };
     let routes = vec![
@@ -191,4 +191,18 @@ fn all_ends_with_the_network() {
     stream.set_read_timeout(Some(ms(5000))).unwrap();
     assert!(matches!(stream.read(&mut [0; 10]), Ok(0) | Err(_)));
     assert!(TcpStream::connect(at).is_err());
+}
+
+#[test]
+fn a_delay_changes_while_a_connection_is_open() {
+    let network = Network::start().unwrap();
+    let at = free();
+    let delays = Delays::default();
+    network.link(at, echo(), delays.clone()).unwrap();
+    let mut stream = TcpStream::connect(at).unwrap();
+    is_about(round_trip(&mut stream), ms(0));
+    delays.backward.set(ms(600));
+    is_about(round_trip(&mut stream), ms(600));
+    delays.backward.set(ms(0));
+    is_about(round_trip(&mut stream), ms(0));
 }

@@ -225,8 +225,8 @@ fn far_away(store: &Store, delay: Duration, endpoints: &mut Endpoints) -> Result
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let (network, port) = (Network::start()?, free_port()?);
     let delays = Delays {
-        forward: Duration::ZERO,
-        backward: delay,
+        forward: Duration::ZERO.into(),
+        backward: delay.into(),
     };
     network.link(loopback(port), loopback(store.port()), delays)?;
     for url in &mut endpoints.urls {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use netdelay::{Delays, Network, Route};
+use netdelay::{Delay, Delays, Network, Route};
 
 use crate::etcdctl::Etcdctl;
 use crate::http::Client;
@@ -88,14 +88,6 @@ impl Distances {
     pub fn is_zero(&self) -> bool {
         self.peer.is_zero() && self.member.iter().all(Duration::is_zero)
     }
-
-    /// The way of a connection that member `from` opens to member `to`.
-    fn between(&self, from: usize, to: usize) -> Delays {
-        Delays {
-            forward: self.of(from) + self.peer,
-            backward: self.of(to) + self.peer,
-        }
-    }
 }
 
 /// Where a member is, for clients and for its peers.
@@ -152,6 +144,9 @@ pub struct Setup {
     pub flags: Vec<String>,
     /// How far apart they are.
     pub distances: Distances,
+    /// Whether [`Members::hold`] may change the distances: all ways are relays then, also those
+    /// without a delay.
+    pub live: bool,
     /// Which of them leads at the beginning (from 0); none for whichever is elected.
     pub leader: Option<usize>,
 }
@@ -176,6 +171,7 @@ impl Setup {
             members,
             flags: Vec::new(),
             distances: Distances::default(),
+            live: false,
             leader: None,
         })
     }
@@ -193,6 +189,8 @@ struct Member {
     /// Its proxy to its peers.
     egress_port: Option<u16>,
     metrics_port: u16,
+    /// How long what leaves it is held.
+    held: Delay,
     process: Option<Process>,
 }
 
@@ -225,7 +223,7 @@ impl Members {
     /// # Errors
     /// If a member does not get ready, with the end of its log, or the leadership does not move.
     pub async fn start(setup: Setup, dir: &Path, tls: Option<Tls>) -> Result<Self> {
-        let apart = !setup.distances.is_zero();
+        let apart = setup.live || !setup.distances.is_zero();
         let authority = Authority::new(dir, "peers")?;
         let addresses: Vec<_> = (0..setup.members).map(documentation_address).collect();
         let mut members = Vec::new();
@@ -234,9 +232,9 @@ impl Members {
             members.push(Member {
                 name: format!("etcd-{}", n + 1),
                 client_port,
-                reached_port: match setup.distances.of(n).is_zero() {
-                    true => client_port,
-                    false => free_port()?,
+                reached_port: match setup.live || !setup.distances.of(n).is_zero() {
+                    true => free_port()?,
+                    false => client_port,
                 },
                 peer_port,
                 peer_url: match apart {
@@ -248,11 +246,12 @@ impl Members {
                     false => None,
                 },
                 metrics_port: free_port()?,
+                held: setup.distances.of(n).into(),
                 process: None,
             });
         }
         let network = match apart {
-            true => Some(network(&members, &setup.distances)?),
+            true => Some(network(&members, setup.distances.peer)?),
             false => None,
         };
         let mut cluster = Self {
@@ -376,6 +375,22 @@ impl Members {
         running.collect()
     }
 
+    /// Holds what leaves member `n` (from 0) for `delay` from now on, to clients and to peers.
+    ///
+    /// # Errors
+    /// If there is no such member, its ways are no relays ([`Setup::live`]), or the delay is
+    /// above [`DELAY_MAX`].
+    pub fn hold(&self, n: usize, delay: Duration) -> Result<()> {
+        ensure(self.setup.live && n < self.count(), || {
+            format!("the delay of member {} cannot be changed", n + 1)
+        })?;
+        ensure(delay <= DELAY_MAX, || {
+            format!("a delay is {} s at most", DELAY_MAX.as_secs())
+        })?;
+        self.members[n].held.set(delay);
+        Ok(())
+    }
+
     /// Ports of the members' plain HTTP pages, without delays.
     #[must_use]
     pub fn metrics_ports(&self) -> Vec<u16> {
@@ -490,14 +505,23 @@ impl Members {
     }
 }
 
-/// The relays around `members`.
-fn network(members: &[Member], distances: &Distances) -> Result<Network> {
+/// The way of a connection that one member opens to another: what each holds of what it sends,
+/// and `more` in both directions.
+fn between(from: &Delay, to: &Delay, more: Duration) -> Delays {
+    Delays {
+        forward: from.plus(more),
+        backward: to.plus(more),
+    }
+}
+
+/// The relays around `members`; what one sends to another is held for `more` besides.
+fn network(members: &[Member], more: Duration) -> Result<Network> {
     let network = Network::start()?;
     for (n, member) in members.iter().enumerate() {
         if member.reached_port != member.client_port {
             let delays = Delays {
-                forward: Duration::ZERO,
-                backward: distances.of(n),
+                forward: Delay::default(),
+                backward: member.held.clone(),
             };
             let (listen, target) = (loopback(member.reached_port), loopback(member.client_port));
             network.link(listen, target, delays)?;
@@ -509,7 +533,7 @@ fn network(members: &[Member], distances: &Distances) -> Result<Network> {
         let routes = peers.map(|(peer, to)| Route {
             authority: format!("{}:{PEER_PORT}", documentation_address(peer)),
             target: loopback(to.peer_port),
-            delays: distances.between(n, peer),
+            delays: between(&member.held, &to.held, more),
         });
         network.egress(loopback(port), routes.collect())?;
     }
@@ -527,10 +551,14 @@ mod tests {
             member: vec![ms(250), ms(50), ms(110)],
             peer: ms(3),
         };
-        let way = distances.between(0, 1);
-        assert_eq!((way.forward, way.backward), (ms(253), ms(53)));
-        let back = distances.between(1, 0);
-        assert_eq!((back.forward, back.backward), (ms(53), ms(253)));
+        let held = [0, 1].map(|n| Delay::from(distances.of(n)));
+        let way = between(&held[0], &held[1], distances.peer);
+        assert_eq!((way.forward.get(), way.backward.get()), (ms(253), ms(53)));
+        let back = between(&held[1], &held[0], distances.peer);
+        assert_eq!((back.forward.get(), back.backward.get()), (ms(53), ms(253)));
+        // Whoever changes a member's delay changes all ways that it sends on.
+        held[0].set(ms(10));
+        assert_eq!((way.forward.get(), back.backward.get()), (ms(13), ms(13)));
         assert_eq!(distances.of(7), Duration::ZERO);
         assert!(!distances.is_zero() && Distances::equal(3, Duration::ZERO).is_zero());
     }
