@@ -247,3 +247,57 @@ async fn the_lead_goes_to_the_best_member_and_only_if_it_may() {
     let result = scenario(dir.path()).await;
     conclude(dir, result);
 }
+
+/// `generate` ends by itself, records every member with what was done to it, leaves no process
+/// and no control group, and the delays that it says it injected are seen.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "half a minute of load: cargo test -p e2e --test forecast -- --ignored"]
+async fn generated_states_are_seen_and_nothing_stays() {
+    let dir =
+        private_dir("orlop-generate-", &std::env::temp_dir()).unwrap_or_else(|e| panic!("{e}"));
+    let result = generated(dir.path()).await;
+    conclude(dir, result);
+}
+
+async fn generated(dir: &Path) -> Result<()> {
+    let file = dir.join("generated.csv");
+    let mut command = Command::new(Kind::Orlop.program()?);
+    command
+        .args(["forecast", "generate", "--period=4s", "--interval=500ms"])
+        .args(["--quiet=4s", "--periods-per-class=1", "--seed=3"])
+        .arg(format!(
+            "--etcd-bin={}",
+            binaries("etcd")?.join("etcd").display()
+        ))
+        .arg(format!("--dir={}", dir.display()))
+        .arg(format!("--out={}", file.display()));
+    let done =
+        tokio::task::spawn_blocking(move || output(&mut command, "", Duration::from_secs(240)));
+    let done = done.await.map_err(told)??;
+    ensure(done.status.success(), || {
+        format!("{}", String::from_utf8_lossy(&done.stderr))
+    })?;
+    let rows = forecast::dataset::read(&file).map_err(told)?;
+    let periods: std::collections::BTreeSet<_> = rows.iter().map(|row| row.period).collect();
+    ensure(periods.into_iter().eq(0..=5), || {
+        "periods are missing".to_owned()
+    })?;
+    // A busy machine may keep an injection from taking hold; a delay it does not.
+    let late = rows.iter().filter(|row| row.truth.delay_us > Some(0.0));
+    let held: Vec<_> = late
+        .filter_map(|row| {
+            Some((
+                row.truth.delay_us?,
+                row.sample.get(Column::SerializableMinUs)?,
+            ))
+        })
+        .collect();
+    let seen = held
+        .iter()
+        .filter(|(delay, read)| *read >= delay / 2.0)
+        .count();
+    ensure(seen * 2 >= held.len() && seen > 0, || format!("{held:?}"))?;
+    let left = std::fs::read_dir(dir)?.filter_map(std::result::Result::ok);
+    let left = left.filter(|entry| entry.path() != file).count();
+    ensure(left == 0, || format!("{left} entries are left"))
+}

@@ -6,6 +6,7 @@
 //! | [`schema`], [`dataset`], [`rate`] | what is known of a member at a time, and data sets of that |
 //! | `page`, `scrape`, `probe`, [`collect`] | where it is from: `/metrics`, Status, reads of our own |
 //! | [`history`], [`cost`], [`thresholds`] | what a commit costs with each member as the leader, and what is wrong with each, without learning |
+//! | [`experiment`] | which states members are put in, to learn from |
 //! | [`decide`], [`guard`], `actor` | whether the lead moves, and that one process moves it |
 //! | [`run`], [`admin`], [`check`] | the process that watches, its pages, and whether it fits a cluster |
 //!
@@ -20,6 +21,7 @@ pub mod cost;
 pub mod dataset;
 pub mod decide;
 mod error;
+pub mod experiment;
 pub mod guard;
 pub mod history;
 mod page;

@@ -2,6 +2,7 @@
 
 use crate::etcd_cluster::Reached;
 use crate::failure::say;
+use crate::forecast_generate;
 use crate::forecast_status;
 use crate::log_flags::{Format, Level, log_options};
 use crate::stop_signals::StopSignals;
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use telemetry::Notify;
 use upstream::{Client, Endpoint, Routes};
 
-type Failed = Box<dyn std::error::Error>;
+pub(crate) type Failed = Box<dyn std::error::Error>;
 
 /// How long a command waits for the cluster.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,6 +47,9 @@ enum Command {
     Resume(Keys),
     /// Record what is known of the members into a data set (CSV).
     Collect(Collect),
+    /// Start an etcd of three members on this machine, put them into states drawn at random, and
+    /// record what is seen with what was done: a data set to learn from.
+    Generate(forecast_generate::Args),
 }
 
 #[derive(clap::Args)]
@@ -123,7 +127,7 @@ impl Measure {
 }
 
 #[derive(clap::Args)]
-struct Log {
+pub(crate) struct Log {
     /// The least severe lines that are logged.
     #[arg(long, env = "ORLOP_FORECAST_LOG_LEVEL", value_enum, default_value_t = Level::Info)]
     log_level: Level,
@@ -220,6 +224,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         Command::Status(args) => return forecast_status::run(args),
         Command::Run(args) => logged(&args.log, |dropped| watch(args, dropped)),
         Command::Collect(args) => logged(&args.log, |_| collect(args)),
+        Command::Generate(args) => {
+            let periods = usable(args.plan());
+            logged(&args.log, |_| forecast_generate::run(args, &periods))
+        }
         Command::Check(args) => check(args),
         Command::Stop(args) => keys(
             args,

@@ -12,6 +12,8 @@ mod etcd_cluster;
 mod export;
 mod failure;
 mod forecast;
+mod forecast_generate;
+mod forecast_load;
 mod forecast_status;
 mod import;
 mod import_follow;
