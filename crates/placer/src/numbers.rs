@@ -1,13 +1,13 @@
 //! Numbers for nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{HashMap, HashSet};
 
 use placement::Node;
 
 /// Nodes by number: names keep their number as long as somebody has a use for it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Numbers {
-    by_name: BTreeMap<String, Node>,
+    by_name: HashMap<String, Node>,
     names: Vec<Option<String>>,
 }
 
@@ -41,7 +41,7 @@ impl Numbers {
     }
 
     /// Takes back the numbers of all others.
-    pub(crate) fn keep(&mut self, names: &BTreeSet<&str>) -> Vec<Node> {
+    pub(crate) fn keep(&mut self, names: &HashSet<&str>) -> Vec<Node> {
         let gone: Vec<String> = self
             .by_name
             .keys()
