@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Rounds of a window.
 const WINDOW_ROUNDS: f64 = 5.0;
-const ROUND_S: f64 = 0.25;
+const ROUND_S: f64 = 0.5;
 const SEIKA: &str = "/apis/batch.bonavadeur.io/v1/namespaces/default/seikas/hello";
 
 fn node(name: &str) -> Value {
@@ -101,9 +101,9 @@ impl Loops {
         command
             .args([
                 "place",
-                "--round=0.25",
-                "--window=1.25",
-                "--latency-period=0.5",
+                "--round=0.5",
+                "--window=2.5",
+                "--latency-period=1",
                 "--max-age=10",
             ])
             .args(["--lease-namespace=default", "--lease-duration-ms=4000"])
@@ -247,7 +247,7 @@ async fn the_loop(dir: &Path) -> Result<()> {
         ]
         .into(),
         entered: [("n0", 100.0), ("n1", 0.0), ("n2", 0.0)].into(),
-        serving_ms: 5.0,
+        serving_ms: 10.0,
         ..Measured::default()
     })?;
     let mut loops = Loops {
