@@ -19,7 +19,7 @@ impl State {
             .chain(wanted)
             .map(String::as_str)
             .collect();
-        for node in self.numbers.keep(&used) {
+        for node in self.numbers.keep(|name| used.contains(name)) {
             self.round_trips.forget(node);
             for service in self.services.values_mut() {
                 service.memory.serving.forget(node);
