@@ -4,8 +4,9 @@
 //! log's newest frames in memory.
 //!
 //! Pure: what the two sides say ([`message`]), what a server keeps of the stream for all who
-//! follow ([`backlog`]), and how it receives one who wants to follow ([`admission`]). It may not
-//! open a connection, read a clock, or touch a file.
+//! follow ([`backlog`]), how it receives one who wants to follow ([`admission`]), and when it may
+//! show something while it counts a keeper ([`counted`], which no server asks yet). It may not open
+//! a connection, read a clock, or touch a file.
 //!
 //! A follower dials the server's peer URL and says in its first message who it is, which versions
 //! it speaks and where it stands ([`message::Hello`]). The server answers where the stream begins
@@ -16,6 +17,7 @@
 
 pub mod admission;
 pub mod backlog;
+pub mod counted;
 pub mod message;
 pub mod shards;
 
