@@ -4,6 +4,10 @@
 
 #[path = "copies/full_disk.rs"]
 mod full_disk;
+#[path = "node_latency/networks.rs"]
+mod networks;
+#[path = "copies/partitions.rs"]
+mod partitions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
