@@ -433,7 +433,7 @@ fn measured(dir: &Path, own: SocketAddr, peers: &Path) -> Result<()> {
     })?;
     let before = page.sum("process_cpu_seconds_total", &[]);
     let began = Instant::now();
-    let seconds = e2e::env::number("ORLOP_E2E_AGENT_S")?.unwrap_or(20);
+    let seconds = e2e::env::number("ORLOP_E2E_AGENT_S")?.unwrap_or(5);
     std::thread::sleep(Duration::from_secs(seconds));
     let page = metrics(own)?;
     let cpu = page.sum("process_cpu_seconds_total", &[]) - before;

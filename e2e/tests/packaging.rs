@@ -8,6 +8,8 @@
 mod dashboards;
 #[path = "packaging/dist.rs"]
 mod dist;
+#[path = "packaging/fleet.rs"]
+mod fleet;
 #[path = "packaging/keeper.rs"]
 mod keeper;
 #[path = "packaging/proxy.rs"]

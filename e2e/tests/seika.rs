@@ -5,6 +5,8 @@
 
 #[path = "seika/behaviour.rs"]
 mod behaviour;
+#[path = "seika/documented.rs"]
+mod documented;
 #[path = "seika/faults.rs"]
 mod faults;
 #[path = "seika/observer.rs"]
@@ -13,6 +15,8 @@ mod observer;
 mod rig;
 #[path = "seika/scale.rs"]
 mod scale;
+#[path = "seika/with_prometheus.rs"]
+mod with_prometheus;
 
 use e2e::kube::proc::conclude;
 use e2e::kube::steps::Steps;
@@ -39,8 +43,17 @@ async fn seika_keeps_exact_numbers_whatever_happens() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "measures; its figures are in docs/performance.md"]
 async fn scales_as_fast_as_deployments() {
     let dir = tempfile::tempdir().unwrap();
     let result = scale::compare(dir.path()).await;
+    conclude(dir, result);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute; needs Prometheus; its result is in docs/internals/testing.md"]
+async fn pods_follow_the_traffic_that_a_real_prometheus_has_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = with_prometheus::follows(dir.path()).await;
     conclude(dir, result);
 }

@@ -105,6 +105,16 @@ look at is in [its page](../functions/placement.md).
 |---|---|---|---|
 ";
 
+pub(crate) const ROUTER: &str = "
+## Series of `orlop-fleet router`
+
+On its `--metrics-addr`, with `process_*` and `orlop_log_lines_dropped_total` as above. What to
+look at is in [its page](../functions/router.md).
+
+| series | type | labels | meaning |
+|---|---|---|---|
+";
+
 /// The page as markdown: the server's series, then each other process's behind its heading.
 pub(crate) fn markdown(server: &[Family], processes: &[(&str, Vec<Family>)]) -> String {
     let mut out = HEAD.to_owned();

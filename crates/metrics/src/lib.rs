@@ -33,6 +33,7 @@ pub mod placement;
 mod process;
 mod proxy;
 mod registry;
+pub mod router;
 mod scrape;
 pub mod seika;
 mod shard;
@@ -611,6 +612,7 @@ pub fn reference_markdown() -> String {
             (doc::SEIKA, seika::families()),
             (doc::LATENCY, latency::families()),
             (doc::PLACEMENT, placement::families()),
+            (doc::ROUTER, router::families()),
         ],
     )
 }

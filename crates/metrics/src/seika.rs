@@ -28,6 +28,8 @@ pub struct SeikaInput {
     pub passes: u64,
     /// Time that they took, in seconds.
     pub pass_s: f64,
+    /// Nodes of Seikas that were decided about, since the start.
+    pub nodes_decided: u64,
     /// Watches that broke, since the start.
     pub watch_errors: u64,
     /// Log lines dropped because the output did not take them.
@@ -124,6 +126,12 @@ fn at_scrape(r: &mut Registry, input: &SeikaInput) {
             Counter,
             "Time that they took, calls to the apiserver included.",
             input.pass_s,
+        ),
+        (
+            "orlop_seika_nodes_decided_total",
+            Counter,
+            "Nodes of Seikas that were decided about since the start: those on which something had changed.",
+            input.nodes_decided as f64,
         ),
         (
             "orlop_seika_watch_errors_total",

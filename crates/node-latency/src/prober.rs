@@ -10,8 +10,10 @@ use crate::targets::Target;
 use crate::window::{Outcome, Stats, Window};
 use crate::{Error, NodeName};
 
-/// Sends are grouped to such steps of time, so that many peers do not wake the processor for each.
-const STEP_US: u64 = 10_000;
+/// Sends are grouped to steps of time, so that many peers do not wake the processor for each: at most
+/// this long, and [`STEPS`] from one probe of a peer to its next.
+const STEP_MAX_US: u64 = 50_000;
+const STEPS: u64 = 16;
 
 /// How probes are spread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,9 +71,14 @@ impl Settings {
         Ok(())
     }
 
+    fn step_us(&self) -> u64 {
+        (self.period_us / u64::from(self.probes.max(1)) / STEPS).clamp(1, STEP_MAX_US)
+    }
+
     /// From one probe of a peer to its next.
     fn gap_us(&self) -> u64 {
-        (self.period_us / u64::from(self.probes.max(1)) / STEP_US * STEP_US).max(STEP_US)
+        let step_us = self.step_us();
+        (self.period_us / u64::from(self.probes.max(1)) / step_us * step_us).max(step_us)
     }
 
     /// Probes of one peer that a window has at most.
@@ -225,7 +232,8 @@ impl Prober {
     /// The first time after `now_us` at which a peer of this phase has its turn.
     fn slot_after(&self, now_us: u64, phase: u64) -> u64 {
         let gap_us = self.settings.gap_us();
-        let phase_us = (phase % gap_us) / STEP_US * STEP_US;
+        let step_us = self.settings.step_us();
+        let phase_us = (phase % gap_us) / step_us * step_us;
         let turns = (now_us.saturating_sub(phase_us)) / gap_us + 1;
         if now_us < phase_us {
             return phase_us;

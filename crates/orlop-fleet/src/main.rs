@@ -10,6 +10,7 @@ mod latency;
 #[path = "../../orlop/src/log_flags.rs"]
 mod log_flags;
 mod place;
+mod router;
 mod seika;
 mod simulate;
 #[path = "../../orlop/src/stop_signals.rs"]
@@ -35,6 +36,8 @@ enum Command {
     Latency(latency::Args),
     /// Decide on which nodes the pods of services are, and write it into their Seikas.
     Place(place::Args),
+    /// Route requests to pods near by, through the routers of their nodes.
+    Router(router::Args),
     /// Keep so many pods of a template on each node: the controller of the resource Seika.
     Seika(seika::Args),
     /// Simulate a scenario under several policies: what placement is worth there.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Latency(args) => latency::run(&args),
         Command::Place(args) => place::run(&args),
+        Command::Router(args) => router::run(&args),
         Command::Seika(args) => seika::run(args),
         Command::Simulate(args) => simulate::run(&args),
     }

@@ -1,11 +1,16 @@
 //! The decision: where a pod is added, and which one goes.
 
+mod wishes;
+
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::assign::{Assignment, EPSILON, assign};
+use crate::assign::{Assignment, EPSILON, Table, assign};
 use crate::demand::{Arrivals, Demand, Load};
+use crate::response::Unqueued;
 use crate::view::{Cluster, Move, Reason, ServiceView};
-use crate::{Node, Response, Room, ServingTimes, Settings};
+use crate::{Node, Room, ServingTimes, Settings};
+
+use wishes::Kind;
 
 /// Moves that are remembered of a service, for those who ask why.
 const REMEMBERED_MOVES: usize = 16;
@@ -44,32 +49,13 @@ pub struct Decision {
 
 struct Round<'a> {
     service: &'a ServiceView<'a>,
-    response: Response<'a>,
+    response: Unqueued<'a>,
+    table: Table,
     settings: &'a Settings,
     room: &'a mut Room,
     counts: BTreeMap<Node, u32>,
     moves: Vec<Move>,
     steps: u64,
-}
-
-/// Which wishes are looked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Of traffic that no pod has time for.
-    Unserved,
-    /// Of traffic that is served much farther away than it need be.
-    Nearer,
-    /// Of either.
-    Both,
-}
-
-/// A wish of a node's traffic.
-struct Wish {
-    traffic_of: Node,
-    /// In pods.
-    size: f64,
-    to: Option<(Node, f64)>,
-    unserved: bool,
 }
 
 /// Decides about one service. `room` is what is left by those decided before it, and shrinks by
@@ -91,12 +77,12 @@ pub fn decide(
     );
     let mut round = Round {
         service,
-        response: Response {
-            round_trips: cluster.round_trips,
-            serving: &memory.serving,
-            prior_ms: cluster.prior_ms,
+        response: Unqueued::new(
+            cluster.round_trips,
+            memory.serving.unqueued(cluster.prior_ms, settings),
             settings,
-        },
+        ),
+        table: Table::default(),
         settings,
         room,
         counts: service
@@ -109,7 +95,12 @@ pub fn decide(
         steps: 0,
     };
     round.withdraw();
-    let demand = round.demand(&memory.arrivals);
+    let serving_ms = memory.serving.unqueued_mean_ms(settings);
+    let serving_ms = serving_ms.unwrap_or(cluster.prior_ms);
+    // A pod never counts for less than what one request in a floor's time occupies.
+    let serving_s = serving_ms.max(settings.floor_ms) / 1000.0;
+    let a_pod = service.concurrency.max(f64::MIN_POSITIVE) * settings.target_utilization;
+    let demand = Demand::new(&memory.arrivals, serving_s / a_pod, settings);
     let no_room = round.add(&demand);
     let added = round.moves.iter().any(|m| m.add);
     if added {
@@ -187,115 +178,25 @@ impl Round<'_> {
         }
     }
 
-    fn demand(&self, arrivals: &Arrivals) -> Demand {
-        let serving_ms = self
-            .response
-            .serving
-            .unqueued_mean_ms(self.settings)
-            .unwrap_or(self.response.prior_ms);
-        // A pod never counts for less than what one request in a floor's time occupies.
-        let serving_s = serving_ms.max(self.settings.floor_ms) / 1000.0;
-        let a_pod =
-            self.service.concurrency.max(f64::MIN_POSITIVE) * self.settings.target_utilization;
-        Demand::new(arrivals, serving_s / a_pod, self.settings)
-    }
-
     fn assign(&mut self, sources: &[Load]) -> Assignment {
         let pods: Vec<(Node, u32)> = self.counts.iter().map(|(n, c)| (*n, *c)).collect();
-        assign(&self.response, sources, &pods, &mut self.steps)
+        assign(
+            &mut self.table,
+            &self.response,
+            sources,
+            &pods,
+            &mut self.steps,
+        )
     }
 
     fn takes_one_more(&self, node: Node) -> bool {
         let index = node.index();
-        let here = self.counts.get(&node).copied().unwrap_or(0);
+        let here = || self.counts.get(&node).copied().unwrap_or(0);
         self.service.allowed.get(index).copied().unwrap_or(false)
             && !self.service.lost.get(index).copied().unwrap_or(true)
-            && self.service.max_per_node.is_none_or(|most| here < most)
+            && self.service.max_per_node.is_none_or(|most| here() < most)
             && !self.service.blocked.contains(&node)
             && self.room.fits(node, &self.service.request)
-    }
-
-    /// `argmin_j R[from][j]` over nodes with room. Of those in a near tie, one with the image
-    /// wins.
-    fn nearest_with_room(&mut self, from: Node, open: &[Node]) -> Option<(Node, f64)> {
-        self.steps += open.len() as u64;
-        let mut best: Option<(Node, f64)> = None;
-        let mut with_image: Option<(Node, f64)> = None;
-        for &node in open {
-            let Some(ms) = self.response.unqueued_ms(from, node) else {
-                continue;
-            };
-            // A node itself wins over equals; else the lowest number does.
-            let nearer = |other: Option<(Node, f64)>| {
-                other.is_none_or(|(_, least)| ms < least || (ms == least && node == from))
-            };
-            let image = self.service.image_on.get(node.index()).copied() == Some(true);
-            if nearer(best) {
-                best = Some((node, ms));
-            }
-            if image && nearer(with_image) {
-                with_image = Some((node, ms));
-            }
-        }
-        let (_, least) = best?;
-        with_image
-            .filter(|(_, ms)| *ms <= least * (1.0 + self.settings.near_tie_ratio))
-            .or(best)
-    }
-
-    /// The greatest wish of traffic, and what nobody can fulfil.
-    fn wishes(&mut self, sources: &[Load], open: &[Node], kind: Kind) -> (Option<Wish>, Vec<Load>) {
-        let now = self.assign(sources);
-        let mut far: Vec<Vec<(f64, f64)>> = vec![Vec::new(); sources.len()];
-        for flow in &now.flows {
-            far[flow.source].push((flow.ms, flow.amount));
-        }
-        let mut greatest: Option<Wish> = None;
-        let mut no_room = Vec::new();
-        // Without pods, the whole demand may be too small to be seen, and one is needed all the
-        // same; and scraps of sources are one wish together.
-        for (source, (from, _)) in sources.iter().enumerate() {
-            let unserved = match kind {
-                Kind::Nearer => 0.0,
-                Kind::Unserved | Kind::Both => now.unserved[source],
-            };
-            let is_unserved = unserved > EPSILON || (self.counts.is_empty() && unserved > 0.0);
-            let farthest = far[source].iter().map(|(ms, _)| *ms).fold(0.0, f64::max);
-            let served_near = kind == Kind::Unserved
-                || !self.settings.much_nearer(self.settings.floor_ms, farthest);
-            if !is_unserved && served_near {
-                continue;
-            }
-            let to = self.nearest_with_room(*from, open);
-            let much_farther: f64 = match to {
-                Some((_, ms)) if kind != Kind::Unserved => far[source]
-                    .iter()
-                    .filter(|(now_ms, _)| self.settings.much_nearer(ms, *now_ms))
-                    .map(|(_, amount)| amount)
-                    .sum(),
-                _ => 0.0,
-            };
-            if is_unserved && to.is_none() {
-                no_room.push((*from, unserved));
-                continue;
-            }
-            let size = unserved + much_farther;
-            if !is_unserved && much_farther < self.settings.near_demand {
-                continue;
-            }
-            let first = greatest
-                .as_ref()
-                .is_none_or(|wish| (is_unserved, size) > (wish.unserved, wish.size));
-            if first {
-                greatest = Some(Wish {
-                    traffic_of: *from,
-                    size,
-                    to,
-                    unserved: is_unserved,
-                });
-            }
-        }
-        (greatest, no_room)
     }
 
     fn open_nodes(&self) -> Vec<Node> {
@@ -498,13 +399,5 @@ impl Round<'_> {
         }
         self.counts = before;
         (going.len() as u32, going)
-    }
-
-    /// Whether traffic would wish for a pod, at the most that demand may be.
-    fn would_be_missed(&mut self, demand: &Demand, open: &[Node]) -> bool {
-        let (wish, no_room) = self.wishes(&demand.at_most_together, open, Kind::Both);
-        wish.is_some()
-            || !no_room.is_empty()
-            || self.wishes(&demand.at_most, open, Kind::Nearer).0.is_some()
     }
 }

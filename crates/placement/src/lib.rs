@@ -13,6 +13,7 @@ mod damped;
 mod decide;
 mod demand;
 mod fit;
+mod numbers;
 mod response;
 mod room;
 mod round_trips;
@@ -25,6 +26,7 @@ pub use decide::{Decision, Memory, decide};
 pub use fit::{
     Constraints, Effect, Labels, Operator, Requirement, Taint, Term, Toleration, misfit,
 };
+pub use numbers::Numbers;
 pub use response::{Response, weights};
 pub use room::{NodeState, Resources, Room};
 pub use round_trips::{Link, RoundTrips};

@@ -1,5 +1,6 @@
 //! R = P + L, and the weights made of it.
 
+use crate::serving::UnqueuedTimes;
 use crate::{Node, RoundTrips, ServingTimes, Settings};
 
 /// Expected response times of one service.
@@ -24,14 +25,39 @@ impl Response<'_> {
         let serving = self.serving.or_prior(to, self.prior_ms);
         Some((serving + way).max(self.settings.floor_ms))
     }
+}
 
-    /// The same without queueing: what decides where pods are.
-    #[must_use]
-    pub(crate) fn unqueued_ms(&self, from: Node, to: Node) -> Option<f64> {
+/// Response times of one service without queueing: what decides where pods are. Made once a
+/// decision, which looks at many.
+#[derive(Clone, Debug)]
+pub(crate) struct Unqueued<'a> {
+    round_trips: &'a RoundTrips,
+    serving: UnqueuedTimes,
+    settings: &'a Settings,
+}
+
+impl<'a> Unqueued<'a> {
+    pub(crate) fn new(
+        round_trips: &'a RoundTrips,
+        serving: UnqueuedTimes,
+        settings: &'a Settings,
+    ) -> Self {
+        Self {
+            round_trips,
+            serving,
+            settings,
+        }
+    }
+
+    /// `R[from][to]` in ms, at least the floor. `None` when the link is down.
+    pub(crate) fn ms(&self, from: Node, to: Node) -> Option<f64> {
         let way = self.round_trips.ms(from, to, self.settings)?;
-        let serving = self.serving;
-        let serving = serving.unqueued_or_prior(to, self.prior_ms, self.settings);
-        Some((serving + way).max(self.settings.floor_ms))
+        Some((self.serving.on(to) + way).max(self.settings.floor_ms))
+    }
+
+    /// No R is less than this: a round trip is never negative.
+    pub(crate) fn least_ms(&self) -> f64 {
+        self.serving.least().max(self.settings.floor_ms)
     }
 }
 

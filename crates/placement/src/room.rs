@@ -74,7 +74,10 @@ impl Room {
     /// Whether a pod fits.
     #[must_use]
     pub fn fits(&self, node: Node, request: &Resources) -> bool {
-        self.left(node).times(request) >= 1
+        let left = self.left(node);
+        left.cpu_millis >= request.cpu_millis
+            && left.memory_bytes >= request.memory_bytes
+            && left.pods >= request.pods.max(1)
     }
 
     /// Takes the room of a pod; says whether there was room.

@@ -133,18 +133,48 @@ impl ServingTimes {
         self.mean.unqueued(settings)
     }
 
-    /// The serving time on `node` without queueing; while nothing is known of it, the service's
-    /// mean, else `prior_ms`, the cluster's. Where a pod is wanted is decided by this one: adding
-    /// and taking away pods changes the queues, and would undo its own reason.
+    /// The serving times without queueing, as they are decided with; `prior_ms`, the cluster's, while
+    /// nothing is known. Where a pod is wanted is decided by these: adding and taking away pods changes
+    /// the queues, and would undo its own reason.
     #[must_use]
-    pub fn unqueued_or_prior(&self, node: Node, prior_ms: f64, settings: &Settings) -> f64 {
-        let mean = self.unqueued_mean_ms(settings).unwrap_or(prior_ms);
+    pub(crate) fn unqueued(&self, prior_ms: f64, settings: &Settings) -> UnqueuedTimes {
+        let mean_ms = self.unqueued_mean_ms(settings).unwrap_or(prior_ms);
         // Nodes are taken for equal until one is clearly not: else the noise of each would decide
         // which one is nearer. A few values are no reason either.
-        let known = self.known.get(&node).filter(|k| k.is_learned());
-        known
-            .and_then(|k| k.unqueued(settings))
-            .filter(|own| (own - mean).abs() > settings.dead_band * mean)
-            .unwrap_or(mean)
+        let learned = self.known.iter().filter(|(_, known)| known.is_learned());
+        let own = learned.filter_map(|(node, known)| {
+            let own = known.unqueued(settings)?;
+            ((own - mean_ms).abs() > settings.dead_band * mean_ms).then_some((*node, own))
+        });
+        UnqueuedTimes {
+            mean_ms,
+            own: own.collect(),
+        }
+    }
+}
+
+/// Serving times of one service without queueing: one for all nodes, but for those that clearly
+/// differ.
+#[derive(Clone, Debug)]
+pub(crate) struct UnqueuedTimes {
+    mean_ms: f64,
+    /// By node.
+    own: Vec<(Node, f64)>,
+}
+
+impl UnqueuedTimes {
+    /// That of a node, in ms.
+    pub(crate) fn on(&self, node: Node) -> f64 {
+        if self.own.is_empty() {
+            return self.mean_ms;
+        }
+        let at = self.own.binary_search_by_key(&node, |(of, _)| *of);
+        at.map_or(self.mean_ms, |at| self.own[at].1)
+    }
+
+    /// The least of any node, in ms.
+    pub(crate) fn least(&self) -> f64 {
+        let own = self.own.iter().map(|(_, ms)| *ms);
+        own.fold(self.mean_ms, f64::min)
     }
 }

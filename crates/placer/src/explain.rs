@@ -7,8 +7,8 @@ use placement::{Link, Move, Node, Reason, Response, weights};
 use serde::{Deserialize, Serialize};
 
 use crate::hold::Hold;
-use crate::numbers::Numbers;
 use crate::state::{MoveText, State};
+use placement::Numbers;
 
 /// A service, explained.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -14,7 +14,6 @@ mod error;
 pub mod explain;
 pub mod hold;
 pub mod input;
-mod numbers;
 pub mod objects;
 pub mod pages;
 pub mod prometheus;

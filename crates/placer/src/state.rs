@@ -14,8 +14,8 @@ use placement::{
 use crate::Error;
 use crate::hold::Hold;
 use crate::input::{Latencies, ServiceTraffic, Traffic};
-use crate::numbers::Numbers;
 use crate::objects::{Asks, NodeFacts, PodFacts, SeikaFacts};
+use placement::Numbers;
 use take::ready_by_node;
 
 /// What an operator can set of the loop.

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::members::{self, Members};
 use crate::proc::free_port;
 use crate::proxy::Proxy;
+use crate::shards::Shards;
 use crate::store::{self, Endpoints, Kind, Store, Tls};
 
 /// How clients find their way to several members.
@@ -174,15 +175,16 @@ impl Backend {
         }
     }
 
-    /// Its processes: one server is called `store`, members `etcd-1` and so on, a proxy `proxy`.
+    /// Its processes: one server is called `store`, its shards `shard-1` and so on, members
+    /// `etcd-1` and so on, a proxy `proxy`.
     #[must_use]
     pub fn pids(&self) -> Vec<(String, u32)> {
         match &self.servers {
-            Servers::Store(store) => store
-                .pid()
-                .map(|pid| ("store".into(), pid))
-                .into_iter()
-                .collect(),
+            Servers::Store(store) => {
+                let own = store.pid().map(|pid| ("store".into(), pid));
+                let shards = store.shards().into_iter().flat_map(Shards::pids);
+                own.into_iter().chain(shards).collect()
+            }
             Servers::Members { proxy, members } => {
                 let mut pids = members.pids();
                 pids.extend(proxy.iter().map(|proxy| ("proxy".into(), proxy.pid())));

@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod pki;
 pub mod proc;
 pub mod proxy;
+pub mod shards;
 pub mod store;
 
 use std::future::Future;

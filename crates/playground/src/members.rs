@@ -27,7 +27,7 @@ use crate::http::Client;
 use crate::metrics::Metrics;
 use crate::pki::{Authority, Pair};
 use crate::proc::{Process, free_port};
-use crate::store::{Endpoints, Tls, without_own_variables};
+use crate::store::{Endpoints, Tls, command_after};
 use crate::{Result, ensure, eventually, fail};
 
 /// The most members that a cluster has.
@@ -148,6 +148,8 @@ pub struct Setup {
     pub etcdctl: PathBuf,
     /// How many members.
     pub members: usize,
+    /// Words before the program on each one's command line, as in [`crate::store::Setup::before`].
+    pub before: Vec<String>,
     /// More flags for each of them.
     pub flags: Vec<String>,
     /// How far apart they are.
@@ -174,6 +176,7 @@ impl Setup {
             program,
             etcdctl,
             members,
+            before: Vec::new(),
             flags: Vec::new(),
             distances: Distances::default(),
             leader: None,
@@ -284,8 +287,7 @@ impl Members {
             .iter()
             .map(|member| format!("{}={}", member.name, member.peer_url))
             .collect();
-        let mut command = Command::new(&self.setup.program);
-        without_own_variables(&mut command);
+        let mut command = command_after(&self.setup.before, &self.setup.program);
         for name in PROXY_VARIABLES {
             command.env_remove(name);
         }

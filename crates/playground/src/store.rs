@@ -9,6 +9,7 @@ use crate::http::Client;
 use crate::metrics::Metrics;
 use crate::pki::Pair;
 use crate::proc::{Process, free_port};
+use crate::shards::Shards;
 use crate::{Result, binaries, ensure, fail};
 
 /// How long a store may take to become ready. A real etcd with a new directory
@@ -90,6 +91,8 @@ pub struct Setup {
     pub data_in: Option<PathBuf>,
     /// Client port; 0 for a free one.
     pub port: u16,
+    /// How many shards an orlop has beside it.
+    pub shards: usize,
 }
 
 /// Keeps the variables of the user's own server from one that is started: they would make it
@@ -103,6 +106,20 @@ pub fn without_own_variables(command: &mut Command) {
     }
 }
 
+/// A command of `program` with the words `before` it on the line, without the user's own variables.
+pub(crate) fn command_after(before: &[String], program: &Path) -> Command {
+    let mut command = match before.split_first() {
+        None => Command::new(program),
+        Some((first, rest)) => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
+    };
+    without_own_variables(&mut command);
+    command
+}
+
 impl Setup {
     /// `program` as it is, with a free port and no flags.
     #[must_use]
@@ -114,6 +131,7 @@ impl Setup {
             flags: Vec::new(),
             data_in: None,
             port: 0,
+            shards: 0,
         }
     }
 }
@@ -172,6 +190,7 @@ pub struct Store {
     peer_port: u16,
     tls: Option<Tls>,
     process: Option<Process>,
+    shards: Option<Shards>,
 }
 
 impl Store {
@@ -201,17 +220,27 @@ impl Store {
             0 => free_port()?,
             port => port,
         };
+        let peer_port = free_port()?;
+        let shards = match setup.shards {
+            0 => None,
+            count => Some(Shards::new(&setup.program, dir, peer_port, count)?),
+        };
         let mut store = Self {
             setup,
             name: name.to_owned(),
             dir: dir.to_owned(),
             port,
             metrics_port: free_port()?,
-            peer_port: free_port()?,
+            peer_port,
             tls,
             process: None,
+            shards,
         };
         store.start_again().await?;
+        let metrics_port = store.metrics_port;
+        if let Some(shards) = &mut store.shards {
+            shards.start(metrics_port).await?;
+        }
         Ok(store)
     }
 
@@ -243,23 +272,16 @@ impl Store {
     }
 
     fn command(&self) -> Command {
-        let Setup {
-            program, before, ..
-        } = &self.setup;
-        let mut command = match before.split_first() {
-            None => Command::new(program),
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(program);
-                command
-            }
-        };
-        without_own_variables(&mut command);
+        let mut command = command_after(&self.setup.before, &self.setup.program);
         if self.setup.kind == Kind::Orlop {
             command.arg("serve");
         }
         let url = self.url();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer_scheme = match self.shards {
+            Some(_) => "https",
+            None => "http",
+        };
+        let peer = format!("{peer_scheme}://127.0.0.1:{}", self.peer_port);
         command
             .arg(format!("--name={}", self.name))
             .arg(format!("--data-dir={}", self.data_dir().display()))
@@ -275,8 +297,17 @@ impl Store {
         if let Some(tls) = &self.tls {
             command.args(tls.server_flags());
         }
+        if let Some(shards) = &self.shards {
+            command.args(shards.server_flags());
+        }
         command.args(&self.setup.flags);
         command
+    }
+
+    /// Its shards, if it has some.
+    #[must_use]
+    pub fn shards(&self) -> Option<&Shards> {
+        self.shards.as_ref()
     }
 
     /// Which program it is.
@@ -363,20 +394,27 @@ impl Store {
     /// # Errors
     /// With the end of its log.
     pub fn check_running(&mut self) -> Result<()> {
+        if let Some(shards) = &mut self.shards {
+            shards.check_running()?;
+        }
         match &mut self.process {
             Some(process) => process.check_running(),
             None => fail(format!("{} was stopped", self.name)),
         }
     }
 
-    /// Stops it with SIGTERM; it must exit by itself.
+    /// Stops it with SIGTERM; it must exit by itself. Its shards end after it.
     ///
     /// # Errors
     /// If it does not.
     pub fn stop(&mut self) -> Result<()> {
-        match self.process.take() {
+        let ended = match self.process.take() {
             Some(mut process) => process.terminate(STOP_TIMEOUT).map(|_| ()),
             None => Ok(()),
+        };
+        match &mut self.shards {
+            Some(shards) => ended.and(shards.stop()),
+            None => ended,
         }
     }
 

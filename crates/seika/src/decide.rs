@@ -154,6 +154,8 @@ pub struct Create {
 /// A pod to delete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delete {
+    /// The node that it counts on.
+    pub node: Option<String>,
     /// Its name.
     pub name: String,
     /// Its uid: a pod of the same name that came later is left alone.
@@ -184,44 +186,55 @@ pub struct Decision {
     pub creates: Vec<Create>,
     /// Pods to delete.
     pub deletes: Vec<Delete>,
-    /// What is found on each node on which pods are wanted or are, by name.
+    /// What is found on each node that was asked about, if pods are wanted or are there, by name.
     pub nodes: Vec<NodeFinding>,
+    /// Nodes to be asked about again although nothing changes on them: the budget left something of
+    /// theirs, or a back-off ends.
+    pub open: BTreeSet<String>,
     /// When to decide again although nothing changes: a pod's back-off ends.
     pub again_in_ms: Option<u64>,
     /// More was to be done than the budget allows: decide again at once.
     pub has_more: bool,
 }
 
-/// Decides.
+/// Decides about all nodes on which pods are wanted or are.
 #[must_use]
 pub fn decide(input: &Input<'_>, budget: Budget) -> Decision {
+    let wanted = input.wanted.keys().map(String::as_str);
+    let names = wanted.chain(input.pods.keys().copied()).collect();
+    decide_on(input, &names, budget)
+}
+
+/// Decides about these nodes only: pods of others need not be in the input. A node's part does not
+/// depend on the other nodes, but for the budget.
+#[must_use]
+pub fn decide_on(input: &Input<'_>, names: &BTreeSet<&str>, budget: Budget) -> Decision {
     let mut all = Decision::default();
     let mut creates = Vec::new();
-    let names: BTreeSet<&str> = input
-        .wanted
-        .keys()
-        .map(String::as_str)
-        .chain(input.pods.keys().copied())
-        .collect();
+    let mut deletes = Vec::new();
     for name in names {
         let one = node::decide(name, input);
-        all.deletes.extend(one.deletes);
-        all.again_in_ms = match (all.again_in_ms, one.again_in_ms) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        deletes.extend(one.deletes.into_iter().map(|delete| (*name, delete)));
+        if let Some(in_ms) = one.again_in_ms {
+            all.again_in_ms = Some(all.again_in_ms.map_or(in_ms, |at: u64| at.min(in_ms)));
+            all.open.insert((*name).to_owned());
+        }
         // A node that is not wanted and has nothing any more is no news.
-        if one.finding.wanted > 0 || one.finding.current > 0 || input.wanted.contains_key(name) {
+        if one.finding.wanted > 0 || one.finding.current > 0 || input.wanted.contains_key(*name) {
             all.nodes.push(one.finding);
         }
         creates.extend(one.creates.into_iter().enumerate());
     }
     // Stable: by turn, then by node.
     creates.sort_by_key(|(turn, _)| *turn);
+    let creates_left = creates.split_off(budget.creates.min(creates.len()));
+    let deletes_left = deletes.split_off(budget.deletes.min(deletes.len()));
+    all.has_more = !creates_left.is_empty() || !deletes_left.is_empty();
+    let nodes = creates_left.into_iter().map(|(_, create)| create.node);
+    let others = deletes_left.into_iter().map(|(node, _)| node.to_owned());
+    all.open.extend(nodes.chain(others));
     all.creates = creates.into_iter().map(|(_, create)| create).collect();
-    all.has_more = all.creates.len() > budget.creates || all.deletes.len() > budget.deletes;
-    all.creates.truncate(budget.creates);
-    all.deletes.truncate(budget.deletes);
+    all.deletes = deletes.into_iter().map(|(_, delete)| delete).collect();
     all
 }
 

@@ -5,16 +5,28 @@
 //! until they are seen: a created pod is among the pods, a deleted one is one that ends. A ReplicaSet's
 //! controller counts them as expectations; here they are known one by one.
 //!
-//! Pure but for the time, which the caller gives. Memory: some 500 bytes a pod of a Seika or of
+//! It also knows on which nodes of which Seika something has changed since it was last looked at, so
+//! that a look costs what has changed, however many pods there are.
+//!
+//! Pure but for the time, which the caller gives. Memory: some 600 bytes a pod of a Seika or of
 //! nobody; pods of other controllers are not kept.
+
+mod nodes;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::facts::{Node, Pod};
+use crate::facts::Pod;
+
+pub use nodes::Nodes;
 
 /// After so long what was done counts no more although nothing was seen of it, as with a ReplicaSet.
 pub const UNSEEN_MAX_MS: u64 = 300_000;
+
+/// So often it is looked what counts no more.
+const EXPIRE_MS: u64 = 1_000;
 
 /// So many pods that are gone are remembered: the answer to a creation may come after all of the
 /// pod's life was shown.
@@ -29,9 +41,11 @@ struct Unseen {
 }
 
 /// A deletion of this process's that is not seen yet.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Deletion {
     done_ms: u64,
+    owner: String,
+    at: At,
     answer: Answer,
 }
 
@@ -49,6 +63,34 @@ type Ends = HashMap<String, u64>;
 /// The pods of one namespace, by name.
 type ByName = BTreeMap<String, Arc<Pod>>;
 
+/// Where a pod is: its node, or none if it may still go to any.
+type At = Option<String>;
+
+/// A Seika's pods at one place.
+#[derive(Debug, Default)]
+struct Place {
+    /// Namespace and name of those that are shown.
+    shown: BTreeSet<(String, String)>,
+    /// Uids of those that were created and are not shown.
+    unseen: BTreeSet<String>,
+}
+
+/// Which places of a Seika are to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Changed {
+    All,
+    At(BTreeSet<At>),
+}
+
+/// The pods of a Seika at the places that were looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// All of its pods are here, and no others count.
+    pub is_whole: bool,
+    /// Pods by node, as this process knows them. A place without pods is here too.
+    pub pods: BTreeMap<At, Vec<Arc<Pod>>>,
+}
+
 /// Whom a change of a pod concerns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Concerned {
@@ -58,13 +100,17 @@ pub struct Concerned {
     pub orphan: Option<Arc<Pod>>,
 }
 
-/// Pods and nodes as they were last shown.
+/// Pods as they were last shown.
 #[derive(Debug, Default)]
 pub struct Index {
     pods: BTreeMap<String, ByName>,
-    /// Namespace and name of each Seika's pods, by the Seika's uid.
-    owned: HashMap<String, BTreeSet<(String, String)>>,
-    nodes: BTreeMap<String, Node>,
+    /// Names of the pods that nobody controls, by namespace.
+    orphans: BTreeMap<String, BTreeSet<String>>,
+    /// Each Seika's pods, by its uid.
+    owned: HashMap<String, BTreeMap<At, Place>>,
+    /// What is to be looked at, by the Seika's uid.
+    changed: HashMap<String, Changed>,
+    expired_ms: u64,
     ends: Ends,
     created: HashMap<String, Unseen>,
     deleted: HashMap<String, Deletion>,
@@ -72,22 +118,14 @@ pub struct Index {
     gone_in_order: VecDeque<String>,
     /// A list that is under way: when it began, and what it has shown so far.
     listing: Option<(u64, BTreeMap<String, ByName>)>,
-    node_listing: Option<BTreeMap<String, Node>>,
-    pods_known: bool,
-    nodes_known: bool,
+    is_known: bool,
 }
 
 impl Index {
-    /// Pods and nodes were listed at least once.
+    /// Pods were listed at least once.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        self.pods_known && self.nodes_known
-    }
-
-    /// The nodes.
-    #[must_use]
-    pub fn nodes(&self) -> &BTreeMap<String, Node> {
-        &self.nodes
+        self.is_known
     }
 
     /// A list of the pods begins.
@@ -109,31 +147,122 @@ impl Index {
         let Some((began_ms, listed)) = self.listing.take() else {
             return;
         };
-        self.pods_known = true;
+        self.is_known = true;
         self.pods = listed;
-        self.owned.clear();
+        self.orphans.clear();
+        let before = std::mem::take(&mut self.owned);
+        for uid in before.into_keys() {
+            self.changed.insert(uid, Changed::All);
+        }
         let mut ends = Ends::new();
-        for (namespace, pods) in &self.pods {
-            for pod in pods.values() {
-                if let Some(owner) = &pod.owner {
-                    let owned = self.owned.entry(owner.uid.clone()).or_default();
-                    owned.insert((namespace.clone(), pod.name.clone()));
-                }
-                if pod.has_ended() {
-                    let since = self.ends.get(&pod.uid).copied().unwrap_or(now_ms);
-                    ends.insert(pod.uid.clone(), since);
-                }
-                self.created.remove(&pod.uid);
+        let shown: Vec<(String, Arc<Pod>)> = self
+            .pods
+            .iter()
+            .flat_map(|(namespace, pods)| pods.values().map(|pod| (namespace.clone(), pod.clone())))
+            .collect();
+        for (namespace, pod) in shown {
+            if pod.has_ended() {
+                let since = self.ends.get(&pod.uid).copied().unwrap_or(now_ms);
+                ends.insert(pod.uid.clone(), since);
             }
+            self.created.remove(&pod.uid);
+            if let Some(owner) = &pod.owner {
+                self.changed.insert(owner.uid.clone(), Changed::All);
+            }
+            self.place(&namespace, &pod);
         }
         self.ends = ends;
         self.created.retain(|_, unseen| unseen.done_ms >= began_ms);
         self.deleted.retain(|_, d| d.done_ms >= began_ms);
+        let unseen: Vec<Arc<Pod>> = self.created.values().map(|u| u.pod.clone()).collect();
+        for pod in unseen {
+            self.place_unseen(&pod);
+        }
+    }
+
+    /// What is kept of a shown pod beside itself.
+    fn place(&mut self, namespace: &str, pod: &Pod) {
+        match &pod.owner {
+            Some(owner) => {
+                let at = self.owned.entry(owner.uid.clone()).or_default();
+                let place = at.entry(pod.node.clone()).or_default();
+                place.shown.insert((namespace.to_owned(), pod.name.clone()));
+            }
+            None => {
+                let names = self.orphans.entry(namespace.to_owned()).or_default();
+                names.insert(pod.name.clone());
+            }
+        }
+    }
+
+    fn place_unseen(&mut self, pod: &Pod) {
+        if let Some(owner) = &pod.owner {
+            let at = self.owned.entry(owner.uid.clone()).or_default();
+            let place = at.entry(pod.node.clone()).or_default();
+            place.unseen.insert(pod.uid.clone());
+        }
+    }
+
+    /// Takes a pod away from where it is kept beside itself.
+    fn displace(&mut self, namespace: &str, pod: &Pod) {
+        let Some(owner) = &pod.owner else {
+            if let Some(names) = self.orphans.get_mut(namespace) {
+                names.remove(&pod.name);
+                if names.is_empty() {
+                    self.orphans.remove(namespace);
+                }
+            }
+            return;
+        };
+        let key = (namespace.to_owned(), pod.name.clone());
+        self.leave(&owner.uid, &pod.node, |place| {
+            place.shown.remove(&key);
+        });
+    }
+
+    fn leave(&mut self, owner: &str, at: &At, change: impl FnOnce(&mut Place)) {
+        let Some(places) = self.owned.get_mut(owner) else {
+            return;
+        };
+        if let Some(place) = places.get_mut(at) {
+            change(place);
+            if place.shown.is_empty() && place.unseen.is_empty() {
+                places.remove(at);
+            }
+        }
+        if places.is_empty() {
+            self.owned.remove(owner);
+        }
+    }
+
+    /// Something has changed where a pod is.
+    fn touch(&mut self, pod: &Pod) {
+        if let Some(owner) = &pod.owner {
+            self.touch_at(&owner.uid, pod.node.clone());
+        }
+    }
+
+    fn touch_at(&mut self, owner: &str, at: At) {
+        let nothing = || Changed::At(BTreeSet::new());
+        let changed = self.changed.entry(owner.to_owned()).or_insert_with(nothing);
+        if let Changed::At(places) = changed {
+            places.insert(at);
+        }
+    }
+
+    /// Something else than a pod has changed on a node of the Seika `uid`: it is looked at next time.
+    pub fn node_changed(&mut self, uid: &str, node: &str) {
+        self.touch_at(uid, Some(node.to_owned()));
+    }
+
+    /// The Seika `uid` is not known, or no more: nobody will look at its pods.
+    pub fn forget_changes(&mut self, uid: &str) {
+        self.changed.remove(uid);
     }
 
     /// A pod is shown as it is now.
     pub fn apply_pod(&mut self, namespace: &str, pod: Pod, now_ms: u64) -> Concerned {
-        self.created.remove(&pod.uid);
+        self.seen(&pod.uid);
         if pod.is_ending {
             self.deleted.remove(&pod.uid);
         }
@@ -153,10 +282,10 @@ impl Index {
                 self.forget(&before.uid);
             }
         }
+        self.place(namespace, &pod);
+        self.touch(&pod);
         match &pod.owner {
             Some(owner) => {
-                let owned = self.owned.entry(owner.uid.clone()).or_default();
-                owned.insert((namespace.to_owned(), pod.name.clone()));
                 concerned.owners.insert(owner.uid.clone());
             }
             None => concerned.orphan = Some(pod),
@@ -192,19 +321,29 @@ impl Index {
     }
 
     fn forget(&mut self, uid: &str) {
-        self.created.remove(uid);
+        self.seen(uid);
         self.deleted.remove(uid);
         self.ends.remove(uid);
     }
 
+    /// A pod that was created is shown, or counts no more.
+    fn seen(&mut self, uid: &str) {
+        let Some(unseen) = self.created.remove(uid) else {
+            return;
+        };
+        self.touch(&unseen.pod);
+        if let Some(owner) = &unseen.pod.owner {
+            self.leave(&owner.uid, &unseen.pod.node, |place| {
+                place.unseen.remove(uid);
+            });
+        }
+    }
+
     fn disown(&mut self, namespace: &str, pod: &Pod, concerned: &mut Concerned) {
-        let Some(owner) = &pod.owner else { return };
-        concerned.owners.insert(owner.uid.clone());
-        if let Some(owned) = self.owned.get_mut(&owner.uid) {
-            owned.remove(&(namespace.to_owned(), pod.name.clone()));
-            if owned.is_empty() {
-                self.owned.remove(&owner.uid);
-            }
+        self.displace(namespace, pod);
+        self.touch(pod);
+        if let Some(owner) = &pod.owner {
+            concerned.owners.insert(owner.uid.clone());
         }
     }
 
@@ -222,16 +361,21 @@ impl Index {
             namespace: namespace.to_owned(),
             pod: Arc::new(pod),
         };
+        self.place_unseen(&unseen.pod);
+        self.touch(&unseen.pod);
         self.created.insert(unseen.pod.uid.clone(), unseen);
     }
 
-    /// This process deletes a pod, and that is not shown yet.
-    pub fn deleted(&mut self, uid: &str, now_ms: u64) {
+    /// This process deletes a pod of the Seika `owner` on `node`, and that is not shown yet.
+    pub fn deleted(&mut self, owner: &str, node: Option<&str>, uid: &str, now_ms: u64) {
         let deletion = Deletion {
             done_ms: now_ms,
+            owner: owner.to_owned(),
+            at: node.map(str::to_owned),
             answer: Answer::Good,
         };
         self.deleted.insert(uid.to_owned(), deletion);
+        self.touch_at(owner, node.map(str::to_owned));
     }
 
     /// Whether a pod was deleted is not known: the call had no answer. Until it is called again the
@@ -239,6 +383,8 @@ impl Index {
     pub fn deletion_is_open(&mut self, uid: &str) {
         if let Some(deletion) = self.deleted.get_mut(uid) {
             deletion.answer = Answer::Open;
+            let (owner, at) = (deletion.owner.clone(), deletion.at.clone());
+            self.touch_at(&owner, at);
         }
     }
 
@@ -251,23 +397,72 @@ impl Index {
 
     /// The apiserver has refused to delete a pod.
     pub fn not_deleted(&mut self, uid: &str) {
-        self.deleted.remove(uid);
+        if let Some(deletion) = self.deleted.remove(uid) {
+            self.touch_at(&deletion.owner, deletion.at);
+        }
     }
 
-    /// The pods of the Seika `uid`, as this process knows them.
-    pub fn pods_of(&mut self, uid: &str, namespace: &str, now_ms: u64) -> Vec<Arc<Pod>> {
-        self.created
-            .retain(|_, u| now_ms.saturating_sub(u.done_ms) < UNSEEN_MAX_MS);
-        self.deleted
-            .retain(|_, d| now_ms.saturating_sub(d.done_ms) < UNSEEN_MAX_MS);
-        let shown = self.pods.get(namespace);
-        let owned = self.owned.get(uid).into_iter().flatten();
-        let owned = owned
-            .filter(|(of, _)| of == namespace)
-            .filter_map(|(_, name)| shown?.get(name));
-        let unseen = self.created.values().filter(|u| {
-            u.namespace == namespace && u.pod.owner.as_ref().is_some_and(|owner| owner.uid == uid)
+    /// What was done so long ago that it counts no more.
+    fn expire(&mut self, now_ms: u64) {
+        if now_ms < self.expired_ms + EXPIRE_MS {
+            return;
+        }
+        self.expired_ms = now_ms;
+        let is_over = |done_ms: u64| now_ms.saturating_sub(done_ms) >= UNSEEN_MAX_MS;
+        let created = self.created.iter().filter(|(_, u)| is_over(u.done_ms));
+        let created: Vec<String> = created.map(|(uid, _)| uid.clone()).collect();
+        for uid in created {
+            self.seen(&uid);
+        }
+        let deleted = self.deleted.iter().filter(|(_, d)| is_over(d.done_ms));
+        let deleted: Vec<String> = deleted.map(|(uid, _)| uid.clone()).collect();
+        for uid in deleted {
+            self.not_deleted(&uid);
+        }
+    }
+
+    /// The pods of the Seika `uid`: on all nodes, if `whole` or if a list came; else where something
+    /// has changed since the last look, and on the nodes `also`. What is returned has been looked at.
+    pub fn look<'a>(
+        &mut self,
+        uid: &str,
+        namespace: &str,
+        whole: bool,
+        also: impl IntoIterator<Item = &'a str>,
+        now_ms: u64,
+    ) -> Look {
+        self.expire(now_ms);
+        let changed = self.changed.remove(uid);
+        let places = self.owned.get(uid);
+        let (is_whole, at): (bool, BTreeSet<At>) = match (whole, changed) {
+            (true, _) | (_, Some(Changed::All)) => (
+                true,
+                places
+                    .into_iter()
+                    .flat_map(BTreeMap::keys)
+                    .cloned()
+                    .collect(),
+            ),
+            (false, Some(Changed::At(at))) => (false, at),
+            (false, None) => (false, BTreeSet::new()),
+        };
+        let also = also.into_iter().map(|node| Some(node.to_owned()));
+        let at = at.into_iter().chain(also);
+        let pods = at.map(|at| {
+            let pods = places.and_then(|places| places.get(&at));
+            let pods = pods.map(|place| self.pods_at(place, namespace));
+            (at, pods.unwrap_or_default())
         });
+        let pods = pods.collect();
+        Look { is_whole, pods }
+    }
+
+    fn pods_at(&self, place: &Place, namespace: &str) -> Vec<Arc<Pod>> {
+        let shown = self.pods.get(namespace);
+        let owned = place.shown.iter().filter(|(of, _)| of == namespace);
+        let owned = owned.filter_map(|(_, name)| shown?.get(name));
+        let unseen = place.unseen.iter().filter_map(|uid| self.created.get(uid));
+        let unseen = unseen.filter(|u| u.namespace == namespace);
         let as_done = |pod: &Arc<Pod>| match self.deleted.contains_key(&pod.uid) {
             true => Arc::new(Pod {
                 is_ending: true,
@@ -283,8 +478,9 @@ impl Index {
 
     /// Pods of a namespace that nobody controls.
     pub fn orphans(&self, namespace: &str) -> impl Iterator<Item = &Arc<Pod>> {
-        let pods = self.pods.get(namespace).into_iter().flatten();
-        pods.map(|(_, pod)| pod).filter(|pod| pod.owner.is_none())
+        let names = self.orphans.get(namespace).into_iter().flatten();
+        let pods = self.pods.get(namespace);
+        names.filter_map(move |name| pods?.get(name))
     }
 
     /// For how long it is known that a pod has ended, in ms.
@@ -294,217 +490,10 @@ impl Index {
         since.map_or(0, |since| now_ms.saturating_sub(since))
     }
 
-    /// A list of the nodes begins.
-    pub fn begin_nodes(&mut self) {
-        self.node_listing = Some(BTreeMap::new());
-    }
-
-    /// The list that is under way shows a node.
-    pub fn list_node(&mut self, name: String, node: Node) {
-        if let Some(listed) = &mut self.node_listing {
-            listed.insert(name, node);
-        }
-    }
-
-    /// The list is complete. The names of nodes that came, went or changed.
-    pub fn end_nodes(&mut self) -> BTreeSet<String> {
-        let Some(listed) = self.node_listing.take() else {
-            return BTreeSet::new();
-        };
-        self.nodes_known = true;
-        let before = std::mem::replace(&mut self.nodes, listed);
-        let names = before.keys().chain(self.nodes.keys());
-        names
-            .filter(|name| before.get(*name) != self.nodes.get(*name))
-            .cloned()
-            .collect()
-    }
-
-    /// A node is shown as it is now, or gone; whether anything changed.
-    pub fn set_node(&mut self, name: &str, node: Option<Node>) -> bool {
-        let before = match &node {
-            Some(node) => self.nodes.insert(name.to_owned(), node.clone()),
-            None => self.nodes.remove(name),
-        };
-        before != node
-    }
-
     /// Pods that are kept, and what is done and not seen: for the metrics.
     #[must_use]
     pub fn sizes(&self) -> (usize, usize) {
         let pods = self.pods.values().map(BTreeMap::len).sum();
         (pods, self.created.len() + self.deleted.len())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::facts::{Owner, Phase};
-
-    fn pod(name: &str, uid: &str) -> Pod {
-        Pod {
-            name: name.into(),
-            uid: uid.into(),
-            labels: BTreeMap::new(),
-            owner: Some(Owner {
-                uid: "s".into(),
-                is_seika: true,
-            }),
-            node: Some("n".into()),
-            phase: Phase::Starting,
-            is_ending: false,
-            failures: 0,
-        }
-    }
-
-    fn listed(pods: Vec<Pod>) -> Index {
-        let mut index = Index::default();
-        list(&mut index, pods, 0);
-        index
-    }
-
-    fn list(index: &mut Index, pods: Vec<Pod>, at_ms: u64) {
-        index.begin_pods(at_ms);
-        for pod in pods {
-            index.list_pod("ns".into(), pod);
-        }
-        index.end_pods(at_ms);
-    }
-
-    fn view(index: &mut Index, now_ms: u64) -> Vec<(String, bool)> {
-        let pods = index.pods_of("s", "ns", now_ms);
-        let mut seen: Vec<_> = pods.iter().map(|p| (p.uid.clone(), p.is_ending)).collect();
-        seen.sort();
-        seen
-    }
-
-    #[test]
-    fn a_created_pod_counts_until_it_is_seen_and_once() {
-        let mut index = listed(vec![]);
-        index.created("ns", pod("a", "1"), 5);
-        assert_eq!(view(&mut index, 6), [("1".into(), false)]);
-        index.apply_pod("ns", pod("a", "1"), 7);
-        assert_eq!(view(&mut index, 8), [("1".into(), false)]);
-        index.remove_pod("ns", "a", "1");
-        assert_eq!(view(&mut index, 9), []);
-    }
-
-    #[test]
-    fn a_pod_that_is_seen_before_its_creation_is_answered_counts_once() {
-        let mut index = listed(vec![]);
-        index.apply_pod("ns", pod("a", "1"), 1);
-        index.created("ns", pod("a", "1"), 2);
-        assert_eq!(view(&mut index, 3), [("1".into(), false)]);
-    }
-
-    #[test]
-    fn a_pod_whose_whole_life_was_shown_before_its_creation_is_answered_does_not_count() {
-        let mut index = listed(vec![]);
-        index.apply_pod("ns", pod("a", "1"), 1);
-        index.remove_pod("ns", "a", "1");
-        index.created("ns", pod("a", "1"), 2);
-        assert_eq!(view(&mut index, 3), []);
-    }
-
-    #[test]
-    fn a_deleted_pod_ends_until_that_is_seen() {
-        let mut index = listed(vec![pod("a", "1")]);
-        index.deleted("1", 5);
-        assert_eq!(view(&mut index, 6), [("1".into(), true)]);
-        // An older state of it is shown meanwhile.
-        let ready = Pod {
-            phase: Phase::Ready,
-            ..pod("a", "1")
-        };
-        index.apply_pod("ns", ready, 7);
-        assert_eq!(view(&mut index, 8), [("1".into(), true)]);
-        index.remove_pod("ns", "a", "1");
-        assert_eq!(view(&mut index, 9), []);
-    }
-
-    #[test]
-    fn a_deletion_without_an_answer_is_called_again_and_stands_for_itself() {
-        let mut index = listed(vec![pod("a", "1")]);
-        index.deleted("1", 5);
-        assert!(!index.is_deletion_open("1"));
-        index.deletion_is_open("1");
-        assert!(index.is_deletion_open("1"));
-        assert_eq!(view(&mut index, 6), [("1".into(), true)]);
-        index.not_deleted("1");
-        assert_eq!(view(&mut index, 6), [("1".into(), false)]);
-    }
-
-    #[test]
-    fn a_list_that_began_later_settles_what_was_done_before() {
-        let mut index = listed(vec![pod("old", "0")]);
-        index.created("ns", pod("a", "1"), 5);
-        index.deleted("0", 5);
-        // It began before: it may not have them yet.
-        list(&mut index, vec![pod("old", "0")], 4);
-        assert_eq!(
-            view(&mut index, 6),
-            [("0".into(), true), ("1".into(), false)]
-        );
-        // The created one was deleted in a gap of the watch; the deletion was undone by nobody, but
-        // a list of after it has the pod.
-        list(&mut index, vec![pod("old", "0")], 6);
-        assert_eq!(view(&mut index, 7), [("0".into(), false)]);
-    }
-
-    #[test]
-    fn what_nothing_is_seen_of_counts_for_five_minutes() {
-        let mut index = listed(vec![]);
-        index.created("ns", pod("a", "1"), 5);
-        assert_eq!(view(&mut index, 5 + UNSEEN_MAX_MS - 1).len(), 1);
-        assert_eq!(view(&mut index, 5 + UNSEEN_MAX_MS).len(), 0);
-    }
-
-    #[test]
-    fn a_successor_of_the_same_name_is_not_removed_with_its_predecessor() {
-        let mut index = listed(vec![pod("a", "1")]);
-        index.apply_pod("ns", pod("a", "2"), 1);
-        index.remove_pod("ns", "a", "1");
-        assert_eq!(view(&mut index, 2), [("2".into(), false)]);
-    }
-
-    #[test]
-    fn a_change_concerns_who_owned_it_and_who_owns_it() {
-        let mut index = listed(vec![pod("a", "1")]);
-        let same = index.apply_pod("ns", pod("a", "1"), 1);
-        assert_eq!(same, Concerned::default());
-        let mut orphan = pod("a", "1");
-        orphan.owner = None;
-        let concerned = index.apply_pod("ns", orphan, 2);
-        assert!(concerned.owners.contains("s") && concerned.orphan.is_some());
-        assert_eq!(view(&mut index, 3), []);
-        assert_eq!(index.orphans("ns").count(), 1);
-    }
-
-    #[test]
-    fn the_time_of_an_end_is_when_it_was_first_known() {
-        let ended = Pod {
-            phase: Phase::Ended { ran_long: false },
-            ..pod("a", "1")
-        };
-        let mut index = listed(vec![]);
-        index.apply_pod("ns", ended.clone(), 10);
-        list(&mut index, vec![ended], 50);
-        assert_eq!(index.ended_for_ms("1", 60), 50);
-        assert_eq!(index.ended_for_ms("unknown", 60), 0);
-    }
-
-    #[test]
-    fn nodes_that_differ_after_a_list_are_named() {
-        let mut index = Index::default();
-        index.begin_nodes();
-        index.list_node("a".into(), Node::default());
-        index.list_node("b".into(), Node::default());
-        assert_eq!(index.end_nodes().len(), 2);
-        assert!(!index.set_node("a", Some(Node::default())));
-        index.begin_nodes();
-        index.list_node("a".into(), Node::default());
-        assert_eq!(index.end_nodes(), ["b".to_owned()].into());
-        assert!(index.set_node("a", None));
     }
 }

@@ -2,7 +2,7 @@
 //! controller that keeps them.
 //!
 //! What is to be done is decided by a pure function, [`decide`]; [`facts`], [`index`], [`claim`],
-//! [`obstacles`] and [`status`] are what goes in and comes out of it, without I/O and without a
+//! [`obstacles`], [`parts`] and [`status`] are what goes in and comes out of it, without I/O and without a
 //! clock too. Only [`run`] speaks to an apiserver, by `kube`.
 //!
 //! It may not know of latencies or of placement's decisions: who writes the resource decides how
@@ -20,6 +20,7 @@ mod error;
 pub mod facts;
 pub mod index;
 pub mod obstacles;
+pub mod parts;
 pub mod queue;
 pub mod reason;
 pub mod run;

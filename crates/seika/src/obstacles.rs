@@ -6,6 +6,7 @@ use placement::{Effect, Taint, misfit};
 
 use crate::decide::Obstacle;
 use crate::facts::Node;
+use crate::index::Nodes;
 use crate::reason::Reason;
 use crate::template::Template;
 
@@ -72,7 +73,7 @@ pub fn obstacle(template: &Template, node: Option<&Node>) -> Option<Obstacle> {
 pub fn obstacles<'a>(
     template: &Template,
     names: impl Iterator<Item = &'a str>,
-    nodes: &BTreeMap<String, Node>,
+    nodes: &Nodes,
 ) -> BTreeMap<String, Obstacle> {
     names
         .filter_map(|name| Some((name.to_owned(), obstacle(template, nodes.get(name))?)))

@@ -27,7 +27,7 @@ const WORKERS: usize = 4;
 /// The longest that a call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Calls to the apiserver that change something, at a time.
-const WRITES_AT_A_TIME: usize = 64;
+const WRITES_AT_A_TIME: usize = 128;
 
 /// How the controller runs.
 #[derive(Clone, Debug)]

@@ -2,10 +2,11 @@
 //! the rest of a large object is skipped and never held.
 
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
 use kube::Resource;
 use kube::core::ObjectMeta;
 use placement::Labels;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::facts::{Node, Owner, Phase, Pod};
 use crate::template::{FAILURES_ANNOTATION, NAME_FIELD};
@@ -18,6 +19,7 @@ const GROUP: &str = "batch.bonavadeur.io/";
 #[derive(Resource, Clone, Debug, Serialize, Deserialize)]
 #[resource(inherit = core::Pod)]
 pub struct SlimPod {
+    #[serde(deserialize_with = "slim_metadata")]
     metadata: ObjectMeta,
     #[serde(default)]
     spec: PodSpec,
@@ -36,7 +38,7 @@ struct PodSpec {
 #[serde(rename_all = "camelCase", default)]
 struct PodStatus {
     phase: Option<String>,
-    start_time: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>,
+    start_time: Option<Time>,
     conditions: Vec<Condition>,
     container_statuses: Vec<ContainerStatus>,
 }
@@ -57,10 +59,68 @@ struct ContainerStatus {
     state: Option<core::ContainerState>,
 }
 
+/// What is read of an object's metadata. Above all `managedFields` is not: it is half of a pod.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct SlimMetadata {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    resource_version: Option<String>,
+    labels: Option<Labels>,
+    annotations: Annotations,
+    owner_references: Option<Vec<OwnerReference>>,
+    deletion_timestamp: Option<Time>,
+}
+
+/// The one annotation that is looked at.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    #[serde(rename = "batch.bonavadeur.io/failures")]
+    failures: Option<String>,
+}
+
+fn slim_metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
+    let slim = SlimMetadata::deserialize(from)?;
+    let failures = slim.annotations.failures;
+    Ok(ObjectMeta {
+        name: slim.name,
+        namespace: slim.namespace,
+        uid: slim.uid,
+        resource_version: slim.resource_version,
+        labels: slim.labels,
+        annotations: failures.map(|n| [(FAILURES_ANNOTATION.to_owned(), n)].into()),
+        owner_references: slim.owner_references,
+        deletion_timestamp: slim.deletion_timestamp,
+        ..ObjectMeta::default()
+    })
+}
+
+/// The answer to a creation, of which only the metadata is asked for.
+#[derive(Debug, Deserialize)]
+pub struct Made {
+    #[serde(deserialize_with = "slim_metadata")]
+    metadata: ObjectMeta,
+}
+
+/// A pod that was just created for `node`. `None` if the answer has not what a pod has.
+#[must_use]
+pub fn made(from: Made, node: &str) -> Option<(String, Pod)> {
+    let (namespace, made) = pod(SlimPod {
+        metadata: from.metadata,
+        spec: PodSpec::default(),
+        status: PodStatus::default(),
+    })?;
+    let node = Some(node.to_owned());
+    Some((namespace, Pod { node, ..made }))
+}
+
 /// A node, as it is read.
 #[derive(Resource, Clone, Debug, Serialize, Deserialize)]
 #[resource(inherit = core::Node)]
 pub struct SlimNode {
+    #[serde(deserialize_with = "slim_metadata")]
     metadata: ObjectMeta,
     #[serde(default)]
     spec: NodeSpec,
@@ -192,19 +252,6 @@ pub fn node(from: SlimNode) -> Option<(String, Node)> {
     Some((name, node))
 }
 
-/// Whether the object of a pod, as the apiserver answers it, is this Seika's; its uid if so.
-#[must_use]
-pub fn uid_if_owned_by(
-    pod: &kube::core::PartialObjectMeta<core::Pod>,
-    seika: &str,
-) -> Option<String> {
-    let owners = pod.metadata.owner_references.as_ref()?;
-    let ours = owners
-        .iter()
-        .any(|o| o.controller == Some(true) && o.uid == seika);
-    ours.then(|| pod.metadata.uid.clone()).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -240,6 +287,29 @@ mod tests {
         assert_eq!(pod.node.as_deref(), Some("n1"));
         assert_eq!(pod.unschedulable(), Some("no room"));
         assert_eq!(terms(&["n1", "n2"]).node, None);
+    }
+
+    #[test]
+    fn of_metadata_only_what_is_looked_at_is_read() {
+        let (_, pod) = read(json!({
+            "metadata": { "name": "p", "namespace": "n", "uid": "u", "labels": { "app": "x" },
+                "annotations": { "large": "value", FAILURES_ANNOTATION: "3" },
+                // Not as it should be: it is skipped.
+                "managedFields": 7, "creationTimestamp": false }
+        }))
+        .unwrap();
+        assert_eq!((pod.failures, pod.labels["app"].as_str()), (3, "x"));
+    }
+
+    #[test]
+    fn a_pod_that_was_made_is_on_the_node_that_it_was_made_for() {
+        let answer = json!({ "kind": "PartialObjectMetadata", "metadata": {
+            "name": "p", "namespace": "n", "uid": "u", "ownerReferences": [{
+                "apiVersion": "batch.bonavadeur.io/v1", "kind": "Seika", "name": "x",
+                "uid": "o", "controller": true }] } });
+        let (namespace, pod) = made(serde_json::from_value(answer).unwrap(), "n1").unwrap();
+        assert_eq!((namespace.as_str(), pod.node.as_deref()), ("n", Some("n1")));
+        assert!(pod.is_live() && pod.owner.is_some_and(|owner| owner.uid == "o"));
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub use pages::{Page, Pages};
 pub use server::{Counts, Server};
 pub use stream::{Closed, Inbound, Outbound, Refused};
 pub use tls::{
-    Certificate, ClientCheck, ClientTls, ClientTlsConfig, TlsConfig, TlsVersion,
+    Certificate, ClientCheck, ClientTls, ClientTlsConfig, ServerTls, TlsConfig, TlsVersion,
     check_client_certificate, check_client_certificate_at, names_issuer,
 };
 pub use transfer::{Slow, Transfer};

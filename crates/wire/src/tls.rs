@@ -1,5 +1,6 @@
 //! TLS: files, client certificates.
 
+mod accept;
 mod client;
 mod connect;
 mod files;
@@ -24,6 +25,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, 
 use crate::Error;
 use crate::handler::PeerTls;
 
+pub use accept::ServerTls;
 pub use client::{check_client_certificate, check_client_certificate_at, names_issuer};
 pub use connect::{ClientTls, ClientTlsConfig};
 pub use files::Certificate;

@@ -61,6 +61,8 @@ fn binaries_are_static() {
         for program in PROGRAMS {
             is_static(&dir.join(program), machine).unwrap();
         }
+        let fleet = dist.join(format!("fleet-linux-{architecture}/orlop-fleet"));
+        is_static(&fleet, machine).unwrap();
         assert_eq!(
             std::fs::read_link(dir.join("etcd")).unwrap(),
             Path::new("orlop")

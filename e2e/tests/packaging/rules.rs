@@ -130,7 +130,9 @@ pub(crate) fn selectors(expression: &str) -> Vec<(String, Vec<String>)> {
             let matchers = matchers.split(", ").map(str::to_owned).collect();
             found.push((word.to_owned(), matchers));
             rest = after;
-        } else if !next.starts_with('(') && !["sum", "and", "or", "unless"].contains(&word) {
+        } else if !next.starts_with('(')
+            && !["sum", "avg", "max", "min", "count", "and", "or", "unless"].contains(&word)
+        {
             found.push((word.to_owned(), Vec::new()));
         }
     }

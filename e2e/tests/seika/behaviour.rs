@@ -1,11 +1,12 @@
 //! What Seika does on a cluster on which nothing fails.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::kube::steps::Steps;
 use e2e::kube::{Error, Result, ensure, eventually, fail};
 use serde_json::{Value, json};
 
+use super::documented;
 use super::observer::Observer;
 use super::rig::{CONVERGES, NAMESPACE, Rig, condition, is_ready, seika, seikas};
 
@@ -15,19 +16,86 @@ const LOOK: Duration = Duration::from_secs(3);
 pub(crate) async fn all(rig: &mut Rig, observer: &Observer, steps: &mut Steps) -> Result<()> {
     schema(rig).await?;
     steps.done("what makes no sense is refused");
-    counts(rig, observer).await?;
+    calls(rig).await?;
+    steps.done("as many calls as pods, and few statuses");
+    // Each has Seikas of its own; most of the time is waiting.
+    let (counts, rolls, owns, documented) = tokio::join!(
+        counts(rig, observer),
+        rolls(rig, observer),
+        owns(rig),
+        documented::example(rig)
+    );
+    of(rig, [counts, rolls, owns, documented])?;
     steps.done("numbers a node, columns, nodes taken off the map");
-    rolls(rig, observer).await?;
     steps.done("a changed template rolls within its bounds");
-    owns(rig).await?;
     steps.done("adoption, release, orphans");
-    obstacles(rig).await?;
+    let (nodes, misfit, full, volume, failures) = tokio::join!(
+        gone_and_cordoned(rig),
+        misfit(rig),
+        full(rig),
+        volume(rig),
+        failures(rig)
+    );
+    of(rig, [nodes, misfit, full, volume, failures])?;
     steps.done("nodes that are gone, cordoned, contradicted or full are said");
+    steps.done("failed pods are replaced with back-off");
+    // A quota is for all of the namespace.
     refusals(rig).await?;
     steps.done("a quota and an invalid template are said");
-    failures(rig).await?;
-    steps.done("failed pods are replaced with back-off");
     Ok(())
+}
+
+/// All results, and whether everything still runs.
+fn of<const N: usize>(rig: &mut Rig, results: [Result<()>; N]) -> Result<()> {
+    for result in results {
+        match (result, rig.check()) {
+            (Err(error), Err(other)) => return fail(format!("{error}\nBesides: {other}")),
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What the controller has called so far: creations, deletions, statuses; and nodes decided about.
+async fn called(rig: &Rig) -> Result<[f64; 4]> {
+    let write = |what: &str| format!("orlop_seika_writes_total{{what=\"{what}\"}}");
+    Ok([
+        rig.series(0, &write("create")).await?,
+        rig.series(0, &write("delete")).await?,
+        rig.series(0, &write("status")).await?,
+        rig.series(0, "orlop_seika_nodes_decided_total").await?,
+    ])
+}
+
+/// Scaling up from nothing: one call a pod, no deletion, no more statuses than their gaps allow, and
+/// work in proportion to what happens to pods.
+async fn calls(rig: &Rig) -> Result<()> {
+    const EACH: u32 = 40;
+    let wanted = ["node-0", "node-1", "node-2", "node-3"].map(|node| (node, EACH));
+    rig.leader().await?;
+    let before = called(rig).await?;
+    let began = Instant::now();
+    rig.create(&seika("calls", &wanted)).await?;
+    rig.converges("calls", &wanted).await?;
+    let gaps = began.elapsed().as_secs_f64() / 0.5;
+    let now = called(rig).await?;
+    let [created, deleted, statuses, decided] = [0, 1, 2, 3].map(|n| now[n] - before[n]);
+    let pods = 4.0 * f64::from(EACH);
+    println!(
+        "{pods} pods: {created} creations, {statuses} statuses, {decided} nodes decided about"
+    );
+    ensure((created, deleted) == (pods, 0.0), || {
+        format!("{created} creations and {deleted} deletions for {pods} pods")
+    })?;
+    ensure(statuses <= gaps + 2.0, || {
+        format!("{statuses} statuses in {gaps} gaps")
+    })?;
+    // A pod changes some five times on its way: made, seen, bound, started, ready.
+    ensure(decided <= 10.0 * pods, || {
+        format!("{decided} nodes were decided about")
+    })?;
+    rig.remove("calls").await
 }
 
 /// Each of these is refused by the apiserver.
@@ -89,7 +157,7 @@ async fn schema(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-async fn counts(rig: &mut Rig, observer: &Observer) -> Result<()> {
+async fn counts(rig: &Rig, observer: &Observer) -> Result<()> {
     let wanted = [("node-0", 1), ("node-1", 2), ("node-2", 3)];
     observer.allow("counts", &[("node-0", 2), ("node-1", 3), ("node-2", 4)]);
     rig.create(&seika("counts", &wanted)).await?;
@@ -129,7 +197,7 @@ async fn counts(rig: &mut Rig, observer: &Observer) -> Result<()> {
     rig.remove("counts").await
 }
 
-async fn rolls(rig: &mut Rig, observer: &Observer) -> Result<()> {
+async fn rolls(rig: &Rig, observer: &Observer) -> Result<()> {
     let wanted = [("node-0", 4), ("node-1", 8)];
     observer.allow("rolls", &[("node-0", 5), ("node-1", 10)]);
     rig.create(&seika("rolls", &wanted)).await?;
@@ -163,7 +231,7 @@ fn by_hand(name: &str, app: &str) -> Value {
     })
 }
 
-async fn owns(rig: &mut Rig) -> Result<()> {
+async fn owns(rig: &Rig) -> Result<()> {
     let pods = format!("/api/v1/namespaces/{NAMESPACE}/pods");
     let controller = |pod: &Value| pod["metadata"]["ownerReferences"][0]["uid"].clone();
     let kind = |pod: &Value| {
@@ -237,7 +305,7 @@ async fn owns(rig: &mut Rig) -> Result<()> {
     rig.remove("owns").await
 }
 
-async fn obstacles(rig: &mut Rig) -> Result<()> {
+async fn gone_and_cordoned(rig: &Rig) -> Result<()> {
     // A node that is not there.
     rig.create(&seika("gone", &[("node-0", 1), ("no-such-node", 2)]))
         .await?;
@@ -256,18 +324,22 @@ async fn obstacles(rig: &mut Rig) -> Result<()> {
     rig.kubectl(&["uncordon", "node-1"])?;
     rig.converges("gone", &[("node-0", 1), ("node-1", 2)])
         .await?;
-    rig.remove("gone").await?;
+    rig.remove("gone").await
+}
 
-    // A template that contradicts the node.
+/// A template that contradicts the node.
+async fn misfit(rig: &Rig) -> Result<()> {
     let mut misfit = seika("misfit", &[("node-0", 1)]);
     misfit["spec"]["template"]["spec"]["nodeSelector"] = json!({ "zone": "moon" });
     rig.create(&misfit).await?;
     let words = rig.says("misfit", "node-0", "TemplateMisfit").await?;
     ensure(words.contains("zone=moon"), || words.clone())?;
     ensure(rig.pods("misfit").await?.is_empty(), || "pods".into())?;
-    rig.remove("misfit").await?;
+    rig.remove("misfit").await
+}
 
-    // A full node: 64 processors, 40 a pod.
+/// A full node: 64 processors, 40 a pod.
+async fn full(rig: &Rig) -> Result<()> {
     let mut full = seika("full", &[("node-0", 1)]);
     full["spec"]["template"]["spec"]["containers"][0]["resources"] =
         json!({ "requests": { "cpu": "40" } });
@@ -283,9 +355,12 @@ async fn obstacles(rig: &mut Rig) -> Result<()> {
     // What waits goes first.
     rig.want("full", &[("node-0", 1)]).await?;
     rig.converges("full", &[("node-0", 1)]).await?;
-    rig.remove("full").await?;
+    rig.remove("full").await
+}
 
-    // A volume that is bound to another place: the scheduler's words are passed on.
+/// A volume that is bound to another place: the scheduler's words are passed on, and no more pods are
+/// made.
+async fn volume(rig: &Rig) -> Result<()> {
     let mut volume = seika("volume", &[("node-0", 3)]);
     volume["spec"]["template"]["spec"]["volumes"] =
         json!([{ "name": "data", "persistentVolumeClaim": { "claimName": "elsewhere" } }]);
@@ -316,10 +391,12 @@ async fn obstacles(rig: &mut Rig) -> Result<()> {
         Ok(words.to_lowercase().contains("volume").then_some(()))
     })
     .await?;
+    let pods = rig.pods("volume").await?.len();
+    ensure(pods <= 3, || format!("{pods} pods, three are wanted"))?;
     rig.remove("volume").await
 }
 
-async fn refusals(rig: &mut Rig) -> Result<()> {
+async fn refusals(rig: &Rig) -> Result<()> {
     let quotas = format!("/api/v1/namespaces/{NAMESPACE}/resourcequotas");
     let quota = json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": { "name": "few" },
@@ -372,7 +449,7 @@ async fn fail_pod(rig: &Rig, pod: &Value) -> Result<()> {
     rig.api.patch(&path, &patch).await.map(|_| ())
 }
 
-async fn failures(rig: &mut Rig) -> Result<()> {
+async fn failures(rig: &Rig) -> Result<()> {
     rig.create(&seika("fails", &[("node-0", 2)])).await?;
     rig.converges("fails", &[("node-0", 2)]).await?;
     let annotation = |pod: &Value| {

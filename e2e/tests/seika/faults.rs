@@ -11,7 +11,7 @@ use super::observer::Observer;
 use super::rig::{CONVERGES, NAMESPACE, Rig, seika, seikas};
 
 /// Many enough that a fault comes in the middle.
-const MANY: u32 = 120;
+const MANY: u32 = 80;
 
 pub(crate) async fn all(rig: &mut Rig, observer: &Observer, steps: &mut Steps) -> Result<()> {
     rig.start_controller()?;

@@ -18,6 +18,8 @@ use serde_json::{Value, json};
 pub(crate) const CONVERGES: Duration = Duration::from_secs(120);
 /// Of the election, so that a takeover takes seconds.
 const LEASE_DURATION_MS: u32 = 4_000;
+/// Calls a second of Kubernetes' own controllers: far more than they make here.
+pub(crate) const CLIENT_QPS: u32 = 1_000;
 pub(crate) const NAMESPACE: &str = "seika-test";
 
 /// A controller's process.
@@ -31,31 +33,41 @@ pub(crate) struct Controller {
 pub(crate) struct Rig {
     // In the order in which they have to end.
     pub(crate) controllers: Vec<Controller>,
-    _kwok: Process,
+    kwok: Process,
     pub(crate) plane: ControlPlane,
-    _store: Store,
+    store: Store,
     pub(crate) api: Arc<Api>,
-    dir: PathBuf,
-    admin: PathBuf,
+    pub(crate) dir: PathBuf,
+    pub(crate) admin: PathBuf,
     account: PathBuf,
     started: u32,
-}
-
-/// The command, beside the store's.
-pub(crate) fn orlop_fleet() -> Result<PathBuf> {
-    let program = Kind::Orlop.program()?.with_file_name("orlop-fleet");
-    ensure(program.is_file(), || {
-        format!(
-            "{} is not there: cargo build --workspace",
-            program.display()
-        )
-    })?;
-    Ok(program)
 }
 
 fn packaged(path: &str) -> PathBuf {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/fleet");
     Path::new(root).join(path)
+}
+
+const STRICTLY: [&str; 3] = ["apply", "--server-side", "--validate=strict"];
+
+fn kubectl(kubeconfig: &Path, args: &[&str]) -> Result<String> {
+    run(Command::new(binaries("kube-1.37")?.join("kubectl"))
+        .arg(format!("--kubeconfig={}", kubeconfig.display()))
+        .args(args))
+}
+
+/// `kubectl apply -k` of the definition.
+fn define(kubeconfig: &Path) -> Result<()> {
+    let crd = packaged("crd").display().to_string();
+    let mut args = STRICTLY.to_vec();
+    args.extend(["-k", &crd]);
+    kubectl(kubeconfig, &args)?;
+    let established = [
+        "wait",
+        "crd/seikas.batch.bonavadeur.io",
+        "--for=condition=Established",
+    ];
+    kubectl(kubeconfig, &established).map(|_| ())
 }
 
 impl Rig {
@@ -66,25 +78,27 @@ impl Rig {
         let plan = Plan {
             binaries: binaries("kube-1.37")?,
             checks_cache: true,
-            client_qps: Some(1000),
+            client_qps: Some(CLIENT_QPS),
             port: 0,
             ready_timeout: READY_TIMEOUT,
         };
         let mut plane = ControlPlane::start_as(plan, dir, &store.endpoints(), &[]).await?;
+        let api = plane.api();
+        let admin = plane.write_kubeconfig("admin")?;
+        // Before the controller manager: its garbage collector looks for new kinds every 30 s only.
+        define(&admin)?;
         for program in ["kube-controller-manager", "kube-scheduler"] {
             plane.start_component(program, program)?;
         }
-        let api = plane.api();
-        let admin = plane.write_kubeconfig("admin")?;
         kwok::create_nodes(&api, nodes).await?;
         let program = binaries("kwok")?.join("kwok");
         let kwok = kwok::start(&program, &admin, dir)?;
         kwok::wait_for_nodes(&api, nodes).await?;
         let mut rig = Rig {
             controllers: Vec::new(),
-            _kwok: kwok,
+            kwok,
             plane,
-            _store: store,
+            store,
             api,
             dir: dir.to_owned(),
             account: admin.clone(),
@@ -95,31 +109,30 @@ impl Rig {
         Ok(rig)
     }
 
+    /// The processes that run: name and process id.
+    pub(crate) fn pids(&self) -> Vec<(String, u32)> {
+        let mut pids = self.plane.pids();
+        pids.extend(self.store.pid().map(|pid| ("store".into(), pid)));
+        pids.push(("kwok".into(), self.kwok.id()));
+        let controllers = self.controllers.iter();
+        pids.extend(controllers.map(|c| ("Seika's controller".into(), c.process.id())));
+        pids
+    }
+
     pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
-        run(Command::new(binaries("kube-1.37")?.join("kubectl"))
-            .arg(format!("--kubeconfig={}", self.admin.display()))
-            .args(args))
+        kubectl(&self.admin, args)
     }
 
     /// `kubectl apply -k` of what is packaged, first without effect; then a kubeconfig with the
     /// rights that the manifests give.
     async fn install(&mut self) -> Result<()> {
-        let crd = packaged("crd").display().to_string();
         let all = packaged("seika").display().to_string();
-        let strictly = ["apply", "--server-side", "--validate=strict"];
         let apply = |path: &str, more: &[&str]| {
-            let mut args = strictly.to_vec();
+            let mut args = STRICTLY.to_vec();
             args.extend(["-k", path]);
             args.extend(more);
             self.kubectl(&args)
         };
-        apply(&crd, &[])?;
-        let established = [
-            "wait",
-            "crd/seikas.batch.bonavadeur.io",
-            "--for=condition=Established",
-        ];
-        self.kubectl(&established)?;
         // Its namespace has to be there even for a trial.
         self.kubectl(&["create", "namespace", "orlop-fleet"])?;
         apply(&all, &["--dry-run=server"])?;
@@ -148,7 +161,7 @@ impl Rig {
         self.started += 1;
         let name = format!("controller-{}", self.started);
         let port = free_port()?;
-        let mut command = Command::new(orlop_fleet()?);
+        let mut command = Command::new(e2e::fleet::program()?);
         command
             .args(["seika", "run", "--log-level=debug", "--log-format=console"])
             .arg(format!("--kubeconfig={}", self.account.display()))
@@ -211,29 +224,24 @@ impl Rig {
     }
 
     /// Waits until exactly the wanted pods of `name` are there and ready, and the status says so.
-    pub(crate) async fn converges(&mut self, name: &str, wanted: &[(&str, u32)]) -> Result<Value> {
-        let this = &*self;
+    pub(crate) async fn converges(&self, name: &str, wanted: &[(&str, u32)]) -> Result<Value> {
         let began = Instant::now();
         let mut said_s = 0;
-        let result = eventually(&format!("{name} has exactly {wanted:?}"), CONVERGES, || {
+        eventually(&format!("{name} has exactly {wanted:?}"), CONVERGES, || {
             let now_s = began.elapsed().as_secs();
             let says = now_s >= said_s + 10;
             if says {
                 said_s = now_s;
             }
             async move {
-                let found = this.is_exact(name, wanted).await;
+                let found = self.is_exact(name, wanted).await;
                 if let (true, Err(error)) = (says, &found) {
                     println!("after {now_s} s: {error}");
                 }
                 found.map(Some)
             }
         })
-        .await;
-        match (result, self.check()) {
-            (Err(error), Err(other)) => fail(format!("{error}\nBesides: {other}")),
-            (result, _) => result,
-        }
+        .await
     }
 
     /// Whether exactly the wanted pods are there and ready, and the status says so; it is returned.
@@ -282,8 +290,7 @@ impl Rig {
         .await
     }
 
-    /// Deletes a Seika and waits until its pods are gone. The first time takes longer: Kubernetes'
-    /// garbage collector looks for new kinds every 30 s.
+    /// Deletes a Seika and waits until its pods are gone.
     pub(crate) async fn remove(&self, name: &str) -> Result<()> {
         self.api.delete(&format!("{}/{name}", seikas())).await?;
         eventually(&format!("the pods of {name} go"), CONVERGES, || async {

@@ -1,5 +1,6 @@
 //! How fast pods come: Seika against the ReplicaSet controller, on the same control plane, in turn.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use e2e::kube::api::Api;
 use e2e::kube::{Result, ensure, eventually};
 use serde_json::{Value, json};
 
-use super::rig::{NAMESPACE, Rig, seika, seikas};
+use super::rig::{CLIENT_QPS, NAMESPACE, Rig, seika, seikas};
 
 const NODES: u64 = 20;
 const PODS_A_NODE: u64 = 10;
@@ -45,6 +46,10 @@ pub(crate) async fn compare(dir: &Path) -> Result<()> {
         of_seika.push(by_seika(&mut rig, &size).await?);
         of_deployments.push(by_deployments(&rig, &size).await?);
     }
+    println!(
+        "kube-controller-manager and kube-scheduler: --kube-api-qps={CLIENT_QPS}, twice that in \
+         bursts; --concurrent-replicaset-syncs and --concurrent-deployment-syncs: their default, 5"
+    );
     for (name, times) in [("Seika", &of_seika), ("Deployments", &of_deployments)] {
         for (created, ready) in times {
             let rate = |time: &Duration| size.pods() as f64 / time.as_secs_f64();
@@ -61,6 +66,33 @@ pub(crate) async fn compare(dir: &Path) -> Result<()> {
         }
     }
     rig.check()
+}
+
+/// Processor time that each process of a rig has used so far, in seconds.
+fn cpu_s(rig: &Rig) -> BTreeMap<String, f64> {
+    let ticks_a_second = rustix::param::clock_ticks_per_second() as f64;
+    let of = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name, in parentheses, may hold anything.
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let ticks = fields.split_ascii_whitespace().skip(11).take(2);
+        ticks.filter_map(|n| n.parse::<f64>().ok()).sum::<f64>() / ticks_a_second
+    };
+    let pids = rig.pids();
+    pids.into_iter()
+        .map(|(name, pid)| (name, of(pid)))
+        .collect()
+}
+
+/// Prints what was used since `before`.
+fn say_cpu(what: &str, before: &BTreeMap<String, f64>, rig: &Rig) {
+    let now = cpu_s(rig);
+    let used = now.iter().map(|(name, s)| {
+        let before = before.get(name).copied().unwrap_or_default();
+        format!("{name} {:.1} s", s - before)
+    });
+    let used: Vec<String> = used.collect();
+    println!("{what}: processor time of {}", used.join(", "));
 }
 
 /// The pods of the namespace, without reading them all: one object and a count.
@@ -85,10 +117,12 @@ async fn by_seika(rig: &mut Rig, size: &Size) -> Result<(Duration, Duration)> {
     let per_node = u32::try_from(size.pods_a_node).unwrap_or(u32::MAX);
     let names: Vec<String> = (0..size.nodes).map(|n| format!("node-{n}")).collect();
     let wanted: Vec<(&str, u32)> = names.iter().map(|name| (name.as_str(), per_node)).collect();
+    let before = cpu_s(rig);
     let began = Instant::now();
     rig.create(&seika("scale", &wanted)).await?;
     reaches(&rig.api, size.pods()).await?;
     let created = began.elapsed();
+    say_cpu("Seika, until all are created", &before, rig);
     let path = format!("{}/scale", seikas());
     eventually("Seika is ready", LIMIT, || async {
         let status = rig.api.get(&path).await?["status"].take();
@@ -96,6 +130,7 @@ async fn by_seika(rig: &mut Rig, size: &Size) -> Result<(Duration, Duration)> {
     })
     .await?;
     let ready = began.elapsed();
+    say_cpu("Seika, until all are ready", &before, rig);
     // Exact, on each node.
     let now = rig.api.get(&path).await?;
     let exact = |node: &Value| node["current"] == per_node && node["ready"] == per_node;
@@ -124,6 +159,7 @@ async fn by_deployments(rig: &Rig, size: &Size) -> Result<(Duration, Duration)> 
     let path = format!("/apis/apps/v1/namespaces/{NAMESPACE}/deployments");
     let mut left = size.pods();
     let mut names = Vec::new();
+    let before = cpu_s(rig);
     let began = Instant::now();
     while left > 0 {
         let replicas = left.min(DEPLOYMENT_PODS);
@@ -145,6 +181,7 @@ async fn by_deployments(rig: &Rig, size: &Size) -> Result<(Duration, Duration)> 
     }
     reaches(&rig.api, size.pods()).await?;
     let created = began.elapsed();
+    say_cpu("Deployments, until all are created", &before, rig);
     eventually("the Deployments are ready", LIMIT, || async {
         let list = rig.api.get(&path).await?;
         let of = |d: &Value| d["status"]["readyReplicas"].as_u64().unwrap_or(0);
@@ -153,6 +190,7 @@ async fn by_deployments(rig: &Rig, size: &Size) -> Result<(Duration, Duration)> 
     })
     .await?;
     let ready = began.elapsed();
+    say_cpu("Deployments, until all are ready", &before, rig);
     for name in names {
         rig.api.delete(&format!("{path}/{name}")).await?;
     }

@@ -49,8 +49,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["compare", "idle", "find_limit", "disk_delay", "nodes"])]
     kubeconfig: Option<PathBuf>,
 
-    /// Stores, measured in turn: etcd, strict, balanced, ephemeral (orlop's profiles); with
-    /// `-ram` behind the name the data is in memory; otherwise strict. For `--mode start`: etcd
+    /// Stores, measured in turn: etcd, etcd-3 (three members), strict, balanced, ephemeral
+    /// (orlop's profiles), shared (orlop with three shards); with `-ram` behind the name the data
+    /// is in memory; otherwise strict. For `--mode start`: etcd
     /// (the apiserver has all members), proxy (`orlop proxy` before them), leader (the apiserver
     /// has the one that leads), orlop; otherwise etcd,proxy,orlop.
     #[arg(long, value_name = "STORES", value_delimiter = ',')]

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use playground::backend;
 use playground::cluster::{Cluster, Options, Programs};
 use playground::guard::Guard;
-use playground::store::Setup;
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -53,7 +52,7 @@ pub(crate) struct Idle {
 
 /// How a store is to be started, and where.
 struct Place {
-    setup: Setup,
+    setup: backend::Setup,
     dir: TempDir,
     _ram: Option<TempDir>,
 }
@@ -237,7 +236,7 @@ impl Bench {
         } = self.place(store, self.disk_delay)?;
         let options = Options {
             programs: self.programs.clone(),
-            backend: backend::Setup::store(setup),
+            backend: setup,
             nodes: self.nodes,
             port: 0,
             // What is compared is the store, and not how fast a Go client encrypts.
@@ -248,7 +247,7 @@ impl Bench {
             () = interrupted(&self.interrupt) => return Err(Error::Interrupted),
         };
         let subjects = Subjects {
-            pids: cluster.pids(),
+            pids: cluster.pids().into_iter().map(component).collect(),
             store: cluster
                 .backend()
                 .store()
@@ -288,6 +287,17 @@ impl Started {
             (Ok(value), Ok(())) => stopped.map(|()| value).map_err(Error::from),
         }
     }
+}
+
+/// A process under the name that reports have for it: members of etcd are one store, and shards one
+/// component.
+fn component((name, pid): (String, u32)) -> (String, u32) {
+    let name = match name {
+        member if member.starts_with("etcd-") => super::STORE.to_owned(),
+        shard if shard.starts_with("shard-") => "shards".to_owned(),
+        name => name,
+    };
+    (name, pid)
 }
 
 async fn interrupted(interrupt: &Interrupt) {

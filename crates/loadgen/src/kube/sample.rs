@@ -33,6 +33,16 @@ pub(crate) struct Use {
     pub(crate) written_bytes: u64,
 }
 
+impl Use {
+    /// Of processes that are one component.
+    fn add(&mut self, other: Use) {
+        self.cpu_ms += other.cpu_ms;
+        self.rss_bytes += other.rss_bytes;
+        self.rss_peak_bytes += other.rss_peak_bytes;
+        self.written_bytes += other.written_bytes;
+    }
+}
+
 /// Everything at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
@@ -58,7 +68,7 @@ impl Subjects {
         let mut uses: BTreeMap<String, Use> = BTreeMap::new();
         for (name, pid) in &self.pids {
             if let Some(new) = use_of(*pid) {
-                uses.insert(name.clone(), new);
+                uses.entry(name.clone()).or_default().add(new);
             }
         }
         if let Some(own) = use_of(std::process::id()) {

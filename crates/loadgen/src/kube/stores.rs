@@ -5,9 +5,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use etcd_api::etcdserverpb::{PutRequest, PutResponse};
+use playground::backend::{self, Backend, Way};
 use playground::cluster::etcd_program;
+use playground::members;
 use playground::pki::private_dir;
-use playground::store::{Kind, Setup, Store};
+use playground::store::{Kind, Setup};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -21,6 +23,10 @@ const TRACER: &str = "strace";
 /// A file system in memory, on every Linux.
 const RAM: &str = "/dev/shm";
 const RAM_SUFFIX: &str = "-ram";
+/// A comparison with shards has so many of them, on this machine.
+const SHARDS: usize = 3;
+/// Members of `etcd-3`.
+const MEMBERS: usize = 3;
 /// Puts, one after the other, that show what a delay adds.
 const PROBES: usize = 100;
 /// How long each of them may take, whatever the delay.
@@ -30,8 +36,17 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct StoreSpec {
     pub(crate) name: String,
-    setup: Setup,
+    what: What,
     ram: bool,
+}
+
+/// What a store is made of.
+#[derive(Debug, Clone)]
+enum What {
+    /// One server, perhaps with shards.
+    One(Setup),
+    /// Members of etcd, which the apiserver is told all of.
+    Members(members::Setup),
 }
 
 /// What a slower disk adds to one put that has the store for itself.
@@ -58,8 +73,9 @@ pub(crate) struct Programs {
 }
 
 impl StoreSpec {
-    /// `etcd`, `strict` (orlop as it is), or another profile of orlop; with `-ram` behind it,
-    /// its data is in memory.
+    /// `etcd`, `etcd-3` (three members, the first of which leads), `strict` (orlop as it is),
+    /// `shared` (with three shards), or another profile of orlop; with `-ram` behind it, its data
+    /// is in memory.
     pub(crate) fn parse(
         name: &str,
         programs: &Programs,
@@ -73,65 +89,94 @@ impl StoreSpec {
             || !base.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
         {
             return Err(Error::Argument(format!(
-                "`{name}` names no store: etcd, etcd-ram, strict, balanced, ephemeral"
+                "`{name}` names no store: etcd, etcd-3, etcd-ram, strict, shared, balanced, ephemeral"
             )));
         }
-        let setup = if base == "etcd" {
-            Setup::new(Kind::Etcd, etcd_program(programs.etcd.as_deref(), say)?)
-        } else {
-            let program = orlop_program(programs.orlop.as_deref())?;
-            let mut setup = Setup::new(Kind::Orlop, program);
-            setup.flags.push(format!("--profile={base}"));
-            setup
+        let etcd = |say| etcd_program(programs.etcd.as_deref(), say);
+        let what = match base {
+            "etcd" => What::One(Setup::new(Kind::Etcd, etcd(say)?)),
+            "etcd-3" if ram => {
+                return Err(Error::Argument(format!(
+                    "`{name}`: members' data is on the disk"
+                )));
+            }
+            "etcd-3" => {
+                let mut setup = members::Setup::new(etcd(say)?, MEMBERS)?;
+                setup.leader = Some(0);
+                What::Members(setup)
+            }
+            profile => {
+                let program = orlop_program(programs.orlop.as_deref())?;
+                let mut setup = Setup::new(Kind::Orlop, program);
+                setup.flags.push(format!("--profile={profile}"));
+                if profile == "shared" {
+                    setup.shards = SHARDS;
+                }
+                What::One(setup)
+            }
         };
         Ok(StoreSpec {
             name: name.to_owned(),
-            setup,
+            what,
             ram,
         })
     }
 
     pub(crate) fn kind(&self) -> Kind {
-        self.setup.kind
+        match &self.what {
+            What::One(setup) => setup.kind,
+            What::Members(_) => Kind::Etcd,
+        }
     }
 
     /// How to start it with each sync slower by `delay`, and the directory in memory that its
     /// data goes to, if it does.
-    pub(crate) fn setup(&self, delay: Duration) -> Result<(Setup, Option<TempDir>)> {
-        let mut setup = self.setup.clone();
-        if !delay.is_zero() {
-            match setup.kind {
-                Kind::Orlop => setup
-                    .flags
-                    .push(format!("--fault-sync-delay={}us", delay.as_micros())),
-                // With -D the tracer is a grandchild, and the process that is started is etcd
-                // itself. Only fdatasync stops for it.
-                Kind::Etcd => {
-                    let inject = format!("inject=fdatasync:delay_exit={}", delay.as_micros());
-                    let words = [
-                        TRACER,
-                        "-D",
-                        "-q",
-                        "-f",
-                        "--seccomp-bpf",
-                        "-o",
-                        "/dev/null",
-                        "-e",
-                        "trace=fdatasync",
-                        "-e",
-                        &inject,
-                    ];
-                    setup.before = words.map(str::to_owned).to_vec();
+    pub(crate) fn setup(&self, delay: Duration) -> Result<(backend::Setup, Option<TempDir>)> {
+        let slow = !delay.is_zero();
+        let mut setup = match self.what.clone() {
+            What::One(setup) => setup,
+            What::Members(mut members) => {
+                if slow {
+                    members.before = tracer(delay);
                 }
+                let way = Way::All;
+                return Ok((backend::Setup::Members { members, way }, None));
             }
+        };
+        match setup.kind {
+            Kind::Orlop if slow => setup
+                .flags
+                .push(format!("--fault-sync-delay={}us", delay.as_micros())),
+            Kind::Etcd if slow => setup.before = tracer(delay),
+            _ => {}
         }
         let dir = match self.ram {
             false => None,
             true => Some(directory_in(Path::new(RAM))?),
         };
         setup.data_in = dir.as_ref().map(|dir| dir.path().to_owned());
-        Ok((setup, dir))
+        Ok((backend::Setup::store(setup), dir))
     }
+}
+
+/// Words before etcd's program that make each of its syncs take `delay` longer. With -D the tracer
+/// is a grandchild, and the process that is started is etcd itself. Only fdatasync stops for it.
+fn tracer(delay: Duration) -> Vec<String> {
+    let inject = format!("inject=fdatasync:delay_exit={}", delay.as_micros());
+    let words = [
+        TRACER,
+        "-D",
+        "-q",
+        "-f",
+        "--seccomp-bpf",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=fdatasync",
+        "-e",
+        &inject,
+    ];
+    words.map(str::to_owned).to_vec()
 }
 
 /// A directory for a run's files, gone when it is dropped.
@@ -160,9 +205,10 @@ pub(crate) fn check_tracer() -> Result<()> {
 ///
 /// # Errors
 /// If it does not start, or does not answer in time.
-pub(crate) async fn put_ms(setup: Setup, dir: &Path) -> Result<f64> {
-    let mut store = Store::start_as(setup, "store", dir, None).await?;
-    let url = store.url();
+pub(crate) async fn put_ms(setup: backend::Setup, dir: &Path) -> Result<f64> {
+    let mut store = Backend::start(setup, dir, None).await?;
+    // Of several members the first leads.
+    let url = store.endpoints().urls.first().cloned().unwrap_or_default();
     let connection = Connection::open(url.trim_start_matches("http://")).await?;
     let mut took = Vec::new();
     for n in 0..PROBES {

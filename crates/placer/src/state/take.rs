@@ -1,6 +1,6 @@
 //! What a round takes in: nodes, round trips, traffic, pods.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use placement::{Node, NodeState, Pods, Resources, Room};
@@ -13,13 +13,13 @@ impl State {
     /// Numbers of nodes, and whether what is known of them has changed.
     pub(super) fn take_nodes(&mut self, seen: &Seen<'_>) {
         let wanted = seen.seikas.values().flat_map(|seika| seika.wanted.keys());
-        let used: BTreeSet<&str> = seen
+        let used: HashSet<&str> = seen
             .nodes
             .keys()
             .chain(wanted)
             .map(String::as_str)
             .collect();
-        for node in self.numbers.keep(&used) {
+        for node in self.numbers.keep(|name| used.contains(name)) {
             self.round_trips.forget(node);
             for service in self.services.values_mut() {
                 service.memory.serving.forget(node);
@@ -28,7 +28,11 @@ impl State {
             }
             self.nodes_version += 1;
         }
-        for name in &used {
+        // New names by order, so that the same nodes have the same numbers each time.
+        let mut new: Vec<&str> = used.into_iter().collect();
+        new.retain(|name| self.numbers.of(name).is_none());
+        new.sort_unstable();
+        for name in new {
             self.numbers.give(name);
         }
         self.round_trips.grow(self.numbers.len());
@@ -52,16 +56,16 @@ impl State {
         let settings = &self.settings.placement;
         let (numbers, round_trips) = (&self.numbers, &mut self.round_trips);
         let pair = |from: &str, to: &str| Some((numbers.of(from)?, numbers.of(to)?));
-        let mut measured = BTreeSet::new();
+        let mut measured = Pairs::new(numbers.len());
         for (from, to, ms) in &latencies.round_trips {
             if let Some((from, to)) = pair(from, to) {
-                measured.insert((from, to));
+                measured.insert(from, to);
                 round_trips.measured(from, to, *ms, settings);
             }
         }
         for (from, to) in &latencies.down {
             if let Some((from, to)) = pair(from, to)
-                && measured.insert((from, to))
+                && measured.insert(from, to)
             {
                 round_trips.down(from, to);
             }
@@ -77,7 +81,7 @@ impl State {
                 continue;
             };
             for to in zones.get(zone.as_str()).into_iter().flatten() {
-                if *to != from && !measured.contains(&(from, *to)) {
+                if *to != from && !measured.has(from, *to) {
                     round_trips.measured(from, *to, *ms, settings);
                 }
             }
@@ -187,8 +191,33 @@ impl State {
     }
 }
 
+/// A set of pairs of nodes.
+struct Pairs {
+    nodes: usize,
+    has: Vec<bool>,
+}
+
+impl Pairs {
+    fn new(nodes: usize) -> Self {
+        Self {
+            nodes,
+            has: vec![false; nodes * nodes],
+        }
+    }
+
+    fn has(&self, from: Node, to: Node) -> bool {
+        self.has[from.index() * self.nodes + to.index()]
+    }
+
+    /// Whether it was not there before.
+    fn insert(&mut self, from: Node, to: Node) -> bool {
+        let has = &mut self.has[from.index() * self.nodes + to.index()];
+        !std::mem::replace(has, true)
+    }
+}
+
 /// Pods by Seika and node: how many there are, and how many of them are ready.
-pub(super) struct PodCounts<'a>(BTreeMap<&'a str, BTreeMap<&'a str, (u32, u32)>>);
+pub(super) struct PodCounts<'a>(HashMap<&'a str, BTreeMap<&'a str, (u32, u32)>>);
 
 impl<'a> PodCounts<'a> {
     fn of(&self, seika: &str, node: &str) -> (u32, u32) {
@@ -203,7 +232,7 @@ impl<'a> PodCounts<'a> {
 }
 
 pub(super) fn ready_by_node(pods: &BTreeMap<String, PodFacts>) -> PodCounts<'_> {
-    let mut counts: BTreeMap<&str, BTreeMap<&str, (u32, u32)>> = BTreeMap::new();
+    let mut counts: HashMap<&str, BTreeMap<&str, (u32, u32)>> = HashMap::new();
     for pod in pods.values() {
         if let Some(seika) = &pod.seika {
             let nodes = counts.entry(seika).or_default();

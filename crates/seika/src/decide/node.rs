@@ -80,6 +80,7 @@ fn sort<'a, 'b>(views: &'b [PodView<'a>]) -> Sorted<'a, 'b> {
 
 fn delete(view: &PodView<'_>) -> Delete {
     Delete {
+        node: view.pod.node.clone(),
         name: view.pod.name.clone(),
         uid: view.pod.uid.clone(),
     }

@@ -7,13 +7,15 @@ use std::sync::atomic::Ordering;
 use kube::Client;
 use parking_lot::Mutex;
 
-use super::state::{Key, Known, State, now_ms};
+use super::WRITES_AT_A_TIME;
+use super::state::{GAP_MS, Key, Known, State, now_ms};
 use super::tell::{Memory as ToldBefore, Teller};
-use super::write::{Cluster, Created, Failed, Writer, slow_start};
+use super::write::{Cluster, Created, Failed, Ramp, Writer};
 use crate::claim::{Claim, claim};
-use crate::decide::{Budget, Create, Decision, Delete, Input, PodView, decide};
+use crate::decide::{Budget, Create, Decision, Delete, Input, NodeFinding, PodView, decide_on};
 use crate::facts::Pod;
 use crate::obstacles::obstacles;
+use crate::parts::Parts;
 use crate::status::Told;
 use crate::template::{HASH_LABEL, Owned, rolling};
 
@@ -35,11 +37,31 @@ struct Memory {
     uid: String,
     /// Passes in a row that failed.
     failures: u32,
+    /// What was found, node by node.
+    parts: Parts,
+    work: Work,
+    told: ToldBefore,
+}
+
+/// What the calls of earlier passes have taught.
+#[derive(Debug, Default)]
+struct Work {
     /// What the apiserver said when it refused a pod, and of which generation.
     refused: Option<(Option<i64>, String)>,
     /// Numbers whose names other pods have.
     avoid: BTreeSet<(String, u32)>,
-    told: ToldBefore,
+    /// How many calls may be under way.
+    ramp: Ramp,
+}
+
+/// What a pass has done.
+#[derive(Default)]
+struct Done {
+    created: usize,
+    deleted: usize,
+    failure: Option<Failed>,
+    /// Nodes that are to be decided about again: a name was another's, or a pod is gone again.
+    undecided: Vec<String>,
 }
 
 /// Passes over Seikas.
@@ -53,7 +75,12 @@ pub(super) struct Passes {
 }
 
 /// What a pass saw.
+#[derive(Default)]
 struct View {
+    /// It is all of the Seika: else the nodes on which something has changed.
+    is_whole: bool,
+    /// Nodes on which something has changed; one may have no pods.
+    changed: BTreeSet<String>,
     own: Vec<(Arc<Pod>, u64)>,
     adopt: Vec<Arc<Pod>>,
     release: Vec<Arc<Pod>>,
@@ -65,6 +92,18 @@ struct View {
 struct Outcome {
     failure: Option<Failed>,
     again_in_ms: Option<u64>,
+    /// The budget left something to do.
+    has_more: bool,
+}
+
+impl Outcome {
+    fn ended(failure: Option<Failed>) -> Self {
+        Self {
+            failure,
+            again_in_ms: None,
+            has_more: false,
+        }
+    }
 }
 
 impl Passes {
@@ -83,27 +122,31 @@ impl Passes {
         loop {
             let key = self.state.next().await;
             let began_ms = now_ms();
-            self.look_at(&key).await;
+            let gap_ms = self.look_at(&key).await;
             let counters = &self.state.counters;
             let took_us = now_ms().saturating_sub(began_ms) * 1000;
             counters.passes.fetch_add(1, Ordering::Relaxed);
             counters.pass_us.fetch_add(took_us, Ordering::Relaxed);
-            self.state.done(&key);
+            self.state.done(&key, gap_ms);
         }
     }
 
-    async fn look_at(&self, key: &Key) {
+    /// Makes a pass; the next one of the same Seika comes after so many ms at the earliest.
+    async fn look_at(&self, key: &Key) -> u64 {
         let Some(known) = self.state.seika(key) else {
-            self.memory.lock().remove(key);
-            return;
+            if let Some(memory) = self.memory.lock().remove(key) {
+                self.state.index.lock().forget_changes(&memory.uid);
+            }
+            return GAP_MS;
         };
         // The lists ask for all when they are complete.
         if !self.state.is_known() || !self.state.leads() {
-            return;
+            return GAP_MS;
         }
         // One pass of a key at a time: nobody else has it meanwhile.
         let mut memory = self.memory.lock().remove(key).unwrap_or_default();
         if memory.uid != known.uid {
+            self.state.index.lock().forget_changes(&memory.uid);
             memory = Memory {
                 uid: known.uid.clone(),
                 ..Memory::default()
@@ -115,8 +158,10 @@ impl Passes {
         }
         match &outcome.failure {
             None => memory.failures = 0,
-            Some(Failed::NotLeading) => {}
+            Some(Failed::NotLeading) => memory.parts.doubt(),
             Some(failure) => {
+                // What it has decided was not carried out.
+                memory.parts.doubt();
                 let doublings = memory.failures.min(16);
                 let wait_ms = (RETRY_MIN_MS << doublings).min(RETRY_MAX_MS);
                 memory.failures += 1;
@@ -126,6 +171,7 @@ impl Passes {
             }
         }
         self.memory.lock().insert(key.clone(), memory);
+        if outcome.has_more { 0 } else { GAP_MS }
     }
 
     async fn pass(&self, key: &Key, known: &Known, memory: &mut Memory) -> Outcome {
@@ -134,115 +180,205 @@ impl Passes {
             namespace: &key.0,
             uid: &known.uid,
         };
-        let view = self.view(known, owner);
-        let mut failure = self.claim(known, owner, &view).await.err();
+        let generation = known.seika.metadata.generation;
+        let view = self.view(known, owner, &memory.parts);
+        let failure = self.claim(known, owner, &view).await.err();
         // A Seika that is being deleted: the garbage collector has its pods.
         if known.is_being_deleted() || failure.is_some() {
-            return Outcome {
-                failure,
-                again_in_ms: None,
-            };
+            memory.parts.doubt();
+            return Outcome::ended(failure);
         }
-        let generation = known.seika.metadata.generation;
-        if memory
-            .refused
-            .as_ref()
-            .is_some_and(|(of, _)| *of != generation)
-        {
-            memory.refused = None;
-        }
-        let mut decision = self.decide(known, owner, &view, memory, BUDGET);
+        let work = &mut memory.work;
+        work.refused.take_if(|(of, _)| *of != generation);
+        let mut decision = self.decide(known, owner, &view, work, BUDGET);
+        let names = self.names(known, &view);
+        memory
+            .parts
+            .take(generation, view.is_whole, &names, &decision);
+        self.count(names.len());
+        let mut again_in_ms = decision.again_in_ms;
         let mut deletes = view.again.clone();
         deletes.append(&mut decision.deletes);
         let creates = std::mem::take(&mut decision.creates);
-        let has_written = !deletes.is_empty() || !creates.is_empty();
-        let (deleted, created) = (deletes.len(), creates.len());
-        if let Some(error) = self.delete(owner, deletes).await {
-            failure = Some(error);
+        let writes = deletes.len() + creates.len();
+        if creates.is_empty() && !decision.has_more {
+            // Nothing is wanted that could be refused.
+            work.refused = None;
         }
-        let created = match created {
-            0 => {
-                // Nothing is wanted that could be refused.
-                if !decision.has_more {
-                    memory.refused = None;
-                }
-                0
+        let words = work.words();
+        let carried_out = self.carry_out(known, owner, deletes, creates, work);
+        let telling = async {
+            // Who makes many pods does not wait for the status: what was found is told meanwhile.
+            if writes <= WRITES_AT_A_TIME {
+                return Ok(None);
             }
-            _ => {
-                let (n, error) = self.create(known, owner, creates, memory).await;
-                failure = error.or(failure);
-                n
-            }
+            let (parts, told) = (&memory.parts, &mut memory.told);
+            self.tell(key, known, parts, words, told).await
         };
-        if has_written {
-            self.teller.did(known, created, deleted).await;
-            // What it did is among the pods now.
-            let nothing = Budget {
-                creates: 0,
-                deletes: 0,
-            };
-            let view = self.view(known, owner);
-            let after = self.decide(known, owner, &view, memory, nothing);
-            decision.nodes = after.nodes;
+        let (done, mut telling) = tokio::join!(carried_out, telling);
+        for node in &done.undecided {
+            memory.parts.reopen(node);
+            self.state.ask(key.clone(), 0);
         }
-        let refused = memory.refused.as_ref().map(|(_, words)| words.as_str());
-        let told = Told {
-            generation,
-            nodes: &decision.nodes,
-            fault: known.template.fault.as_ref(),
-            refused,
-        };
-        let telling = self
-            .teller
-            .tell(&self.writer, key, known, &told, &mut memory.told)
-            .await;
-        let mut again_in_ms = decision.again_in_ms;
-        let mut sooner = |ms: u64| again_in_ms = Some(again_in_ms.map_or(ms, |at| at.min(ms)));
+        let mut failure = done.failure;
+        let has_more = decision.has_more && failure.is_none();
+        if !has_more {
+            memory.work.ramp = Ramp::default();
+        }
+        if writes > 0 {
+            self.teller.did(known, done.created, done.deleted).await;
+        }
+        if !has_more && telling.is_ok() {
+            if writes > 0 {
+                let after = self.find(known, owner, memory);
+                again_in_ms = again_in_ms.into_iter().chain(after).min();
+            }
+            let words = memory.work.words();
+            let (parts, told) = (&memory.parts, &mut memory.told);
+            telling = self.tell(key, known, parts, words, told).await;
+        }
         match telling {
-            Ok(None) => {}
-            Ok(Some(later_ms)) => sooner(later_ms),
+            Ok(later_ms) => again_in_ms = again_in_ms.into_iter().chain(later_ms).min(),
             Err(error) => failure = failure.or(Some(error)),
         }
-        if decision.has_more && failure.is_none() {
-            sooner(0);
+        if has_more {
+            again_in_ms = Some(0);
         }
         Outcome {
             failure,
             again_in_ms,
+            has_more,
         }
     }
 
-    /// What is known of a Seika's pods now.
-    fn view(&self, known: &Known, owner: Owned<'_>) -> View {
-        let now = now_ms();
-        let mut index = self.state.index.lock();
-        let mut view = View {
-            own: Vec::new(),
-            adopt: Vec::new(),
-            release: Vec::new(),
-            again: Vec::new(),
+    /// Looks at what this pass itself has changed, without doing more. When to come again.
+    fn find(&self, known: &Known, owner: Owned<'_>, memory: &mut Memory) -> Option<u64> {
+        let nothing = Budget {
+            creates: 0,
+            deletes: 0,
         };
-        let deleting = known.is_being_deleted();
-        let pods = index.pods_of(owner.uid, owner.namespace, now);
-        let orphans: Vec<Arc<Pod>> = index.orphans(owner.namespace).cloned().collect();
-        for pod in pods.into_iter().chain(orphans) {
-            match claim(&pod, owner.uid, &known.template, deleting) {
-                Claim::Own => {
-                    if index.is_deletion_open(&pod.uid) {
-                        view.again.push(Delete {
-                            name: pod.name.clone(),
-                            uid: pod.uid.clone(),
-                        });
+        let generation = known.seika.metadata.generation;
+        let view = self.view(known, owner, &memory.parts);
+        let decision = self.decide(known, owner, &view, &memory.work, nothing);
+        let names = self.names(known, &view);
+        let parts = &mut memory.parts;
+        parts.take(generation, view.is_whole, &names, &decision);
+        self.count(names.len());
+        if !view.release.is_empty() || !view.again.is_empty() {
+            // Looked at, and left for the next pass, which was asked for.
+            parts.doubt();
+        }
+        decision.again_in_ms
+    }
+
+    fn count(&self, nodes: usize) {
+        let counter = &self.state.counters.nodes_decided;
+        counter.fetch_add(nodes as u64, Ordering::Relaxed);
+    }
+
+    /// Tells what was found, if it is time. In how many ms to come again, if it is not.
+    async fn tell(
+        &self,
+        key: &Key,
+        known: &Known,
+        parts: &Parts,
+        refused: Option<String>,
+        told: &mut ToldBefore,
+    ) -> Result<Option<u64>, Failed> {
+        if let Some(wait_ms) = told.wait_ms() {
+            return Ok(Some(wait_ms));
+        }
+        let nodes: Vec<NodeFinding> = parts.nodes().cloned().collect();
+        let telling = Told {
+            generation: known.seika.metadata.generation,
+            nodes: &nodes,
+            fault: known.template.fault.as_ref(),
+            refused: refused.as_deref(),
+        };
+        self.teller
+            .tell(&self.writer, key, known, &telling, told)
+            .await
+    }
+
+    /// Deletes and creates.
+    async fn carry_out(
+        &self,
+        known: &Known,
+        owner: Owned<'_>,
+        deletes: Vec<Delete>,
+        creates: Vec<Create>,
+        work: &mut Work,
+    ) -> Done {
+        let (deleted, failure) = work
+            .ramp
+            .run(deletes, |delete| async move {
+                let client = &self.client.0;
+                self.writer.delete(client, owner, &delete).await
+            })
+            .await;
+        let mut done = Done {
+            deleted: deleted.len(),
+            failure,
+            ..Done::default()
+        };
+        if !creates.is_empty() {
+            self.create(known, owner, creates, work, &mut done).await;
+        }
+        done
+    }
+
+    /// What is known of a Seika's pods now.
+    fn view(&self, known: &Known, owner: Owned<'_>, parts: &Parts) -> View {
+        let now = now_ms();
+        let claim = |pod: &Pod| {
+            let deleting = known.is_being_deleted();
+            claim(pod, owner.uid, &known.template, deleting)
+        };
+        let whole = parts.needs_whole(known.seika.metadata.generation);
+        let mut index = self.state.index.lock();
+        let orphans = index.orphans(owner.namespace);
+        let adopt: Vec<Arc<Pod>> = orphans
+            .filter(|pod| claim(pod) == Claim::Adopt)
+            .cloned()
+            .collect();
+        // An adopted pod counts beside all others of its node.
+        let adopting = adopt.iter().filter_map(|pod| pod.node.as_deref());
+        let also = parts.open().iter().map(String::as_str).chain(adopting);
+        let look = index.look(owner.uid, owner.namespace, whole, also, now);
+        let mut view = View {
+            is_whole: look.is_whole,
+            ..View::default()
+        };
+        for (at, pods) in look.pods {
+            view.changed.extend(at);
+            for pod in pods {
+                match claim(&pod) {
+                    Claim::Own => {
+                        if index.is_deletion_open(&pod.uid) {
+                            view.again.push(Delete {
+                                node: pod.node.clone(),
+                                name: pod.name.clone(),
+                                uid: pod.uid.clone(),
+                            });
+                        }
+                        let ended_for_ms = index.ended_for_ms(&pod.uid, now);
+                        view.own.push((pod, ended_for_ms));
                     }
-                    let ended_for_ms = index.ended_for_ms(&pod.uid, now);
-                    view.own.push((pod, ended_for_ms));
+                    Claim::Release => view.release.push(pod),
+                    Claim::Adopt | Claim::None => {}
                 }
-                Claim::Adopt => view.adopt.push(pod),
-                Claim::Release => view.release.push(pod),
-                Claim::None => {}
             }
         }
+        view.adopt = adopt;
         view
+    }
+
+    /// The nodes that are decided about.
+    fn names<'a>(&self, known: &'a Known, view: &'a View) -> BTreeSet<&'a str> {
+        let wanted = view.is_whole.then(|| known.seika.spec.repurika.keys());
+        let wanted = wanted.into_iter().flatten();
+        let names = wanted.chain(&view.changed);
+        names.map(String::as_str).collect()
     }
 
     /// Takes what is to be adopted, lets go what is to be released.
@@ -272,7 +408,7 @@ impl Passes {
         known: &Known,
         owner: Owned<'_>,
         view: &View,
-        memory: &Memory,
+        work: &Work,
         budget: Budget,
     ) -> Decision {
         let spec = &known.seika.spec;
@@ -301,66 +437,59 @@ impl Passes {
             });
             pods.insert(node, views.collect());
         }
-        let names = spec.repurika.keys().map(String::as_str);
-        let names: BTreeSet<&str> = names.chain(pods.keys().copied()).collect();
+        let names = self.names(known, view);
         let obstacles = {
-            let index = self.state.index.lock();
-            obstacles(&known.template, names.into_iter(), index.nodes())
+            let nodes = self.state.nodes.lock();
+            obstacles(&known.template, names.iter().copied(), &nodes)
         };
         let input = Input {
             wanted: &spec.repurika,
             rolling: rolling(&spec.rolling_update),
             pods,
             obstacles: &obstacles,
-            avoid: &memory.avoid,
+            avoid: &work.avoid,
         };
-        decide(&input, budget)
+        decide_on(&input, &names, budget)
     }
 
-    /// Deletes; why one failed, if one did.
-    async fn delete(&self, owner: Owned<'_>, deletes: Vec<Delete>) -> Option<Failed> {
-        let (_, failure) = slow_start(deletes, |delete| async move {
-            let client = &self.client.0;
-            self.writer.delete(client, owner.namespace, &delete).await
-        })
-        .await;
-        failure
-    }
-
-    /// Creates; how many, and why not all.
     async fn create(
         &self,
         known: &Known,
         owner: Owned<'_>,
         creates: Vec<Create>,
-        memory: &mut Memory,
-    ) -> (usize, Option<Failed>) {
-        let (done, failure) = slow_start(creates, |create| {
-            self.writer.create(&self.client.0, known, owner, create)
-        })
-        .await;
-        let mut created = 0;
-        for one in done {
+        work: &mut Work,
+        done: &mut Done,
+    ) {
+        let create = |create| self.writer.create(&self.client.0, known, owner, create);
+        let (made, failure) = work.ramp.run(creates, create).await;
+        for one in made {
             match one {
-                Created::Ours => created += 1,
+                Created::Ours => done.created += 1,
                 Created::Taken(create) => {
-                    if memory.avoid.len() >= MAX_AVOIDED {
-                        memory.avoid.clear();
+                    if work.avoid.len() >= MAX_AVOIDED {
+                        work.avoid.clear();
                     }
-                    memory.avoid.insert((create.node, create.slot));
-                    self.state
-                        .ask((owner.namespace.into(), owner.name.into()), 0);
+                    done.undecided.push(create.node.clone());
+                    work.avoid.insert((create.node, create.slot));
                 }
+                Created::Gone(create) => done.undecided.push(create.node),
             }
         }
         match &failure {
-            None => memory.refused = None,
+            None => work.refused = None,
             Some(Failed::Refused(words)) => {
                 let generation = known.seika.metadata.generation;
-                memory.refused = Some((generation, words.clone()));
+                work.refused = Some((generation, words.clone()));
             }
             Some(_) => {}
         }
-        (created, failure)
+        done.failure = failure.or(done.failure.take());
+    }
+}
+
+impl Work {
+    /// What the apiserver said when it refused a pod.
+    fn words(&self) -> Option<String> {
+        self.refused.as_ref().map(|(_, words)| words.clone())
     }
 }

@@ -1,6 +1,6 @@
 //! What the parts of the controller share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::Settings;
 use crate::api::{Seika, SeikaStatus};
 use crate::facts::Pod;
-use crate::index::Index;
+use crate::index::{Index, Nodes};
 use crate::queue::{Next, Queue};
 use crate::template::Template;
 
@@ -24,7 +24,7 @@ pub(super) type Key = (String, String);
 
 /// So long after a pass the next one of the same Seika comes at the earliest, so that changes are
 /// looked at together.
-const GAP_MS: u64 = 50;
+pub(super) const GAP_MS: u64 = 50;
 /// A status that is not this controller's is looked at after so long: most often it is its own, and
 /// the answer to the call is still on its way.
 const ANOTHERS_MS: u64 = 2_000;
@@ -63,6 +63,7 @@ pub(super) struct Counters {
     pub(super) writes: [AtomicU64; 6],
     pub(super) failures: [AtomicU64; 6],
     pub(super) passes: AtomicU64,
+    pub(super) nodes_decided: AtomicU64,
     pub(super) pass_us: AtomicU64,
     pub(super) watch_errors: AtomicU64,
 }
@@ -113,6 +114,7 @@ struct Seikas {
 pub struct State {
     pub(super) settings: Settings,
     pub(super) index: Mutex<Index>,
+    pub(super) nodes: Mutex<Nodes>,
     pub(super) counters: Counters,
     seikas: Mutex<Seikas>,
     queue: Mutex<Queue<Key>>,
@@ -129,6 +131,7 @@ impl State {
             seat: Seat::new(settings.identity.clone(), settings.times),
             settings,
             index: Mutex::default(),
+            nodes: Mutex::default(),
             counters: Counters::default(),
             seikas: Mutex::default(),
             queue: Mutex::default(),
@@ -156,6 +159,7 @@ impl State {
     /// Begins with nothing known.
     pub(super) fn begin(&self) {
         *self.index.lock() = Index::default();
+        *self.nodes.lock() = Nodes::default();
         *self.seikas.lock() = Seikas::default();
         *self.queue.lock() = Queue::default();
     }
@@ -176,7 +180,7 @@ impl State {
     }
 
     pub(super) fn is_known(&self) -> bool {
-        self.index.lock().is_known()
+        self.index.lock().is_known() && self.nodes.lock().is_known()
     }
 
     // The queue.
@@ -212,8 +216,9 @@ impl State {
         }
     }
 
-    pub(super) fn done(&self, key: &Key) {
-        self.queue.lock().done(key, now_ms() + GAP_MS);
+    /// A pass is over; the next one of this Seika comes in so many ms at the earliest.
+    pub(super) fn done(&self, key: &Key, gap_ms: u64) {
+        self.queue.lock().done(key, now_ms() + gap_ms);
         self.wake.notify_one();
     }
 
@@ -320,8 +325,10 @@ impl State {
     /// Asks for a pass of the Seika that is called `uid`.
     pub(super) fn ask_owner(&self, uid: &str) {
         let key = self.seikas.lock().by_uid.get(uid).cloned();
-        if let Some(key) = key {
-            self.ask(key, 0);
+        match key {
+            Some(key) => self.ask(key, 0),
+            // Once it is known all of its pods are looked at.
+            None => self.index.lock().forget_changes(uid),
         }
     }
 
@@ -342,17 +349,23 @@ impl State {
         }
     }
 
-    /// Asks for a pass of the Seikas that want pods on one of these nodes.
-    pub(super) fn ask_wanting(&self, is_concerned: impl Fn(&str) -> bool) {
-        let keys: Vec<Key> = {
+    /// Asks for a pass of the Seikas that want pods on one of these nodes: they have changed.
+    pub(super) fn ask_wanting(&self, changed: &BTreeSet<String>) {
+        let wanting: Vec<(Key, String, Vec<&String>)> = {
             let seikas = self.seikas.lock();
-            let wanting = seikas.by_key.iter().filter(|(_, known)| {
+            let all = seikas.by_key.iter().map(|(key, known)| {
                 let wanted = &known.seika.spec.repurika;
-                wanted.keys().any(|node| is_concerned(node))
+                let nodes = changed.iter().filter(|node| wanted.contains_key(*node));
+                (key.clone(), known.uid.clone(), nodes.collect::<Vec<_>>())
             });
-            wanting.map(|(key, _)| key.clone()).collect()
+            all.filter(|(_, _, nodes)| !nodes.is_empty()).collect()
         };
-        for key in keys {
+        for (key, uid, nodes) in wanting {
+            let mut index = self.index.lock();
+            for node in nodes {
+                index.node_changed(&uid, node);
+            }
+            drop(index);
             self.ask(key, 0);
         }
     }
@@ -402,6 +415,7 @@ impl State {
             writes: by_what(&self.counters.writes),
             failures: by_what(&self.counters.failures),
             passes: self.counters.passes.load(Ordering::Relaxed),
+            nodes_decided: self.counters.nodes_decided.load(Ordering::Relaxed),
             pass_s: self.counters.pass_us.load(Ordering::Relaxed) as f64 / 1e6,
             watch_errors: self.counters.watch_errors.load(Ordering::Relaxed),
             log_lines_dropped: 0,

@@ -12,8 +12,13 @@ use super::write::{Failed, Writer};
 use crate::api::SeikaStatus;
 use crate::status::{Told, status};
 
-/// Numbers that change all the time are written so often at the most.
+/// A status is written so often at the most.
 const STATUS_GAP_MS: u64 = 500;
+/// Numbers that change all the time are written after so much longer for each node: who reads a
+/// status, and the store of it, have work in proportion to its nodes.
+const STATUS_GAP_A_NODE_MS: u64 = 5;
+/// Numbers are written after so long at the latest.
+const STATUS_GAP_MAX_MS: u64 = 5_000;
 /// A status that is shown to be another's is written anew after so long: the watch may be behind.
 const SHOWN_MS: u64 = 2_000;
 /// What was done is told as an event so often at the most.
@@ -26,6 +31,39 @@ const NOTE_BYTES: usize = 900;
 pub(super) struct Memory {
     status: Option<Arc<SeikaStatus>>,
     told_ms: u64,
+}
+
+impl Memory {
+    /// For how long nothing may be told yet.
+    pub(super) fn wait_ms(&self) -> Option<u64> {
+        self.wait_for(STATUS_GAP_MS)
+    }
+
+    fn wait_for(&self, gap_ms: u64) -> Option<u64> {
+        let since_ms = now_ms().saturating_sub(self.told_ms);
+        (since_ms < gap_ms).then(|| gap_ms - since_ms)
+    }
+}
+
+/// After how long a status may follow another one that says the same but for numbers.
+fn numbers_gap_ms(nodes: usize) -> u64 {
+    let for_nodes = (nodes as u64).saturating_mul(STATUS_GAP_A_NODE_MS);
+    STATUS_GAP_MS
+        .saturating_add(for_nodes)
+        .min(STATUS_GAP_MAX_MS)
+}
+
+/// Whether more than numbers has changed: what a condition says, or the spec that it is about.
+fn is_news(before: Option<&SeikaStatus>, now: &SeikaStatus) -> bool {
+    let said = |status: &SeikaStatus| -> Vec<(String, String, String)> {
+        let conditions = status.conditions.iter();
+        conditions
+            .map(|c| (c.type_.clone(), c.status.clone(), c.reason.clone()))
+            .collect()
+    };
+    before.is_none_or(|before| {
+        before.observed_generation != now.observed_generation || said(before) != said(now)
+    })
 }
 
 /// Counted until the next event.
@@ -149,10 +187,13 @@ impl Teller {
         if is_told && is_shown {
             return Ok(None);
         }
-        let gap_ms = if is_told { SHOWN_MS } else { STATUS_GAP_MS };
-        let since_ms = now_ms().saturating_sub(memory.told_ms);
-        if since_ms < gap_ms {
-            return Ok(Some(gap_ms - since_ms));
+        let gap_ms = match (is_told, is_news(before, &new)) {
+            (true, _) => SHOWN_MS,
+            (false, true) => STATUS_GAP_MS,
+            (false, false) => numbers_gap_ms(told.nodes.len()),
+        };
+        if let Some(wait_ms) = memory.wait_for(gap_ms) {
+            return Ok(Some(wait_ms));
         }
         writer.status(&self.client, known, &new).await?;
         let warnings = news(before, &new);

@@ -136,28 +136,27 @@ fn ask(state: &State, namespace: &str, concerned: &crate::index::Concerned) {
 }
 
 fn node(state: &State, event: Event<SlimNode>) {
+    let set = |name: String, node| {
+        if state.nodes.lock().set(&name, node) {
+            state.ask_wanting(&[name].into());
+        }
+    };
     match event {
-        Event::Init => state.index.lock().begin_nodes(),
+        Event::Init => state.nodes.lock().begin(),
         Event::InitApply(node) => {
             if let Some((name, node)) = slim::node(node) {
-                state.index.lock().list_node(name, node);
+                state.nodes.lock().list(name, node);
             }
         }
         Event::InitDone => {
-            let changed = state.index.lock().end_nodes();
-            state.ask_wanting(|name| changed.contains(name));
+            let changed = state.nodes.lock().end();
+            state.ask_wanting(&changed);
         }
         Event::Apply(node) => {
-            if let Some((name, node)) = slim::node(node)
-                && state.index.lock().set_node(&name, Some(node))
-            {
-                state.ask_wanting(|wanted| wanted == name);
+            if let Some((name, node)) = slim::node(node) {
+                set(name, Some(node));
             }
         }
-        Event::Delete(node) => {
-            let name = node.name_any();
-            state.index.lock().set_node(&name, None);
-            state.ask_wanting(|wanted| wanted == name);
-        }
+        Event::Delete(node) => set(node.name_any(), None),
     }
 }

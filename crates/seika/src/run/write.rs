@@ -4,6 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use http::HeaderValue;
+use http::header::ACCEPT;
 use k8s_openapi::api::core::v1::Pod as CorePod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Request;
@@ -16,13 +19,15 @@ use super::state::{Known, State, What, now_ms};
 use super::{CALL_TIMEOUT, WRITES_AT_A_TIME};
 use crate::api::{Seika, SeikaStatus};
 use crate::decide::{Create, Delete};
-use crate::slim::{self, SlimPod};
+use crate::slim::{self, Made, SlimPod};
 use crate::template::{self, Owned};
 
 /// The name that this controller's fields have.
 const FIELD_MANAGER: &str = "orlop-seika";
 /// What a refusal keeps of the apiserver's words.
 const WORDS_BYTES: usize = 512;
+/// An answer of no more than an object's metadata.
+const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 /// Why a call did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +50,8 @@ pub(super) enum Created {
     Ours,
     /// Another's pod has the name.
     Taken(Create),
+    /// A pod had the name, and is gone again: it is to be decided anew.
+    Gone(Create),
 }
 
 fn code(error: &kube::Error) -> u16 {
@@ -129,13 +136,19 @@ impl Writer {
             ..PostParams::default()
         };
         let body = serde_json::to_vec(&pod).map_err(|e| Failed::Refused(e.to_string()))?;
-        let request = Request::new(api.resource_url())
+        let mut request = Request::new(api.resource_url())
             .create(&params, body)
             .map_err(|e| Failed::Refused(e.to_string()))?;
-        let sent = self.call(What::Create, client.request::<SlimPod>(request));
+        // The rest of the pod is known: it was sent. Nobody would read a warning of a field that no pod
+        // has, and looking for them costs the apiserver a second reading.
+        let uri = format!("{}&fieldValidation=Ignore", request.uri());
+        *request.uri_mut() = uri.parse().map_err(|_| Failed::Refused(uri))?;
+        let accept = HeaderValue::from_static(METADATA_ONLY);
+        request.headers_mut().insert(ACCEPT, accept);
+        let sent = self.call(What::Create, client.request::<Made>(request));
         match sent.await? {
             Ok(made) => {
-                if let Some((namespace, pod)) = slim::pod(made) {
+                if let Some((namespace, pod)) = slim::made(made, &create.node) {
                     self.state.index.lock().created(&namespace, pod, now_ms());
                 }
                 Ok(Created::Ours)
@@ -161,9 +174,8 @@ impl Writer {
             Ok(Err(error)) => return Err(failed(&error)),
             Err(_) => return Err(Failed::Passing("the apiserver does not answer".into())),
         };
-        // Gone again: the next pass creates it.
         let Some(found) = found else {
-            return Ok(Created::Ours);
+            return Ok(Created::Gone(create));
         };
         match slim::pod(found) {
             Some((namespace, pod)) if pod.owner.as_ref().is_some_and(|o| o.uid == owner.uid) => {
@@ -178,16 +190,20 @@ impl Writer {
     pub(super) async fn delete(
         &self,
         client: &Client,
-        namespace: &str,
+        owner: Owned<'_>,
         delete: &Delete,
     ) -> Result<(), Failed> {
-        let api: Api<SlimPod> = Api::namespaced(client.clone(), namespace);
+        let api: Api<SlimPod> = Api::namespaced(client.clone(), owner.namespace);
         let params = DeleteParams::default().preconditions(Preconditions {
             uid: Some(delete.uid.clone()),
             resource_version: None,
         });
         // Told before the call: it may be seen before it is answered.
-        self.state.index.lock().deleted(&delete.uid, now_ms());
+        let (node, uid) = (delete.node.as_deref(), &delete.uid);
+        self.state
+            .index
+            .lock()
+            .deleted(owner.uid, node, uid, now_ms());
         let sent = self.call(What::Delete, api.delete(&delete.name, &params));
         let answer = sent.await;
         let failure = match answer {
@@ -288,35 +304,52 @@ impl Writer {
     }
 }
 
-/// Carries out `items`, first one, then two, four and so on while all succeed: what fails for all,
-/// as a quota does, is not asked for hundreds of times. What succeeded, and why it stopped.
-pub(super) async fn slow_start<I, T, F>(
-    items: Vec<I>,
-    mut call: impl FnMut(I) -> F,
-) -> (Vec<T>, Option<Failed>)
-where
-    F: Future<Output = Result<T, Failed>>,
-{
-    let mut items = items.into_iter();
-    let mut done = Vec::new();
-    let mut size = 1;
-    loop {
-        let batch: Vec<F> = items.by_ref().take(size).map(&mut call).collect();
-        if batch.is_empty() {
-            return (done, None);
-        }
-        let mut answers = futures::stream::iter(batch).buffer_unordered(WRITES_AT_A_TIME);
+/// How many calls of a Seika may be under way: one, and one more with each that succeeds, up to
+/// [`WRITES_AT_A_TIME`]. What fails for all, as a quota does, is not asked for hundreds of times; and
+/// nobody waits for the slowest of a batch.
+#[derive(Debug)]
+pub(super) struct Ramp {
+    allowed: usize,
+}
+
+impl Default for Ramp {
+    fn default() -> Self {
+        Self { allowed: 1 }
+    }
+}
+
+impl Ramp {
+    /// Carries out `items` while all succeed: what succeeded, and why it stopped. After a failure no
+    /// more is begun, what is under way is waited for, and the next one begins with one call.
+    pub(super) async fn run<I, T, F>(
+        &mut self,
+        items: Vec<I>,
+        mut call: impl FnMut(I) -> F,
+    ) -> (Vec<T>, Option<Failed>)
+    where
+        F: Future<Output = Result<T, Failed>>,
+    {
+        let mut items = items.into_iter();
+        let mut done = Vec::new();
         let mut failure = None;
-        while let Some(answer) = answers.next().await {
-            match answer {
-                Ok(value) => done.push(value),
-                Err(error) => failure = Some(error),
+        let mut under_way = FuturesUnordered::new();
+        loop {
+            while failure.is_none() && under_way.len() < self.allowed {
+                let Some(item) = items.next() else { break };
+                under_way.push(call(item));
+            }
+            match under_way.next().await {
+                None => return (done, failure),
+                Some(Ok(value)) => {
+                    done.push(value);
+                    self.allowed = (self.allowed + 1).min(WRITES_AT_A_TIME);
+                }
+                Some(Err(error)) => failure = Some(error),
+            }
+            if failure.is_some() {
+                self.allowed = 1;
             }
         }
-        if failure.is_some() {
-            return (done, failure);
-        }
-        size *= 2;
     }
 }
 
@@ -333,7 +366,8 @@ mod tests {
     #[test]
     fn what_fails_for_all_is_asked_for_once() {
         let calls = Cell::new(0);
-        let (done, failure) = run(slow_start((0..500).collect(), |_: i32| {
+        let mut ramp = Ramp::default();
+        let (done, failure) = run(ramp.run((0..500).collect(), |_: i32| {
             calls.set(calls.get() + 1);
             async { Err::<(), _>(Failed::Refused("quota".into())) }
         }));
@@ -342,19 +376,52 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_stops_after_its_batch() {
-        let (done, failure) = run(slow_start((0..100).collect(), |n: i32| async move {
-            match n {
-                5 => Err(Failed::Passing("once".into())),
-                n => Ok(n),
+    fn after_a_failure_no_more_is_begun() {
+        let mut ramp = Ramp::default();
+        let calls = Cell::new(0);
+        let (done, failure) = run(ramp.run((0..100).collect(), |n: i32| {
+            calls.set(calls.get() + 1);
+            async move {
+                tokio::task::yield_now().await;
+                match n {
+                    5 => Err(Failed::Passing("once".into())),
+                    n => Ok(n),
+                }
             }
         }));
-        // 1 + 2 + 4, one of which failed.
-        assert_eq!((done.len(), failure.is_some()), (6, true));
-        let (done, failure) = run(slow_start(
-            (0..100).collect(),
-            |n: i32| async move { Ok(n) },
-        ));
-        assert_eq!((done.len(), failure.is_none()), (100, true));
+        // At most as many were under way as had succeeded, and one.
+        assert!(
+            failure.is_some() && calls.get() <= 12,
+            "{} calls",
+            calls.get()
+        );
+        assert_eq!(done.len() + 1, calls.get());
+        assert_eq!(ramp.allowed, 1);
+    }
+
+    #[test]
+    fn no_more_than_so_many_are_under_way_and_the_next_pass_goes_on() {
+        let (now, most) = (Cell::new(0), Cell::new(0));
+        let mut ramp = Ramp::default();
+        let go = |ramp: &mut Ramp| {
+            run(ramp.run((0..500).collect(), |n: i32| {
+                now.set(now.get() + 1);
+                most.set(now.get().max(most.get()));
+                let now = &now;
+                async move {
+                    tokio::task::yield_now().await;
+                    now.set(now.get() - 1);
+                    Ok(n)
+                }
+            }))
+        };
+        let (done, failure) = go(&mut ramp);
+        assert_eq!((done.len(), failure.is_none()), (500, true));
+        assert_eq!(
+            (most.get(), ramp.allowed),
+            (WRITES_AT_A_TIME, WRITES_AT_A_TIME)
+        );
+        assert_eq!(go(&mut ramp).0.len(), 500);
+        assert_eq!(most.get(), WRITES_AT_A_TIME);
     }
 }

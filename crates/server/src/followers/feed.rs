@@ -15,6 +15,9 @@ use wire::Frame;
 
 /// Entries that came meanwhile are sent together, up to about so many bytes.
 const BATCH_BYTES: usize = 256 << 10;
+/// How long it waits for more after an entry that came alone: nobody waits for a follower, and a
+/// message, its encryption and its wake-ups cost the server the same for one entry and for many.
+const GATHER: Duration = Duration::from_millis(10);
 /// What a message that is kept takes beyond its bytes: its place in the backlog, and what the
 /// allocator and the count of its users add.
 const CHUNK_BYTES: u64 = 256;
@@ -105,10 +108,15 @@ impl Followers {
 
 fn run(shared: &Arc<Shared>, follower: &Follower, id: u64) {
     let followers = &shared.followers;
+    let mut full = false;
     loop {
         match follower.next(LOOK) {
             Next::Entry(entry) => {
-                let entries = more(follower, entry);
+                if !full {
+                    std::thread::sleep(GATHER);
+                }
+                let entries;
+                (entries, full) = more(follower, entry);
                 followers.push(id, entries, follower.waiting_bytes());
             }
             Next::Nothing => {
@@ -139,18 +147,18 @@ fn run(shared: &Arc<Shared>, follower: &Follower, id: u64) {
     }
 }
 
-/// What else is there already, to be sent with the first.
-fn more(follower: &Follower, first: Arc<journal::Entry>) -> Vec<Arc<journal::Entry>> {
+/// What else is there already, to be sent with the first, and whether there may be more than that.
+fn more(follower: &Follower, first: Arc<journal::Entry>) -> (Vec<Arc<journal::Entry>>, bool) {
     let mut bytes = first.encoded_bytes_at_most();
     let mut entries = vec![first];
     while bytes < BATCH_BYTES as u64 {
         let Next::Entry(entry) = follower.next(Duration::ZERO) else {
-            break;
+            return (entries, false);
         };
         bytes += entry.encoded_bytes_at_most();
         entries.push(entry);
     }
-    entries
+    (entries, true)
 }
 
 /// The server has stopped: whoever has all up to here has all.

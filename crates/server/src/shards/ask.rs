@@ -80,7 +80,7 @@ impl Shards {
             after: asked.after,
         };
         self.state.lock().conns.get_mut(&session)?.asked = Some((collect, to));
-        self.fed.send_replace(());
+        self.ordered.send_replace(());
         let mut frames = Vec::new();
         loop {
             // It ends too when the connection does.

@@ -29,8 +29,10 @@ use tokio::sync::watch as signal;
 pub(crate) struct Shards {
     settings: config::Shards,
     state: Mutex<State>,
-    /// Told when there is something to send, or a session is to end.
+    /// Told when there are frames, or some may be forgotten: those that hold look.
     fed: signal::Sender<()>,
+    /// Told when a session is to do something else, or to end: all look.
+    ordered: signal::Sender<()>,
     /// Sets that are to count.
     counts: Sender<Vec<Holder>>,
     to_count: Mutex<Option<Receiver<Vec<Holder>>>>,
@@ -59,6 +61,19 @@ struct State {
 struct Held {
     holding: Holding,
     hold: Arc<Hold>,
+    /// What a holder was sent last: the others of its set mostly need the same.
+    last_sent: Option<Sent>,
+}
+
+/// Frames as they go to a holder.
+#[derive(Clone)]
+struct Sent {
+    set: u64,
+    /// The last frame that the holder had, and what it knew to be on disk.
+    had: (Lsn, Lsn),
+    /// The same after it.
+    has: (Lsn, Lsn),
+    message: wire::Frame,
 }
 
 /// One connection.
@@ -112,6 +127,7 @@ impl Shards {
             settings,
             state: Mutex::default(),
             fed: signal::Sender::new(()),
+            ordered: signal::Sender::new(()),
             counts,
             to_count: Mutex::new(Some(to_count)),
             started: Instant::now(),
@@ -131,7 +147,7 @@ impl Shards {
             generation: fence.generation,
             name: name.to_owned(),
         });
-        self.fed.send_replace(());
+        self.ordered.send_replace(());
     }
 
     /// From here on `copies` shards are to hold each frame that is not on the disk.
@@ -151,7 +167,11 @@ impl Shards {
         for (session, conn) in &state.conns {
             acts.extend(holding.joined(*session, conn.member.clone(), now_ms));
         }
-        state.held = Some(Held { holding, hold });
+        state.held = Some(Held {
+            holding,
+            hold,
+            last_sent: None,
+        });
         self.act(&mut state, acts);
     }
 
@@ -299,7 +319,7 @@ impl Shards {
             let acts = held.holding.joined(session, member, now_ms);
             self.act(state, acts);
         }
-        self.fed.send_replace(());
+        self.ordered.send_replace(());
     }
 
     fn acked(&self, session: u64, ack: Ack) {
@@ -329,7 +349,7 @@ impl Shards {
                 }
             }
         }
-        self.fed.send_replace(());
+        self.ordered.send_replace(());
     }
 
     fn left(&self, session: u64) {
@@ -340,7 +360,7 @@ impl Shards {
             let acts = held.holding.left(session, now_ms);
             self.act(state, acts);
         }
-        self.fed.send_replace(());
+        self.ordered.send_replace(());
     }
 
     fn tick(&self) {
@@ -349,6 +369,8 @@ impl Shards {
         if let Some(held) = &mut state.held {
             let (written, counts) = (held.hold.written(), held.hold.counts());
             let acts = held.holding.tick(written, counts, now_ms);
+            // Who needs the same takes it at once: it is not kept for longer.
+            held.last_sent = None;
             self.act(state, acts);
         }
     }
@@ -407,7 +429,7 @@ impl Shards {
                 }
             }
         }
-        self.fed.send_replace(());
+        self.ordered.send_replace(());
     }
 
     /// Those that are connected.

@@ -1,9 +1,10 @@
 //! One shard's connection, from its first message to its last.
 
-use super::Shards;
+use super::{Held, Sent, Shards};
 use crate::encode;
 use copies::message::Refused;
-use copies::shards::message::{Begin, Frame as Held, Frames, FromServer, Hello, Said, Told};
+use copies::shards::message::{Begin, Frame as HeldFrame, Frames, FromServer, Hello, Said, Told};
+use journal::Lsn;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::{Call, Code, Frame, Inbound, Outbound, Status};
@@ -84,8 +85,11 @@ fn refuse(hello: &Hello, address: &str, refused: Refused, outbound: &Outbound) {
 
 /// What to send next.
 enum Give {
-    Said(Said),
-    Nothing,
+    Message(Frame),
+    /// Nothing now. `holds`: frames that are written from here on are for it.
+    Nothing {
+        holds: bool,
+    },
     Close(&'static str),
 }
 
@@ -102,37 +106,56 @@ impl Shards {
         }
         if let Some((collect, to)) = conn.asked.take() {
             conn.answers = Some(to);
-            return Give::Said(Said::Collect(collect));
+            return Give::Message(frame(Said::Collect(collect)));
         }
-        let Some((set, sent)) = &mut conn.set else {
-            return Give::Nothing;
+        let (Some((set, sent)), Some(held)) = (&mut conn.set, &mut state.held) else {
+            return Give::Nothing { holds: false };
         };
         let set = *set;
         if std::mem::take(&mut conn.begins) {
             *synced = *sent;
-            return Give::Said(Said::Begin(Begin { set, after: *sent }));
+            return Give::Message(frame(Said::Begin(Begin { set, after: *sent })));
         }
-        let Some(held) = &state.held else {
-            return Give::Nothing;
-        };
-        let mut next = held.hold.after(*sent, MESSAGE_BYTES);
-        if conn.retired {
+        match held.next(set, (*sent, *synced), conn.retired) {
+            Some(next) => {
+                (*sent, *synced) = next.has;
+                Give::Message(next.message)
+            }
+            None => Give::Nothing { holds: true },
+        }
+    }
+}
+
+impl Held {
+    /// What a holder gets that has so much, and knows so much to be on disk. A retired one is only
+    /// told what it may forget.
+    fn next(&mut self, set: u64, had: (Lsn, Lsn), retired: bool) -> Option<Sent> {
+        let known = self.last_sent.as_ref();
+        if let Some(sent) = known.filter(|of| of.set == set && of.had == had && !retired) {
+            return Some(sent.clone());
+        }
+        let mut next = self.hold.after(had.0, MESSAGE_BYTES);
+        if retired {
             next.frames.clear();
         }
-        if next.frames.is_empty() && next.synced <= *synced {
-            return Give::Nothing;
+        if next.frames.is_empty() && next.synced <= had.1 {
+            return None;
         }
-        *synced = next.synced;
-        *sent = next
-            .frames
-            .last()
-            .map_or(next.synced, |frame| frame.lsn)
-            .max(*sent);
-        Give::Said(Said::Frames(Frames {
+        let last = next.frames.last().map_or(next.synced, |frame| frame.lsn);
+        let sent = Sent {
             set,
-            synced: next.synced,
-            frames: next.frames.into_iter().map(Held::from).collect(),
-        }))
+            had,
+            has: (last.max(had.0), next.synced),
+            message: frame(Said::Frames(Frames {
+                set,
+                synced: next.synced,
+                frames: next.frames.into_iter().map(HeldFrame::from).collect(),
+            })),
+        };
+        if !retired {
+            self.last_sent = Some(sent.clone());
+        }
+        Some(sent)
     }
 }
 
@@ -144,20 +167,25 @@ async fn run(
     outbound: &Outbound,
 ) -> Result<(), Status> {
     let closing = call.closing();
-    let mut fed = shards.fed.subscribe();
+    let (mut fed, mut ordered) = (shards.fed.subscribe(), shards.ordered.subscribe());
     let mut synced = 0;
     loop {
         // Before looking: what comes meanwhile is seen.
         fed.borrow_and_update();
+        ordered.borrow_and_update();
+        let mut holds = true;
         let room = outbound.limit_bytes() / 2;
         let mut full = outbound.queued_bytes() > room;
         while !full {
             match shards.give(session, &mut synced) {
-                Give::Said(said) => {
-                    outbound.push(frame(said));
+                Give::Message(message) => {
+                    outbound.push(message);
                     full = outbound.queued_bytes() > room;
                 }
-                Give::Nothing => break,
+                Give::Nothing { holds: now } => {
+                    holds = now;
+                    break;
+                }
                 Give::Close(why) => {
                     let text = format!("orlop: the connection ends: {why}");
                     return Err(Status::new(Code::Aborted, text));
@@ -176,7 +204,12 @@ async fn run(
                 }
                 None => return Ok(()),
             },
-            changed = fed.changed() => {
+            changed = fed.changed(), if holds => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+            }
+            changed = ordered.changed() => {
                 if changed.is_err() {
                     return Ok(());
                 }

@@ -1,18 +1,19 @@
 //! Numbers for nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
 
-use placement::Node;
+use crate::Node;
 
 /// Nodes by number: names keep their number as long as somebody has a use for it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Numbers {
-    by_name: BTreeMap<String, Node>,
+pub struct Numbers {
+    by_name: HashMap<String, Node>,
     names: Vec<Option<String>>,
 }
 
 impl Numbers {
-    pub(crate) fn give(&mut self, name: &str) -> Node {
+    /// The number of a name; one that has none gets one that is free.
+    pub fn give(&mut self, name: &str) -> Node {
         if let Some(node) = self.by_name.get(name) {
             return *node;
         }
@@ -27,25 +28,37 @@ impl Numbers {
         node
     }
 
-    pub(crate) fn of(&self, name: &str) -> Option<Node> {
+    /// The number of a name, if it has one.
+    #[must_use]
+    pub fn of(&self, name: &str) -> Option<Node> {
         self.by_name.get(name).copied()
     }
 
-    pub(crate) fn name(&self, node: Node) -> &str {
+    /// The name of a number; `?` for one that nobody has.
+    #[must_use]
+    pub fn name(&self, node: Node) -> &str {
         let name = self.names.get(node.index()).and_then(Option::as_deref);
         name.unwrap_or("?")
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Numbers up to the highest that was given.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.names.len()
     }
 
-    /// Takes back the numbers of all others.
-    pub(crate) fn keep(&mut self, names: &BTreeSet<&str>) -> Vec<Node> {
+    /// Whether none was given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Takes back the numbers of all that are not used, and says which.
+    pub fn keep(&mut self, is_used: impl Fn(&str) -> bool) -> Vec<Node> {
         let gone: Vec<String> = self
             .by_name
             .keys()
-            .filter(|name| !names.contains(name.as_str()))
+            .filter(|name| !is_used(name))
             .cloned()
             .collect();
         gone.iter()
