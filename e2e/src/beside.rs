@@ -1,5 +1,6 @@
 //! Processes beside a server, and commands that are run once: a keeper, a shard, `orlop status`.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -31,6 +32,9 @@ pub struct Beside {
     subcommand: &'static str,
     logs: PathBuf,
     port: u16,
+    /// The command line before the program, which it ends by running in its own place: `ip netns
+    /// exec NAME`.
+    pub launcher: Vec<OsString>,
     process: Option<Process>,
 }
 
@@ -44,6 +48,7 @@ impl Beside {
             subcommand,
             logs: logs.to_owned(),
             port: free_port()?,
+            launcher: Vec::new(),
             process: None,
         })
     }
@@ -53,8 +58,11 @@ impl Beside {
     /// # Errors
     /// If it cannot be run.
     pub fn run(&mut self, args: &[String]) -> Result<()> {
-        let mut command = Command::new(Kind::Orlop.program()?);
+        let mut line = self.launcher.clone();
+        line.push(Kind::Orlop.program()?.into());
+        let mut command = Command::new(&line[0]);
         command
+            .args(&line[1..])
             .arg(self.subcommand)
             .arg(format!("--metrics-addr=127.0.0.1:{}", self.port))
             .args(args);

@@ -2,6 +2,14 @@
 //! missing from the copy, whichever of the two is killed, and the copy becomes a server.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test
 
+#[path = "copies/full_disk.rs"]
+mod full_disk;
+#[path = "node_latency/networks.rs"]
+mod networks;
+#[path = "copies/partitions.rs"]
+mod partitions;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,8 +22,9 @@ use e2e::kube::store::Tls;
 use e2e::kube::{Result, ensure, fail};
 use serde_json::Value;
 
-/// How long a keeper may take to have everything, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a keeper may take to have everything, on a busy machine. One that found its disk full
+/// rests 5 s between attempts.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A keeper's process, with what outlives its restarts.
 struct Keeper {
@@ -71,6 +80,31 @@ impl Keeper {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// The copy becomes a server, which must have just what the old one had.
+async fn promoted_has(
+    dir: &Path,
+    copy: &Path,
+    before: &BTreeMap<String, (String, i64)>,
+) -> Result<()> {
+    let data = format!("--data-dir={}", copy.display());
+    orlop(&["promote", &data, "--old-server-is-gone"])?.or_else(fail)?;
+    let mut promoted = Node::new("promoted", dir, &[])?;
+    copy.clone_into(&mut promoted.data);
+    promoted.run().await?;
+    let (after, _) = contents(&promoted.channel()?).await?;
+    let differs = |(key, value)| (after.get(key) != Some(value)).then_some(key);
+    let differ: Vec<_> = before.iter().filter_map(differs).collect();
+    ensure(differ.is_empty() && before.len() == after.len(), || {
+        format!(
+            "{} keys and {} in the copy; {differ:?}",
+            before.len(),
+            after.len()
+        )
+    })?;
+    promoted.stop()?;
+    Ok(())
 }
 
 fn peer_flags(authority: &Authority, port: u16) -> Result<Vec<String>> {

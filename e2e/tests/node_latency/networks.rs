@@ -87,6 +87,8 @@ impl Networks {
 impl Drop for Networks {
     fn drop(&mut self) {
         for node in 0..self.nodes {
+            // First: connections that broke off keep a namespace for a while, and its link with it.
+            let _ = ip(&format!("link del {}", self.end(node)));
             let _ = ip(&format!("netns del {}", self.space(node)));
         }
         let _ = ip(&format!("link del {}", self.bridge()));
